@@ -1,0 +1,50 @@
+"""The protocol of everything that can be trained, and the table of adapters."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from limner.config import Adapter as Section
+from limner.config import Optimizer
+
+if TYPE_CHECKING:
+    from limner.models.family import Family
+
+
+class Adapter(Protocol):
+    """What is trained. Right after `attach`, and again after `detach`, the model computes what it did before, to the bit."""
+
+    def attach(self, family: Family, seed: int) -> None:
+        """Become part of the loaded model; `seed` decides the initial values."""
+        ...
+
+    def detach(self) -> None: ...
+
+    def parameter_groups(self, optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
+        """Groups for the optimiser: `params`, `lr` and a `name`. Not empty."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The trained tensors under the names of the adapter's file format; views, not copies, where possible."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state_dict` gave. Raises UserError on missing, unexpected or misshapen tensors."""
+        ...
+
+    def merge(self) -> None:
+        """Write the change into the base weights and detach."""
+        ...
+
+
+ADAPTERS: dict[str, str] = {"lora": "limner.adapters.lora:LoraAdapter", "none": "limner.adapters.none:NoAdapter"}
+"""Kind -> where its class is."""
+
+
+def make(section: Section) -> Adapter:
+    """The adapter that a config section describes, not attached yet."""
+    module, _, name = ADAPTERS[section.kind].partition(":")
+    return getattr(importlib.import_module(module), name)(section)

@@ -1,0 +1,199 @@
+"""LoRA for Linear and Conv2d layers (arXiv:2106.09685), with rank-stabilised scaling and DoRA as options.
+
+y = W0 x + scale * up(down(x)), scale = alpha / rank (or alpha / sqrt(rank), arXiv:2312.03732, section 3).
+DoRA (arXiv:2402.09353, eq. 5): W = m * V / |V|, V = W0 + scale * up down, norms over each output's inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from limner.config import Lora, Optimizer
+from limner.errors import Finding, UserError, wrong
+from limner.formats.lora_names import kohya_name
+
+from limner.randomness import mix
+
+if TYPE_CHECKING:
+    from limner.models.family import Family, Target
+
+
+class LoraLayer(nn.Module):
+    """The low-rank update of one layer. `attach` puts it before the layer's own forward; the layer's weights stay frozen."""
+
+    def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, scale: float, seed: int) -> None:
+        super().__init__()
+        self.base = [base]  # in a list: not a submodule, so that its weights are not counted as ours
+        self.rank, self.scale = rank, scale
+        device = base.weight.device
+        inputs, *kernel = base.weight.shape[1:]
+        ones = [1] * len(kernel)
+        self.down = nn.Parameter(torch.empty(rank, inputs, *kernel))
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
+        self.up = nn.Parameter(torch.zeros(base.weight.shape[0], rank, *ones))
+        self.to(device)
+
+    def delta(self) -> Tensor:
+        """The change of the base weight, in its shape."""
+        if self.down.ndim == 2:
+            return self.scale * (self.up @ self.down)
+        # a 1x1 convolution after a kxk one is one kxk convolution
+        return self.scale * torch.einsum("or...,ri...->oi...", self.up.flatten(1), self.down.flatten(1)).view(self.base[0].weight.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        base = self.base[0]
+        y = type(base).forward(base, x)
+        if isinstance(base, nn.Linear):
+            update = F.linear(F.linear(x, self.down), self.up)
+        else:
+            update = F.conv2d(F.conv2d(x, self.down, None, base.stride, base.padding, base.dilation), self.up)
+        return y + update * self.scale
+
+    def attach(self) -> None:
+        self.base[0].forward = self.__call__  # type: ignore[method-assign]
+
+    def detach(self) -> None:
+        self.base[0].__dict__.pop("forward", None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        # whatever the scaling rule, the file says alpha so that alpha / rank is the scale every reader will use
+        alpha = torch.tensor(self.scale * self.rank)
+        return {"lora_down.weight": self.down, "lora_up.weight": self.up, "alpha": alpha}
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """The base weight with the update in it, in float32."""
+        return self.base[0].weight.float() + self.delta().float()
+
+
+class DoraLayer(LoraLayer):
+    """LoRA whose direction and magnitude are learnt apart."""
+
+    def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, scale: float, seed: int) -> None:
+        super().__init__(base, rank, scale, seed)
+        weight = base.weight.detach().float()
+        self.magnitude = nn.Parameter(self._norm(weight).to(weight.device))
+
+    @staticmethod
+    def _norm(weight: Tensor) -> Tensor:
+        return weight.flatten(1).norm(dim=1).view(-1, *[1] * (weight.ndim - 1))
+
+    def _weight(self) -> Tensor:
+        direction = self.base[0].weight.float() + self.delta()
+        # the norm is held constant in the backward pass (section 4.3): as good, and far less memory
+        return direction * (self.magnitude / self._norm(direction).detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        base, weight = self.base[0], self._weight()
+        bias = None if base.bias is None else base.bias.to(weight.dtype)
+        x = x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
+        if isinstance(base, nn.Linear):
+            return F.linear(x, weight, bias)
+        return F.conv2d(x, weight, bias, base.stride, base.padding, base.dilation, base.groups)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return super().tensors() | {"dora_scale": self.magnitude}
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        return self._weight()
+
+
+class LoraAdapter:
+    """A LoRA over all target layers of a family; see `adapters.adapter.Adapter`."""
+
+    def __init__(self, section: Lora) -> None:
+        self.section = section
+        self.layers: dict[str, tuple[Target, LoraLayer]] = {}
+
+    def attach(self, family: Family, seed: int) -> None:
+        section = self.section
+        wanted = {"denoiser": section.denoiser, "text_encoder": section.text_encoder}
+        kind = DoraLayer if section.dora else LoraLayer
+        for target in family.adapter_targets(convolutions=section.conv_rank is not None):
+            if not wanted[target.part]:
+                continue
+            name = kohya_name(target.part, target.name)
+            rank, scale = self._rank_and_scale(target.is_spatial)
+            self.layers[name] = (target, kind(target.module, rank, scale, mix(seed, f"init {name}")))  # type: ignore[arg-type]
+        assert self.layers, "preflight refuses configurations that adapt nothing"
+        for _, layer in self.layers.values():
+            layer.attach()
+
+    def _rank_and_scale(self, is_spatial: bool) -> tuple[int, float]:
+        section = self.section
+        rank, alpha = section.rank, section.alpha
+        if is_spatial:
+            assert section.conv_rank is not None
+            rank, alpha = section.conv_rank, section.conv_alpha
+        alpha = float(rank) if alpha is None else alpha
+        return rank, alpha / (math.sqrt(rank) if section.rank_stabilized else rank)
+
+    def detach(self) -> None:
+        for _, layer in self.layers.values():
+            layer.detach()
+        self.layers.clear()
+
+    def parameter_groups(self, optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
+        rates = {"denoiser": lr, "text_encoder": optimizer.text_encoder_lr or lr / 2}
+        groups = []
+        for part, rate in rates.items():
+            params = [p for target, layer in self.layers.values() if target.part == part for p in layer.parameters()]
+            if params:
+                groups.append({"name": part, "params": params, "lr": rate})
+        return groups
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {f"{name}.{key}": t.detach() for name, (_, layer) in self.layers.items() for key, t in layer.tensors().items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        own = self.state_dict()
+        faults = [Finding(k, "is missing from the LoRA file.") for k in sorted(own.keys() - state.keys())]
+        faults += [Finding(k, "is in the LoRA file but has no place in this model.") for k in sorted(state.keys() - own.keys())]
+        shared = own.keys() & state.keys()
+        faults += [
+            Finding(k, f"has shape {tuple(state[k].shape)} in the LoRA file, {tuple(own[k].shape)} is needed.")
+            for k in sorted(shared)
+            if state[k].numel() != own[k].numel()
+        ]
+        if faults:
+            more = [Finding("adapter", f"{len(faults) - 3} more tensors do not fit.", severity="note")] if len(faults) > 3 else []
+            raise UserError([*faults[:3], *more])
+        for name, (_, layer) in self.layers.items():
+            layer.scale = float(state[f"{name}.alpha"]) / layer.rank
+            for key, tensor in layer.tensors().items():
+                if key != "alpha":
+                    tensor.copy_(state[f"{name}.{key}"].view(tensor.shape))
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        for _, layer in self.layers.values():
+            weight = layer.base[0].weight
+            weight.copy_(layer.merged_weight().to(weight.dtype))
+        self.detach()
+
+
+def section_of(state: dict[str, Tensor], where: str) -> Lora:
+    """The config section that a LoRA file's tensors imply: ranks, alphas, parts. Raises UserError if it is no LoRA."""
+    ranks = {k.removesuffix(".lora_down.weight"): t for k, t in state.items() if k.endswith(".lora_down.weight")}
+    if not ranks:
+        raise wrong(where, "holds no LoRA in kohya's names.", "Give a .safetensors file that Limner or kohya wrote.")
+    linear = {t.shape[0] for t in ranks.values() if t.ndim == 2 or t.shape[-1] == 1}
+    spatial = {t.shape[0] for t in ranks.values() if t.ndim == 4 and t.shape[-1] > 1}
+    if len(linear) > 1 or len(spatial) > 1:
+        raise wrong(where, "has layers of different ranks, which Limner cannot load yet.", "Resize it to one rank.")
+    rank = max(linear | spatial)
+    return Lora(
+        rank=next(iter(linear), rank),
+        conv_rank=next(iter(spatial), None),
+        dora=any(k.endswith(".dora_scale") for k in state),
+        denoiser=any(n.startswith("lora_unet_") for n in ranks),
+        text_encoder=any(n.startswith("lora_te_") for n in ranks),
+    )

@@ -1,0 +1,58 @@
+"""No adapter: the model's own weights are trained (fine-tuning, DreamBooth)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from limner.config import NoAdapter as Section
+from limner.config import Optimizer
+from limner.errors import wrong
+
+if TYPE_CHECKING:
+    from limner.models.family import Family
+
+
+class NoAdapter:
+    """Trains the parts of the model that the section names; see `adapters.adapter.Adapter`."""
+
+    def __init__(self, section: Section) -> None:
+        self.section = section
+        self.parts: dict[str, nn.Module] = {}
+
+    def attach(self, family: Family, seed: int) -> None:  # noqa: ARG002: there is nothing to initialise
+        if self.section.denoiser:
+            self.parts["denoiser"] = family.denoiser
+        if self.section.text_encoder:
+            self.parts |= family.text_encoders
+        for part in self.parts.values():
+            # weights that are trained are kept in float32; autocast gives the speed
+            part.float().requires_grad_(True)
+
+    def detach(self) -> None:
+        for part in self.parts.values():
+            part.requires_grad_(False)
+        self.parts.clear()
+
+    def parameter_groups(self, optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
+        rates = {"denoiser": lr}
+        return [
+            {"name": name, "params": list(part.parameters()), "lr": rates.get(name, optimizer.text_encoder_lr or lr / 2)}
+            for name, part in self.parts.items()
+        ]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {f"{name}.{key}": p.detach() for name, part in self.parts.items() for key, p in part.named_parameters()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        own = self.state_dict()
+        if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
+            raise wrong("adapter", "the saved weights are those of another model.", "Start a new run.")
+        for key, tensor in own.items():
+            tensor.copy_(state[key])
+
+    def merge(self) -> None:
+        self.detach()

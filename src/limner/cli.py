@@ -1,0 +1,262 @@
+"""The command line: `limner train|check|command|sample|demo|config|doctor|runs`. Every option of a run is a flag."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from limner.errors import Finding, UserError, wrong
+
+app = App(name="limner", help="Teach a diffusion model what you show it.", version_flags=["--version"])
+config_app = App(name="config", help="Write and read configurations.")
+runs_app = App(name="runs", help="List, show, stop, resume and delete runs.")
+app.command(config_app)
+app.command(runs_app)
+
+Options = Annotated[str, Parameter(allow_leading_hyphen=True, help="Options by name, such as --optimizer.lr 1e-4.")]
+
+
+def main() -> None:
+    """Run a command; a user's mistake ends in words and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+    try:
+        code = app()
+    except UserError as error:
+        for finding in error.findings:
+            print(finding, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _overrides(words: tuple[str, ...]) -> dict[str, str]:
+    """`--a.b value`, `--a.b=value` and a bare `--a.b` (true) as a dict. Raises UserError for anything else."""
+    out: dict[str, str] = {}
+    pending = list(words)
+    while pending:
+        word = pending.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise wrong(word, "is not an option.", "Options are written --section.name value.")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            value = pending.pop(0) if pending and not pending[0].startswith("--") else "true"
+        out[name] = value
+    return out
+
+
+def _load(words: tuple[str, ...]):
+    """(config) from an optional TOML file followed by overrides."""
+    from limner.config import files
+
+    if words and not words[0].startswith("--"):
+        return files.read(Path(words[0]), _overrides(words[1:]))
+    return files.build({}, _overrides(words))
+
+
+def _machine():
+    from limner import machine, runs
+
+    return machine.describe(runs.home())
+
+
+def _report(findings: list[Finding]) -> bool:
+    """Print findings; True if one of them forbids the start."""
+    for finding in findings:
+        print(finding, file=sys.stderr)
+    return any(f.severity == "error" for f in findings)
+
+
+@app.command
+def train(*words: Options) -> int:
+    """Train: limner train CONFIG.toml [--section.option value ...]. Without a file, options alone."""
+    from limner import jobs, preflight, progress
+
+    config = _load(words)
+    machine = _machine()
+    findings, records = preflight.examine(config, machine)
+    if _report(findings):
+        return 2
+    progress.say_plan(config, records)
+    run = jobs.prepare(config)
+    return progress.follow(run, jobs.start(run, config.launch.device or machine.best().kind))
+
+
+@app.command
+def check(*words: Options, deep: bool = False) -> int:
+    """Find everything that is wrong with a configuration before the start. --deep decodes every picture."""
+    from limner import preflight, progress
+
+    config = _load(words)
+    findings, records = preflight.examine(config, _machine(), deep=deep)
+    failed = _report(findings)
+    if not failed:
+        progress.say_plan(config, records)
+        print("Ready to train." if not findings else "Ready to train; see the remarks above.")
+    return 2 if failed else 0
+
+
+@app.command
+def command(*words: Options) -> int:
+    """Prepare a run folder and print the exact command that trains it, to be pasted anywhere."""
+    from limner import jobs, launch, preflight
+
+    config = _load(words)
+    machine = _machine()
+    if _report(preflight.examine(config, machine)[0]):
+        return 2
+    device = config.launch.device or machine.best().kind
+    run = jobs.prepare(config)
+    print(f"The run folder is {run.path}", file=sys.stderr)
+    print(launch.shown(launch.argv(config, run.path, device), launch.environment(config, device)))
+    return 0
+
+
+@app.command
+def sample(
+    prompt: str,
+    *,
+    model: str = "pocket",
+    lora: Path | None = None,
+    strength: float = 1.0,
+    out: Path = Path("sample.png"),
+    negative: str = "",
+    width: int | None = None,
+    height: int | None = None,
+    steps: int = 20,
+    guidance: float = 7.0,
+    seed: int = 0,
+    solver: str = "ddim",
+    device: str | None = None,
+) -> int:
+    """Paint one picture from a prompt, with or without a LoRA."""
+    from limner.engine import sampling
+
+    return sampling.paint_one(
+        model=model, lora=lora, strength=strength, out=out, device=device,
+        values={"prompt": prompt, "negative": negative, "width": width, "height": height, "steps": steps,
+                "guidance": guidance, "seed": seed, "solver": solver},
+    )  # fmt: skip
+
+
+@app.command
+def demo(*, out: Path = Path("demo"), steps: int | None = None) -> int:
+    """Teach the pocket model a new thing, and show before and after. No files, network or GPU needed."""
+    from limner.engine import demo as engine_demo
+
+    return engine_demo.run(out, steps)
+
+
+@app.command
+def doctor() -> int:
+    """Describe this machine, and say what stands in the way."""
+    from limner import doctor as doctor_page
+
+    return doctor_page.run()
+
+
+@config_app.command(name="new")
+def config_new(out: Path | None = None, *, family: str = "sd1", kind: str = "lora", brief: bool = False) -> int:
+    """Write a commented configuration, to a file or to the terminal."""
+    from limner import disk
+    from limner.config import files
+    text = files.render(files.build({"model": {"family": family}}, {"adapter.kind": kind}), advanced=not brief)
+    if out is None:
+        print(text, end="")
+        return 0
+    if out.exists():
+        raise wrong(str(out), "exists already.", "Choose another name; nothing is overwritten.")
+    disk.write_text(out, text)
+    print(f"Wrote {out}")
+    return 0
+
+
+@config_app.command(name="options")
+def config_options(word: str = "") -> int:
+    """List every option, or those whose name, kohya name or help holds a word."""
+    from limner.config.fields import walk
+
+    for option in walk():
+        if word.lower() in f"{option.path} {option.kohya} {option.help}".lower():
+            default = "" if option.default is None else f" [{option.default}]"
+            print(f"--{option.path}{default}\n    {option.help}")
+    return 0
+
+
+@config_app.command(name="docs")
+def config_docs(folder: Path = Path("docs/reference")) -> int:
+    """Write the reference page of all options."""
+    from limner import disk
+    from limner.config import files
+
+    disk.write_text(folder / "options.md", files.render_reference())
+    print(f"Wrote {folder / 'options.md'}")
+    return 0
+
+
+@runs_app.command(name="list")
+def runs_list() -> int:
+    """List all runs."""
+    from limner import runs
+
+    found = runs.all_runs()
+    for run in found:
+        state = run.state()
+        done = f"{state.step}/{state.steps}" if state.steps else ""
+        print(f"{run.id:<44.44} {state.status:<9} {done:>12}")
+    if not found:
+        print(f"No runs yet in {runs.home() / 'runs'}.")
+    return 0
+
+
+@runs_app.command(name="show")
+def runs_show(name: str) -> int:
+    """Show one run: its state, its files, the end of its log if it failed."""
+    from limner import progress, runs
+
+    return progress.show(runs.find(name))
+
+
+@runs_app.command(name="stop")
+def runs_stop(name: str, *, now: bool = False) -> int:
+    """Stop a run after the current step with its state saved, or at once."""
+    from limner import jobs, runs
+
+    state = jobs.stop(runs.find(name), now=now)
+    print(f"{state.status} at step {state.step} of {state.steps}")
+    return 0
+
+
+@runs_app.command(name="resume")
+def runs_resume(name: str) -> int:
+    """Go on with a stopped or failed run from its newest training state."""
+    from limner import jobs, progress, runs
+
+    run = runs.find(name)
+    status = run.state().status
+    if status in runs.LIVE:
+        raise wrong("run", f"{run.id} is running.", "`limner runs show` shows it.")
+    if status == "done":
+        raise wrong("run", f"{run.id} is finished.", "Start a new run to train longer.")
+    return progress.follow(run, jobs.start(run, run.config().launch.device or _machine().best().kind))
+
+
+@runs_app.command(name="delete")
+def runs_delete(name: str) -> int:
+    """Move a run to the trash folder."""
+    from limner import runs
+
+    print(f"Moved to {runs.delete(runs.find(name))}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

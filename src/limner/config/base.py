@@ -1,0 +1,55 @@
+"""How an option is declared: a typed field whose docstring is its help, and whose metadata serve every rendering."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A frozen group of options. An unknown key is an error, a wrong type is an error, nothing is coerced silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def option(default: Any = ..., *, unit: str = "", kohya: str = "", advanced: bool = False, **limits: Any) -> Any:
+    """Declare an option.
+
+    `unit` is shown behind the name; `kohya` is the option's name in kohya_ss or sd-scripts; `advanced` folds it away;
+    `limits` are pydantic's (ge, gt, le, lt).
+    """
+    return Field(default, json_schema_extra={"unit": unit, "kohya": kohya, "advanced": advanced}, **limits)
+
+
+def _clean(text: str) -> str:
+    for character in text:
+        if character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cs"):
+            raise ValueError(f"holds the control character U+{ord(character):04X}")
+    return text
+
+
+def _to_path(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        raise ValueError("is empty")
+    return Path(_clean(value)).expanduser()
+
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Text = Annotated[str, AfterValidator(_clean), Field(max_length=20_000)]
+"""Text without control characters."""
+
+FilePath = Annotated[Path, BeforeValidator(_to_path)]
+"""A path as typed; `~` is expanded. Whether it exists is for preflight to say."""
+
+Above0 = Annotated[float, Field(gt=0)]
+"""A positive number; for options that are a number or a word, where a limit on the whole would also meet the word."""
+
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_to_tuple)]

@@ -1,0 +1,39 @@
+"""Values of options that were not given: they follow the family, what is trained, and how many pictures there are.
+
+Sources: the consensus of other trainers (about 100 showings a picture, 1e-4 for a LoRA, 5e-6 for a whole SD 1 model); the
+pocket model's own were measured (docs/pocket-model.md).
+"""
+
+from __future__ import annotations
+
+from limner.config import Config
+
+_LEARNING_RATES = {("sd1", "lora"): 1e-4, ("sd1", "none"): 5e-6}
+_POCKET_LEARNING_RATES = {"lora": 2e-3, "none": 2e-4}
+_SHOWINGS = 100
+_MIN_STEPS, _MAX_STEPS = 500, 3000
+
+
+def learning_rate(config: Config, family: str, is_pocket: bool) -> float:
+    """The denoiser's learning rate."""
+    if config.optimizer.lr is not None:
+        return config.optimizer.lr
+    kind = config.adapter.kind
+    return _POCKET_LEARNING_RATES[kind] if is_pocket else _LEARNING_RATES[family, kind]
+
+
+def total_steps(config: Config, num_pictures: int) -> int | None:
+    """Optimiser updates if neither steps nor epochs were given, else what was; None where epochs decide."""
+    if config.train.steps is not None:
+        return config.train.steps
+    if config.train.epochs is not None:
+        return None
+    pictures_a_step = config.train.batch_size * config.train.accumulation * config.launch.num_processes
+    return max(_MIN_STEPS, min(_MAX_STEPS, _SHOWINGS * num_pictures // pictures_a_step))
+
+
+def precision(config: Config, device: str, has_bf16: bool) -> str:
+    """The arithmetic's precision on a device."""
+    if config.train.precision is not None:
+        return config.train.precision
+    return "bf16" if device == "cuda" and has_bf16 else "fp32"

@@ -1,0 +1,135 @@
+"""Walk the schema: one :class:`Option` for each option, with all that a rendering of it needs."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from limner.config import Config
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option. It is identified by (path, tag): the tag says under which `kind` of its section it exists."""
+
+    path: str
+    tag: str | None
+    help: str
+    default: Any
+    types: tuple[type, ...]
+    choices: tuple[str, ...]
+    minimum: float | None
+    maximum: float | None
+    exclusive: tuple[bool, bool]
+    optional: bool
+    unit: str
+    kohya: str
+    advanced: bool
+
+    @property
+    def section(self) -> str:
+        return self.path.rpartition(".")[0]
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition(".")[2]
+
+    @property
+    def is_list(self) -> bool:
+        return tuple in self.types
+
+    def range_words(self) -> str:
+        """The allowed range in words, "" where there is none."""
+        low = "" if self.minimum is None else f"{'more than' if self.exclusive[0] else 'at least'} {self.minimum:g}"
+        high = "" if self.maximum is None else f"{'less than' if self.exclusive[1] else 'at most'} {self.maximum:g}"
+        return ", ".join(w for w in (low, high) if w)
+
+    def type_words(self) -> str:
+        """What may be written, in words."""
+        names = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path", tuple: "list of texts"}
+        kinds = [names[t] for t in self.types if not (t is int and float in self.types)]
+        return " or ".join([*kinds, *(f'"{c}"' for c in self.choices)])
+
+
+def section_types(model: type[BaseModel] = Config) -> Iterator[tuple[str, str | None, type[BaseModel]]]:
+    """(section name, tag or None, class) for every section, each variant of a tagged section on its own."""
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        variants = [annotation] if isinstance(annotation, type) else [v for v in get_args(annotation) if isinstance(v, type)]
+        for variant in variants:
+            if issubclass(variant, BaseModel):
+                yield name, _tag(variant) if len(variants) > 1 else None, variant
+
+
+def walk(model: type[BaseModel] = Config) -> Iterator[Option]:
+    """Every option, in the order of declaration; a tagged section's `kind` comes once, with all its values."""
+    sections = list(section_types(model))
+    for name, tag, variant in sections:
+        tags = [t for n, t, _ in sections if n == name and t is not None]
+        for field_name, info in variant.model_fields.items():
+            if tag is not None and field_name == "kind":
+                if tag == tags[0]:
+                    yield _kind_option(name, tags, model.model_fields[name], sections)
+                continue
+            yield _option(f"{name}.{field_name}", tag, info)
+
+
+def _tag(variant: type[BaseModel]) -> str:
+    return get_args(variant.model_fields["kind"].annotation)[0]
+
+
+def _kind_option(name: str, tags: list[str], field: FieldInfo, sections: list[tuple[str, str | None, type[BaseModel]]]) -> Option:
+    doc = " ".join(f'"{t}": {" ".join((v.__doc__ or "").split())}' for n, t, v in sections if n == name)
+    default = field.default.kind if field.default is not PydanticUndefined else tags[0]
+    return Option(f"{name}.kind", None, doc, default, (), tuple(tags), None, None, (False, False), False, "", "", False)
+
+
+def _option(path: str, tag: str | None, info: FieldInfo) -> Option:
+    kinds, choices, optional, inner = _flatten(info.annotation)
+    limits = {k: getattr(m, k) for m in (*info.metadata, *inner) for k in ("ge", "gt", "le", "lt") if getattr(m, k, None) is not None}
+    extra: dict[str, Any] = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+    return Option(
+        path=path,
+        tag=tag,
+        help=" ".join((info.description or "").split()),
+        default=info.default,
+        types=kinds,
+        choices=choices,
+        minimum=limits.get("ge", limits.get("gt")),
+        maximum=limits.get("le", limits.get("lt")),
+        exclusive=("gt" in limits, "lt" in limits),
+        optional=optional,
+        unit=str(extra.get("unit", "")),
+        kohya=str(extra.get("kohya", "")),
+        advanced=bool(extra.get("advanced", False)),
+    )
+
+
+def _flatten(annotation: Any) -> tuple[tuple[type, ...], tuple[str, ...], bool, tuple[Any, ...]]:
+    """(plain types, literal choices, may be None, limits) of an annotation such as `Above0 | Literal["off"] | None`."""
+    origin = get_origin(annotation)
+    if origin is typing.Annotated:
+        inner, *metadata = get_args(annotation)
+        kinds, choices, optional, limits = _flatten(inner)
+        return kinds, choices, optional, (*limits, *(m for f in metadata if isinstance(f, FieldInfo) for m in f.metadata))
+    if origin in (typing.Union, types.UnionType):
+        parts = [_flatten(a) for a in get_args(annotation)]
+        return (
+            tuple(t for p in parts for t in p[0]),
+            tuple(c for p in parts for c in p[1]),
+            any(p[2] for p in parts),
+            tuple(m for p in parts for m in p[3]),
+        )
+    if origin is Literal:
+        return (), tuple(get_args(annotation)), False, ()
+    if annotation is type(None):
+        return (), (), True, ()
+    return (tuple if origin is tuple else annotation,), (), False, ()

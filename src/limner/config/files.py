@@ -1,0 +1,250 @@
+"""Read and write configurations: strict TOML in, commented TOML out, overrides by dotted name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import textwrap
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from pydantic import ValidationError
+
+from limner.config import Config
+from limner.config.fields import Option, section_types, walk
+from limner.errors import Finding, UserError, printable, wrong
+
+MAX_BYTES = 1 << 20
+_WIDTH = 100
+
+
+def read(path: Path, overrides: Mapping[str, str] | None = None) -> Config:
+    """The configuration in a TOML file, with overrides laid over it. Raises UserError naming every fault at once.
+
+    Relative paths in the file are taken from the file's own folder, those in overrides from the current one.
+    """
+    text = read_text(path)
+    return build(_anchored(parse(text, str(path)), path.absolute().parent), overrides or {}, text=text, source=str(path))
+
+
+def read_text(path: Path) -> str:
+    """A configuration file's text. Raises UserError where it cannot be one."""
+    source = str(path)
+    try:
+        if not path.is_file():
+            raise wrong(source, "is not a file.", "Give the path of a configuration; `limner config new` writes one.")
+        if path.stat().st_size > MAX_BYTES:
+            raise wrong(source, f"is larger than {MAX_BYTES} bytes.", "A configuration is a small TOML file.")
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise wrong(source, "is not UTF-8 text.", "Save it as UTF-8.") from None
+    except OSError as error:
+        raise wrong(source, f"cannot be read ({error.strerror}).", "Check the path and its permissions.") from None
+
+
+def parse(text: str, source: str) -> dict[str, Any]:
+    """TOML text as nested dicts."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise wrong(source, f"is not valid TOML: {error}.", "Mend that line.") from None
+    except (RecursionError, ValueError):
+        raise wrong(source, "is not a configuration: it is nested too deeply or holds an impossible number.") from None
+
+
+def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`raw` with relative paths made relative to `folder`. A base model is a path only if something lies there."""
+    out = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
+    for option in walk():
+        section = out.get(option.section)
+        value = section.get(option.name) if isinstance(section, dict) else None
+        is_path = Path in option.types or (option.path == "model.base" and isinstance(value, str) and _exists(folder / value))
+        if is_path and isinstance(value, str) and value.strip() and not value.startswith("~"):
+            assert isinstance(section, dict)
+            section[option.name] = str(folder / value)
+    return out
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def build(raw: dict[str, Any], overrides: Mapping[str, str], text: str = "", source: str = "") -> Config:
+    """Lay overrides (dotted name -> typed text) over nested dicts and validate the whole."""
+    merged = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
+    options = _options_by_path()
+    faults: list[Finding] = []
+    for path, typed in overrides.items():
+        if path not in options:
+            faults.append(_unknown(path, "", ""))
+            continue
+        section, _, name = path.rpartition(".")
+        table = merged.setdefault(section, {})
+        if not isinstance(table, dict):
+            continue  # reported by validation below
+        if name == "kind" and table.get("kind") not in (None, typed):
+            table.clear()  # the other kind's options do not carry over
+        table[name] = _typed(options[path], typed)
+        anchored = _anchored({section: {name: table[name]}}, Path.cwd())
+        table[name] = anchored[section][name]
+    for name in {n for n, tag, _ in section_types() if tag is not None}:
+        if isinstance(merged.get(name), dict):
+            merged[name].setdefault("kind", Config.model_fields[name].default.kind)
+    try:
+        config = Config.model_validate(merged)
+    except ValidationError as error:
+        faults += [_finding(e, text, source) for e in error.errors(include_url=False)]
+        raise UserError(faults) from None
+    if faults:
+        raise UserError(faults)
+    return config
+
+
+def _options_by_path() -> dict[str, list[Option]]:
+    out: dict[str, list[Option]] = {}
+    for option in walk():
+        out.setdefault(option.path, []).append(option)
+    return out
+
+
+def _typed(options: list[Option], text: str) -> Any:
+    """The value that a typed text stands for: as TOML where the option takes more than text, else the text itself."""
+    option = options[0]
+    if text in option.choices:
+        return text
+    if option.is_list and not text.lstrip().startswith("["):
+        return [text]
+    if set(option.types) <= {str, Path} and not option.choices:
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
+        return text
+
+
+def _where(path: str, text: str, source: str) -> str:
+    line = line_of(path, text)
+    return f"{source}, line {line}" if line else ""
+
+
+def line_of(path: str, text: str) -> int | None:
+    """The line (from 1) on which a dotted name is set in TOML text, None if it cannot be told."""
+    section, _, name = path.rpartition(".")
+    here, section_line = "", None
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line):
+            here = header[1].replace('"', "").replace("'", "")
+            if here == path:
+                section_line = number
+        elif key := re.match(r"\s*([\w.\"'-]+)\s*=", line):
+            full = f"{here}.{key[1]}" if here else key[1]
+            if full.replace('"', "").replace("'", "") == path or (section == here and key[1].strip("\"'") == name):
+                return number
+    return section_line
+
+
+def _unknown(path: str, text: str, source: str) -> Finding:
+    known = list(_options_by_path())
+    section, _, name = path.rpartition(".")
+    inside = [k for k in known if k.rpartition(".")[0] == section]
+    by_name = {k.rpartition(".")[2]: k for k in reversed(inside or known)}
+    kohya = [o.path for options in _options_by_path().values() for o in options if o.kohya and o.kohya == name]
+    near = difflib.get_close_matches(name, by_name, 1, 0.6)
+    match = kohya or [by_name[n] for n in near] or difflib.get_close_matches(path, known, 1, 0.6)
+    remedy = f"Did you mean {match[0]}?" if match else "`limner config options` lists every option."
+    where = _where(path, text, source)
+    return Finding(path, f"there is no such option{f' ({where})' if where else ''}.", remedy)
+
+
+_TYPE_REMEDIES = {"bool_type": "Write true or false, without quotes.", "int_type": "Write a whole number, without quotes."}
+_TYPE_REMEDIES |= {"float_type": "Write a number, without quotes.", "string_type": 'Write text in quotes: "..."'}
+
+
+def _finding(error: Any, text: str, source: str) -> Finding:
+    tags = {t for _, t, _ in section_types() if t}
+    parts = [str(p) for p in error["loc"]]
+    # pydantic puts the tag of a union and the type tried into the place; neither is part of the option's name
+    path = ".".join([p for i, p in enumerate(parts) if not (i == 1 and p in tags)][:2])
+    kind, value = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        known = _options_by_path().get(path)
+        if known:
+            where = _where(path, text, source)
+            said = f"does not apply here; it belongs to kind {known[0].tag!r}{f' ({where})' if where else ''}."
+            return Finding(path, said, f'Remove it, or set {known[0].section}.kind = "{known[0].tag}".')
+        return _unknown(path, text, source)
+    where = _where(path, text, source)
+    options = _options_by_path().get(path)
+    shown = printable(repr(value), 60)
+    if options:
+        option = options[0]
+        limit = option.range_words()
+        expected = option.type_words() + (f", {limit}" if limit else "")
+        detail = f": {error['msg'].removeprefix('Value error, ')}" if kind == "value_error" else ""
+        message = f"{shown} is not allowed{detail}{f' ({where})' if where else ''}."
+        return Finding(path, message, f"Expected: {expected}. {_TYPE_REMEDIES.get(kind, '')}".strip())
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        names = ", ".join(t for n, t, _ in section_types() if n == path and t)
+        given = value.get("kind") if isinstance(value, dict) else value
+        return Finding(f"{path}.kind", f"{printable(repr(given), 60)} is not known{f' ({where})' if where else ''}.", f"Choose one of: {names}.")
+    return Finding(path, f"{shown} is not a table of options{f' ({where})' if where else ''}.", f"Write a section: [{path}].")
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return tomlkit.item(list(value)).as_string()
+    return tomlkit.item(str(value) if isinstance(value, Path) else value).as_string()
+
+
+def _comment(words: str) -> list[str]:
+    return textwrap.wrap(words, _WIDTH, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
+
+
+def _lines(option: Option, value: Any, with_help: bool) -> list[str]:
+    limit = option.range_words()
+    facts = "; ".join(w for w in (option.unit, limit, " | ".join(option.choices)) if w)
+    lines = _comment(f"{option.help}{f' [{facts}]' if facts else ''}") if with_help else []
+    # a value that was not given stays a comment, so that the default may follow the model
+    return [*lines, f"{option.name} = {_toml(value)}" if value is not None else f"# {option.name} ="]
+
+
+def render(config: Config, with_help: bool = True, advanced: bool = True) -> str:
+    """A configuration as TOML, complete, every option under its help. Reading it back gives an equal configuration."""
+    out: list[str] = []
+    for name, tag, variant in section_types():
+        section = getattr(config, name)
+        if type(section) is not variant:
+            continue
+        out += ["", f"[{name}]", *(_comment(" ".join((variant.__doc__ or "").split())) if with_help else [])]
+        for option in _section_options(name, tag):
+            value = getattr(section, option.name)
+            if option.advanced and not advanced and value == option.default:
+                continue
+            out += ([""] if with_help else []) + _lines(option, value, with_help)
+    return "\n".join(out).lstrip("\n") + "\n"
+
+
+def _section_options(name: str, tag: str | None) -> Iterable[Option]:
+    return [o for o in walk() if o.section == name and (o.tag == tag or o.name == "kind")]
+
+
+def render_reference() -> str:
+    """The reference page of all options, in Markdown."""
+    out = ["# Options", "", "Made from the schema by `limner config docs`. An option's name is its flag: `--optimizer.lr 1e-4`.", ""]
+    for name, tag, variant in section_types():
+        out += [f"## {name}{f' (kind = {tag!r})' if tag else ''}".replace("'", '"'), "", " ".join((variant.__doc__ or "").split()), ""]
+        for option in _section_options(name, tag):
+            default = "not given" if option.default is None else f"`{_toml(option.default)}`"
+            facts = [option.type_words(), option.range_words(), option.unit, f"default {default}"]
+            facts += [f"kohya: `{option.kohya}`" if option.kohya else "", "advanced" if option.advanced else ""]
+            out += [f"### {option.path}", "", option.help, "", "*" + "; ".join(f for f in facts if f) + "*", ""]
+    return "\n".join(out)

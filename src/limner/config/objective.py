@@ -1,0 +1,17 @@
+"""[objective]: what the model is asked to predict, and how errors are weighed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from limner.config.base import Above0, Section, option
+
+
+class Objective(Section):
+    """Prediction target and loss weights."""
+
+    prediction: Literal["epsilon", "v_prediction"] | None = option(None, kohya="v_parameterization", advanced=True)
+    """What the denoiser predicts: the noise, or the velocity v (arXiv:2202.00512). The model's own when not given."""
+
+    min_snr_gamma: Above0 | Literal["off"] = option("off", kohya="min_snr_gamma")
+    """Limit the weight of easy, little-noised timesteps (Min-SNR, arXiv:2303.09556); 5 is usual, "off" weighs all alike."""

@@ -1,0 +1,142 @@
+"""Encoded pictures and captions on disk: sharded safetensors files with an index, keyed by content and options.
+
+An entry's key is a hash of everything that shapes it, so a changed caption, picture, VAE, bucket or version is simply
+another key: nothing stale can be found. Entries carry a checksum; a damaged one is encoded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from limner import disk
+
+_VERSION = 1  # raise it when encoding changes
+_RESIDENT_BYTES = 512 << 20
+
+Entry = dict[str, Tensor]
+
+
+def key_of(*parts: Any) -> str:
+    """A hash of everything that shapes an entry."""
+    return hashlib.sha256(json.dumps([_VERSION, *parts], sort_keys=True, default=str).encode()).hexdigest()
+
+
+class Cache:
+    """A folder of encoded samples. Several processes may read and write it at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._index = _open_index(folder / "index.sqlite")
+        self._resident: OrderedDict[str, Entry] = OrderedDict()
+        self._resident_bytes = 0
+
+    def close(self) -> None:
+        self._index.close()
+
+    # --- file contents ---
+
+    def content_hash(self, path: str | Path) -> str:
+        """SHA-256 of a file; taken from memory as long as size, time and inode are those of the last look."""
+        stat = os.stat(path)
+        facts = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        row = self._index.execute("SELECT size, time, inode, hash FROM files WHERE path = ?", (str(path),)).fetchone()
+        if row is not None and row[:3] == facts:
+            return row[3]
+        found = disk.sha256(Path(path))
+        with self._index:
+            self._index.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (str(path), *facts, found))
+        return found
+
+    # --- entries ---
+
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """The keys, each once, that have no entry; an entry whose shard is gone counts as missing."""
+        shards = {p.name for p in self.folder.glob("*.safetensors")}
+        out: dict[str, None] = {}
+        for key in keys:
+            row = self._index.execute("SELECT shard FROM entries WHERE key = ?", (key,)).fetchone()
+            if row is None or row[0] not in shards:
+                out[key] = None
+        return list(out)
+
+    def put(self, entries: Mapping[str, Entry]) -> None:
+        """Add entries as one shard: the file first, whole, then the index."""
+        if not entries:
+            return
+        shard = f"{hashlib.sha256(''.join(entries).encode()).hexdigest()[:20]}.safetensors"
+        tensors = {f"{key}.{name}": t.detach().cpu().contiguous() for key, e in entries.items() for name, t in e.items()}
+        with disk.replacing(self.folder / shard) as temporary:
+            save_file(tensors, temporary)
+        rows = [(key, shard, json.dumps(sorted(e)), _checksum(e)) for key, e in entries.items()]
+        with self._index:
+            self._index.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", rows)
+
+    def get(self, key: str) -> Entry | None:
+        """An entry's tensors on the CPU, or None if it is missing or damaged (then it is forgotten, to be made again)."""
+        if key in self._resident:
+            self._resident.move_to_end(key)
+            return self._resident[key]
+        row = self._index.execute("SELECT shard, names, checksum FROM entries WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return None
+        try:
+            with safe_open(self.folder / row[0], framework="pt") as file:
+                entry = {name: file.get_tensor(f"{key}.{name}") for name in json.loads(row[1])}
+        except (OSError, SafetensorError):
+            entry = None
+        if entry is None or _checksum(entry) != row[2]:
+            with self._index:
+                self._index.execute("DELETE FROM entries WHERE key = ?", (key,))
+            return None
+        self._keep(key, entry)
+        return entry
+
+    def _keep(self, key: str, entry: Entry) -> None:
+        self._resident[key] = entry
+        self._resident_bytes += _size(entry)
+        while self._resident_bytes > _RESIDENT_BYTES and len(self._resident) > 1:
+            self._resident_bytes -= _size(self._resident.popitem(last=False)[1])
+
+
+def _size(entry: Entry) -> int:
+    return sum(t.nbytes for t in entry.values())
+
+
+def _checksum(entry: Entry) -> int:
+    value = 0
+    for name in sorted(entry):
+        data = entry[name].detach().cpu().contiguous().view(torch.uint8).numpy()
+        value = zlib.crc32(data, zlib.crc32(name.encode(), value))
+    return value
+
+
+def _open_index(path: Path) -> sqlite3.Connection:
+    """The index; one that cannot be read is set aside and begun anew, since everything in it can be made again."""
+    for attempt in range(2):
+        connection = sqlite3.connect(path, timeout=60)
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, time INT, inode INT, hash TEXT)")
+            connection.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, shard TEXT, names TEXT, checksum INT)")
+            return connection
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            if isinstance(error, sqlite3.OperationalError) or attempt:
+                raise
+            os.replace(path, path.with_suffix(".damaged"))
+    raise AssertionError

@@ -1,0 +1,72 @@
+"""From a config and a recognised base model to what is trained on: pictures, their cuts, their order, the step count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from limner.config import Config
+from limner.config import defaults
+from limner.data.buckets import Buckets, Fit
+from limner.data.plan import Order, repeated
+from limner.data.scan import Picture
+from limner.formats.base import Base
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The pictures of a run in their fixed order, with how each is cut and when each is shown."""
+
+    pictures: list[Picture]
+    fits: list[Fit]
+    buckets: Buckets
+    order: Order
+    total_steps: int
+
+    def bucket_counts(self) -> Counter[tuple[int, int]]:
+        """Pictures shown per epoch in each bucket (width, height)."""
+        counts: Counter[tuple[int, int]] = Counter()
+        for picture, fit in zip(self.pictures, self.fits, strict=True):
+            counts[fit.bucket] += picture.repeats
+        return counts
+
+    def bucket_info(self) -> dict[str, Any]:
+        """The buckets as kohya's metadata list them."""
+        counts = sorted(self.bucket_counts().items())
+        return {"buckets": {str(i): {"resolution": list(b), "count": n} for i, (b, n) in enumerate(counts)}}
+
+
+def bucket_rule(config: Config, base: Base) -> Buckets:
+    """The bucket rule with everything that was not given filled in from the base model."""
+    data = config.data
+    resolution = data.resolution or base.resolution_px
+    return Buckets(
+        resolution=resolution,
+        step=data.bucket_step_px or base.bucket_step_px,
+        minimum=data.bucket_min_px or resolution // 2,
+        maximum=data.bucket_max_px or resolution * 2,
+        enabled=data.buckets,
+        upscale=data.upscale,
+    )
+
+
+def assemble(config: Config, base: Base, pictures: list[Picture]) -> Dataset:
+    """Sort the pictures into buckets and lay down their order."""
+    rule = bucket_rule(config, base)
+    sizes = rule.sizes()
+    by_size: dict[tuple[int, int], Fit] = {}
+    for p in pictures:
+        if (p.width, p.height) not in by_size:
+            by_size[p.width, p.height] = rule.fit(p.width, p.height, sizes)
+    fits = [by_size[p.width, p.height] for p in pictures]
+    numbers = {bucket: i for i, bucket in enumerate(sorted({f.bucket for f in fits}))}
+    order = Order(
+        items=repeated([p.repeats for p in pictures]),
+        buckets=tuple(numbers[f.bucket] for f in fits),
+        batch_size=config.train.batch_size,
+        micro_batches_per_step=config.train.accumulation * config.launch.num_processes,
+        seed=config.train.seed,
+    )
+    steps = defaults.total_steps(config, len(pictures))
+    return Dataset(pictures, fits, rule, order, steps if steps is not None else order.steps(config.train.epochs or 1))

@@ -1,0 +1,67 @@
+"""From noise to latents: solvers of the reverse process, and the timesteps they visit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from limner.diffusion.process import Discrete
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""(noisy (B, C, H, W), t (B,)) -> prediction"""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a solver stops: `timesteps` from noisy to clean."""
+
+    timesteps: tuple[int, ...]
+    final_alpha: Tensor
+    stride: int
+
+
+def leading_grid(process: Discrete, steps: int, scheduler: dict) -> Grid:
+    """diffusers' "leading" spacing: every (T // steps)-th timestep, shifted by the scheduler's steps_offset."""
+    stride = process.num_timesteps // steps
+    offset = scheduler.get("steps_offset", 0)
+    timesteps = tuple(min(i * stride + offset, process.num_timesteps - 1) for i in reversed(range(steps)))
+    one = scheduler.get("set_alpha_to_one", True)
+    return Grid(timesteps, torch.tensor(1.0) if one else process.alphas_cumprod[0], stride)
+
+
+def ddim(predict: Predict, noise: Tensor, process: Discrete, grid: Grid, progress: Callable[[int], None] | None = None) -> Tensor:
+    """Deterministic DDIM (arXiv:2010.02502, eq. 12 with sigma 0)."""
+    x = noise
+    for i, step in enumerate(grid.timesteps):
+        t = torch.full((len(x),), step, device=x.device)
+        before = step - grid.stride
+        alpha = process.alphas_cumprod[step].to(x)
+        alpha_before = (process.alphas_cumprod[before] if before >= 0 else grid.final_alpha).to(x)
+        pred = predict(x, t)
+        x0 = process.denoised(pred, x, t)
+        eps = (x - alpha.sqrt() * x0) / (1 - alpha).sqrt()
+        x = alpha_before.sqrt() * x0 + (1 - alpha_before).sqrt() * eps
+        if progress is not None:
+            progress(i + 1)
+    return x
+
+
+def euler(predict: Predict, noise: Tensor, process: Discrete, grid: Grid, progress: Callable[[int], None] | None = None) -> Tensor:
+    """Euler steps in sigma = s_t / a_t (arXiv:2206.00364, algorithm 2 without churn)."""
+    sigmas = [((1 - process.alphas_cumprod[t]) / process.alphas_cumprod[t]).sqrt().to(noise) for t in grid.timesteps]
+    x = noise * (sigmas[0] ** 2 + 1).sqrt()
+    for i, (step, sigma) in enumerate(zip(grid.timesteps, sigmas, strict=True)):
+        t = torch.full((len(x),), step, device=x.device)
+        scaled = x / (sigma**2 + 1).sqrt()
+        slope = (x - process.denoised(predict(scaled, t), scaled, t)) / sigma
+        following = sigmas[i + 1] if i + 1 < len(sigmas) else torch.zeros_like(sigma)
+        x = x + slope * (following - sigma)
+        if progress is not None:
+            progress(i + 1)
+    return x
+
+
+SOLVERS = {"ddim": ddim, "euler": euler}

@@ -1,0 +1,132 @@
+"""The trainer process: `python -m limner.engine RUN_FOLDER`. One of the two places that may catch everything."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import filelock
+
+from limner import disk, machine, runs
+from limner.config import defaults
+from limner.errors import UserError, printable
+from limner.runs import Run, State
+
+
+class StopFlag:
+    """Set by SIGTERM or ctrl-C: the loop ends after the current step, with its state saved. A second signal ends it now."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:  # noqa: ARG002
+        if self.is_set:
+            os._exit(128 + number)
+        self.is_set = True
+
+
+def main(folder: str) -> int:
+    """Train the run in `folder`, from its newest training state if it has one. Returns the exit code."""
+    flag = StopFlag()
+    run = Run(Path(folder).absolute())
+    is_main = os.environ.get("RANK", "0") == "0"
+    lock = filelock.FileLock(run.path / "lock", timeout=0)
+    try:
+        if is_main:
+            lock.acquire()
+    except filelock.Timeout:
+        print(f"error: {run.id} is being trained by another process already.", file=sys.stderr)
+        return 2
+    token = State.read(run.path / "state.json").token or secrets.token_hex(8)
+    from limner.engine.journal import Journal
+
+    journal = Journal(run, token, is_main=is_main)
+    try:
+        return _train(run, journal, flag)
+    except UserError as error:
+        for finding in error.findings:
+            print(finding, file=sys.stderr)
+        return _failed(journal, str(error), error.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(journal, explain(error), 1)
+    finally:
+        lock.release()
+
+
+def _failed(journal, reason: str, code: int) -> int:
+    try:
+        journal.say(status="failed", phase="", error=reason)
+        journal.event("stop", step=journal.state.step, status="failed", error=reason)
+    except OSError as error:
+        print(f"error: the state could not be written either ({error}).", file=sys.stderr)
+    return code
+
+
+def explain(error: Exception) -> str:
+    """A foreign exception in words, with a remedy where one is known."""
+    import torch
+
+    words = printable(f"{type(error).__name__}: {error}", 400)
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"The device ran out of memory. Set memory.checkpointing = true, or a smaller train.batch_size or data.resolution. ({words})"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return f"The computer ran out of memory. Lower train.batch_size or data.resolution, or close other programs. ({words})"
+    if isinstance(error, OSError) and error.errno == 28:
+        return f"The disk is full. Free some space and resume the run; the last training state is whole. ({words})"
+    return f"{words}. The log has the details."
+
+
+def _train(run: Run, journal, flag: StopFlag) -> int:
+    config = run.config()
+    run.end_last_line()
+    for folder in (run.path, run.states, run.checkpoints, run.samples):
+        disk.sweep(folder)
+    if journal.is_main:
+        run.drop_requests()
+    journal.say(status="starting", phase="loading")
+    if config.launch.num_threads is not None:
+        import torch
+
+        torch.set_num_threads(config.launch.num_threads)
+    from limner.engine import checkpoint, prepare, runtime, train
+
+    here = machine.describe(runs.home())
+    device = config.launch.device or here.best().kind
+    facts = here.first(device)
+    process = runtime.start(device, defaults.precision(config, device, facts is not None and facts.bf16))
+    try:
+        job = prepare.prepare(run, config, process, journal, lambda: flag.is_set)
+        first_step = _resume(run, job, checkpoint, journal)
+        finished = train.train(job, first_step)
+    finally:
+        process.close()
+    journal.flush()
+    status = "done" if finished else "stopped"
+    journal.say(status=status, phase="", progress=(journal.state.step, job.dataset.total_steps))
+    journal.event("stop", step=journal.state.step, status=status)
+    return 0
+
+
+def _resume(run: Run, job, checkpoint, journal) -> int:
+    """Take over the newest training state, if there is one; returns the steps already done."""
+    path, faults = checkpoint.newest_state(run.states)
+    for fault in faults:
+        journal.event("warning", message=f"a damaged training state was passed over: {fault}")
+    if path is None:
+        journal.event("start", step=0, steps=job.dataset.total_steps)
+        return 0
+    facts = checkpoint.load_state(path, job.adapter, job.optimizer, job.average)
+    job.written = list(facts.get("written", []))
+    journal.event("resume", step=facts["step"], steps=job.dataset.total_steps)
+    return facts["step"]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

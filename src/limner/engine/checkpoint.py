@@ -1,0 +1,131 @@
+"""What a run leaves behind: checkpoints (weights to use) and training states (to resume from)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from limner import disk
+from limner.adapters.adapter import Adapter
+from limner.config import Config
+from limner.engine.optim import Average, load_state_tensors, state_tensors
+from limner.errors import wrong
+from limner.formats.metadata import adapter_metadata, add_hashes, model_spec
+from limner.models.family import Family
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_KEPT_STATES = 2
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def output_folder(config: Config, run_checkpoints: Path) -> Path:
+    """Where finished files go."""
+    return config.output.path or run_checkpoints
+
+
+def checkpoint_name(config: Config, step: int, total: int) -> str:
+    """kohya's names: `<name>-step00000100` on the way, `<name>` at the end."""
+    return config.output.name if step >= total else f"{config.output.name}-step{step:08d}"
+
+
+def save_checkpoint(config: Config, family: Family, adapter: Adapter, folder: Path, facts: dict[str, Any]) -> Path:
+    """Write the weights to use at this step, whole or not at all; returns the file, or the folder of a whole model."""
+    name = checkpoint_name(config, facts["step"], facts["total_steps"])
+    if config.adapter.kind == "none":
+        path = folder / name
+        disk.write_folder(path, lambda temporary: family.save(temporary, _DTYPES[config.output.dtype]))
+        return path
+    path = folder / f"{name}.safetensors"
+    write_adapter(path, adapter.state_dict(), config, facts)
+    return path
+
+
+def write_adapter(path: Path, state: dict[str, Tensor], config: Config, facts: dict[str, Any]) -> None:
+    """A LoRA file in kohya's layout with its metadata."""
+    dtype = _DTYPES[config.output.dtype]
+    tensors = {k: v.cpu().to(dtype).contiguous() for k, v in state.items()}
+    kohya = adapter_metadata(config, facts)
+    with disk.replacing(path) as temporary:
+        # the hashes are those of the file with the ss_ keys alone (sd-scripts' rule), so it is written twice
+        save_file(tensors, temporary, kohya)
+        save_file(tensors, temporary, kohya | add_hashes(temporary) | model_spec(config, facts))
+
+
+def prune_checkpoints(config: Config, folder: Path, written: list[str]) -> list[str]:
+    """Delete the oldest of the checkpoints this run wrote on the way, beyond those to keep; returns the names left."""
+    keep = config.output.keep_last
+    if keep is None or len(written) <= keep:
+        return written
+    for name in written[:-keep]:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return written[-keep:]
+
+
+# --- training states --------------------------------------------------------------------------------------------------
+
+
+def save_state(folder: Path, step: int, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None, extra: dict) -> None:
+    """Write everything that resuming at `step` needs, then prune older states."""
+
+    def fill(temporary: Path) -> None:
+        weights = {k: v.detach().cpu().contiguous().clone() for k, v in adapter.state_dict().items()}
+        save_file(weights, temporary / "weights.safetensors")
+        save_file({k: v.contiguous().clone() for k, v in state_tensors(optimizer).items()}, temporary / "optimizer.safetensors")
+        if average is not None:
+            save_file({str(i): v.cpu() for i, v in enumerate(average.values)}, temporary / "average.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"step": step, "version": 1, **extra}), encoding="utf-8")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{step:08d}"
+    if target.exists() and not disk.manifest_faults(target):
+        return
+    disk.write_folder(target, fill)
+    if not disk.manifest_faults(target):
+        for old in _by_step(folder)[:-_KEPT_STATES]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _by_step(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def newest_state(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest undamaged state, and what is wrong with newer ones that had to be passed over."""
+    faults = []
+    for path in reversed(_by_step(folder)):
+        wrongs = disk.manifest_faults(path)
+        if not wrongs:
+            return path, faults
+        faults.append(f"{path.name}: {'; '.join(wrongs)}")
+    return None, faults
+
+
+def load_state(path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None) -> dict[str, Any]:
+    """Take over a training state; returns its `state.json`. Raises UserError, with nothing changed silently, if a part of
+    it is missing."""
+    try:
+        facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        adapter.load_state_dict(load_file(path / "weights.safetensors"))
+        load_state_tensors(optimizer, load_file(path / "optimizer.safetensors"))
+        if average is not None:
+            saved = load_file(path / "average.safetensors")
+            for i, value in enumerate(average.values):
+                value.copy_(saved[str(i)])
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise wrong(
+            str(path), f"the training state lacks a part ({error}).", "Start a new run; its weights are in checkpoints/."
+        ) from None
+    return facts

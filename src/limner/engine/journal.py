@@ -1,0 +1,79 @@
+"""What the trainer tells the world: the state file, the step events, and when to look at requests.
+
+Losses stay on the device and are read back together, about once a second: the step never waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import replace
+
+import psutil
+import torch
+from torch import Tensor
+
+from limner.errors import UserError, wrong
+from limner.runs import Phase, Run, State, Status
+
+_FLUSH_SECONDS = 1.0
+
+
+class Journal:
+    """The main process's record of a run. In other processes it is silent."""
+
+    def __init__(self, run: Run, token: str, *, is_main: bool) -> None:
+        self.run, self.is_main = run, is_main
+        process = psutil.Process()
+        self.state = State(status="starting", pid=os.getpid(), process_started=process.create_time(), token=token)
+        self._process = process
+        self._pending: list[tuple[int, Tensor, Tensor | None, dict[str, float]]] = []
+        self._written = self._flushed = 0.0
+
+    def say(self, status: Status | None = None, phase: Phase | None = None, progress: tuple[int, int] = (0, 0), **values) -> None:
+        """Publish a change of state at once, mere progress at most twice a second."""
+        changed = (status or self.state.status, phase if phase is not None else self.state.phase)
+        is_news = changed != (self.state.status, self.state.phase) or bool(values)
+        self.state = replace(self.state, status=changed[0], phase=changed[1], progress=progress, **values)
+        if self.is_main and (is_news or time.monotonic() - self._written > 0.5):
+            self.run.write_state(self.state)
+            self._written = time.monotonic()
+
+    def event(self, kind: str, **values) -> None:
+        if self.is_main:
+            self.run.event(kind, **values)
+
+    def step(self, step: int, loss: Tensor, norm: Tensor | None, rates: dict[str, float]) -> None:
+        """Note a finished step; `loss` and `norm` are read back later."""
+        self._pending.append((step, loss.detach(), norm, rates))
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Read the noted losses back and write their events. Raises UserError if one is not finite."""
+        pending, self._pending, self._flushed = self._pending, [], time.monotonic()
+        if not pending:
+            return
+        losses = torch.stack([loss for _, loss, _, _ in pending]).tolist()
+        norms = [None if norm is None else float(norm) for _, _, norm, _ in pending]
+        for (step, _, _, rates), loss, norm in zip(pending, losses, norms, strict=True):
+            if not math.isfinite(loss):
+                raise diverged(step, rates)
+            values = {} if norm is None or not math.isfinite(norm) else {"grad_norm": norm}
+            self.event("step", step=step, loss=loss, lr=rates, **values)
+        memory = {"memory_mib": self._process.memory_info().rss >> 20}
+        if torch.cuda.is_available():
+            memory["device_mib"] = torch.cuda.max_memory_allocated() >> 20
+        self.say(progress=(pending[-1][0], self.state.steps), step=pending[-1][0])
+        self.event("memory", step=pending[-1][0], **memory)
+
+
+def diverged(step: int, rates: dict[str, float]) -> UserError:
+    """The message for a loss that is no number any more."""
+    rate = ", ".join(f"{v:g}" for v in rates.values())
+    return wrong(
+        "optimizer.lr",
+        f"the loss at step {step} is not a number any more (learning rate {rate}).",
+        "Lower the learning rate, or train in fp32; the training state from before is kept.",
+    )

@@ -1,0 +1,83 @@
+"""Paint pictures from prompts with the resident model: previews, `limner sample`, the demo's examination."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from limner.config.prompts import Prompt
+from limner.diffusion.solvers import SOLVERS, leading_grid
+from limner.engine.runtime import Runtime
+from limner.models.family import Conditioning, Family
+
+
+@torch.no_grad()
+def encode_prompts(family: Family, runtime: Runtime, prompts: Sequence[Prompt]) -> list[tuple[Conditioning, Conditioning]]:
+    """(conditioning, negative conditioning) of each prompt, on the CPU. The text encoder must be loaded."""
+    with runtime.autocast():
+        encoded = [(family.encode_captions([p.text]), family.encode_captions([p.negative])) for p in prompts]
+    return [({k: v.float().cpu() for k, v in a.items()}, {k: v.float().cpu() for k, v in b.items()}) for a, b in encoded]
+
+
+def paint(
+    family: Family,
+    runtime: Runtime,
+    prompts: Sequence[Prompt],
+    encoded: Sequence[tuple[Conditioning, Conditioning]],
+    progress: Callable[[int, int], None] | None = None,
+    together: int = 1,
+) -> Iterator[Tensor]:
+    """Paint each prompt; yields pixels (3, H, W) in [-1, 1] in the prompts' order. Denoiser and VAE must be loaded.
+
+    The noise comes from the prompt's own seed, drawn on the CPU as diffusers' pipelines do. Neighbours of the same size,
+    steps, guidance and solver are painted together, up to `together` of them.
+    """
+    start = 0
+    while start < len(prompts):
+        end = start + 1
+        while end < len(prompts) and end - start < together and _kind(prompts[end]) == _kind(prompts[start]):
+            end += 1
+        pixels = _paint_alike(family, runtime, prompts[start:end], encoded[start:end], lambda s: progress and progress(start, s))
+        yield from pixels
+        start = end
+
+
+def _kind(prompt: Prompt) -> tuple:
+    return prompt.width, prompt.height, prompt.steps, prompt.guidance, prompt.solver
+
+
+@torch.no_grad()
+def _paint_alike(
+    family: Family,
+    runtime: Runtime,
+    prompts: Sequence[Prompt],
+    encoded: Sequence[tuple[Conditioning, Conditioning]],
+    progress: Callable[[int], object],
+) -> Tensor:
+    first, device = prompts[0], runtime.device
+    factor = family.base.latent_factor
+    shape = (4, first.height // factor, first.width // factor)
+    noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(p.seed)) for p in prompts]).to(device)
+    cond = {k: torch.cat([c[k] for c, _ in encoded]).to(device) for k in encoded[0][0]}
+    guided = first.guidance != 1
+    if guided:
+        cond = {k: torch.cat([torch.cat([n[k] for _, n in encoded]).to(device), v]) for k, v in cond.items()}
+
+    def predict(noisy: Tensor, t: Tensor) -> Tensor:
+        with runtime.autocast():
+            if not guided:
+                return family.predict(noisy, t, cond).float()
+            negative, positive = family.predict(torch.cat([noisy, noisy]), torch.cat([t, t]), cond).float().chunk(2)
+        return negative + first.guidance * (positive - negative)  # arXiv:2207.12598, eq. 6, guidance = 1 + w
+
+    grid = leading_grid(family.process, first.steps, family.scheduler)
+    latents = SOLVERS[first.solver](predict, noise, family.process, grid, progress)
+    return family.decode_latents(latents).clamp(-1, 1)
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """Pixels (3, H, W) in [-1, 1] as an 8-bit picture."""
+    return Image.fromarray(((pixels.float().cpu().permute(1, 2, 0) + 1) * 127.5).round().clamp(0, 255).byte().numpy())

@@ -1,0 +1,196 @@
+"""From a run folder to a :class:`Training` ready for its loop: model, caches, adapter, in phases that free what is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limner import disk, runs
+from limner.adapters import adapter as adapters
+from limner.config import Config, defaults
+from limner.config.prompts import Prompt, all_prompts
+from limner.data import scan
+from limner.data.cache import Cache
+from limner.data.dataset import Dataset, assemble
+from limner.engine import paint
+from limner.engine.journal import Journal
+from limner.engine.runtime import Runtime
+from limner.engine.samples import Samples
+from limner.engine.train import Training
+from limner.errors import UserError, wrong
+from limner.formats.base import Base, recognise
+from limner.formats.metadata import tag_frequency
+from limner.models import family as families
+from limner.models.family import Family
+from limner.runs import Run
+
+
+def find_base(config: Config) -> Base:
+    """The base model, fetched from the Hugging Face hub first if it is not here."""
+    section = config.model
+    base = recognise(section.base, section.revision, section.config)
+    if base.path is None:
+        fetch(section.base, section.revision)
+        base = recognise(section.base, section.revision, section.config)
+    if config.objective.prediction is not None:
+        base = replace(base, prediction=config.objective.prediction)
+    return base
+
+
+def fetch(name: str, revision: str | None) -> None:
+    """Download a diffusers model: configurations and safetensors only, nothing that could hold code."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["model_index.json", "*/config.json", "tokenizer*/*", "scheduler/*", *(f"{p}/*.safetensors" for p in ("unet", "vae"))]
+    try:
+        snapshot_download(name, revision=revision, allow_patterns=[*patterns, "text_encoder*/*.safetensors", "*/*.json"])
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        remedy = "Check the name and the network, or give a local folder or .safetensors file."
+        raise wrong("model.base", f"{name} cannot be fetched from the Hugging Face hub: {reason}", remedy) from error
+
+
+def usable_pictures(config: Config, journal: Journal) -> list[scan.Picture]:
+    """The pictures of the data set. Raises UserError on broken ones unless they are to be skipped."""
+    found = scan.scan(config.data)
+    if found.broken and not config.data.skip_broken:
+        raise UserError(found.broken[:20])
+    for finding in found.broken[:100]:
+        journal.event("warning", message=f"skipped: {finding}")
+    if not found.pictures:
+        raise wrong("data.path", f"{config.data.path} holds no usable picture.", "Put .png, .jpg, .webp or .bmp files there.")
+    return found.pictures
+
+
+def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_requested: Callable[[], bool]) -> Training:
+    """Load, encode, attach; afterwards only what the loop needs is in memory."""
+    journal.say(status="running", phase="loading")
+    base = find_base(config)
+    dataset = assemble(config, base, usable_pictures(config, journal))
+    family = families.make(base)
+    cache = Cache(config.memory.cache_path or runs.home() / "cache")
+    samples = Samples(config, dataset, family, runtime, cache)
+    prompts = all_prompts(_with_copied_prompts(config, run), dataset.buckets.resolution, base.bucket_step_px)
+    rate = defaults.learning_rate(config, base.family, base.is_pocket)
+    if runtime.is_main:
+        disk.write_json(run.path / "plan.json", plan(config, dataset, base, rate, runtime))
+
+    encoded = _encode(samples, prompts, journal)
+    journal.say(phase="loading", steps=dataset.total_steps)
+    trains_whole = config.adapter.kind == "none"
+    family.load("denoiser", torch.float32 if trains_whole else runtime.dtype, runtime.device)
+    if samples.trains_text or not samples.caches_text:
+        family.load("text", torch.float32 if trains_whole else runtime.dtype, runtime.device)
+    if not config.memory.cache_latents:
+        family.load("vae", torch.float32, runtime.device)
+    adapter = adapters.make(config.adapter)
+    adapter.attach(family, config.train.seed)
+    if config.memory.checkpointing:
+        family.denoiser.enable_gradient_checkpointing()
+        family.denoiser.train()  # diffusers recomputes only in train mode; no family here has dropout in its denoiser
+        for encoder in family.text_encoders.values() if samples.trains_text else ():
+            encoder.gradient_checkpointing_enable()
+            encoder.train()
+    facts = metadata_facts(config, dataset, family, cache, rate, runtime) if runtime.is_main else {}
+    return Training(
+        config, run, runtime, journal, family, adapter, dataset, samples, rate, facts, prompts, encoded, stop_requested
+    )
+
+
+def _with_copied_prompts(config: Config, run: Run) -> Config:
+    """The config reading its prompt file from the run folder, where it was copied to before the start."""
+    copy = run.path / "prompts.txt"
+    if config.sample.prompt_file is None or not copy.exists():
+        return config
+    return config.model_copy(update={"sample": config.sample.model_copy(update={"prompt_file": copy})})
+
+
+def _encode(samples: Samples, prompts: list[Prompt], journal: Journal) -> list:
+    """Fill the caches, one encoder in memory at a time; returns the encoded prompts."""
+    family, runtime = samples.family, samples.runtime
+    latents, texts = samples.missing()
+    encoded: list = []
+    if texts or (prompts and not samples.trains_text):
+        journal.say(phase="caching", progress=(0, texts))
+        family.load("text", runtime.dtype, runtime.device)
+        samples.fill_texts(lambda done, total: journal.say(progress=(done, total)))
+        if not samples.trains_text:
+            encoded = paint.encode_prompts(family, runtime, prompts)
+        for i, picture in enumerate(samples.dataset.pictures):
+            if family.is_too_long(picture.caption) and i < 100:
+                journal.event("warning", message=f"the caption of {Path(picture.path).name} is too long; its end is cut off")
+        family.free("text")
+    if latents:
+        journal.say(phase="caching", progress=(0, latents))
+        family.load("vae", torch.float32, runtime.device)
+        samples.fill_latents(lambda done, total: journal.say(progress=(done, total)))
+        family.free("vae")
+    if latents or texts:
+        journal.event("cached", latents=latents, captions=texts)
+    return encoded
+
+
+def plan(config: Config, dataset: Dataset, base: Base, rate: float, runtime: Runtime) -> dict[str, Any]:
+    """What was derived before the start, for `plan.json`."""
+    return {
+        "family": base.family,
+        "base": str(base.path),
+        "prediction": base.prediction,
+        "resolution": dataset.buckets.resolution,
+        "buckets": {f"{w}x{h}": n for (w, h), n in sorted(dataset.bucket_counts().items())},
+        "num_pictures": len(dataset.pictures),
+        "num_batches_per_epoch": dataset.order.num_micro_batches,
+        "total_steps": dataset.total_steps,
+        "lr": rate,
+        "precision": runtime.precision,
+        "device": str(runtime.device),
+        "num_processes": runtime.world,
+        "torch": torch.__version__,
+        "num_threads": torch.get_num_threads(),
+    }
+
+
+def metadata_facts(config: Config, dataset: Dataset, family: Family, cache: Cache, rate: float, runtime: Runtime) -> dict[str, Any]:
+    """What the files' metadata tell beside the config."""
+    folders: dict[str, dict[str, int]] = {}
+    for picture in dataset.pictures:
+        entry = folders.setdefault(Path(picture.path).parent.name, {"n_repeats": picture.repeats, "img_count": 0})
+        entry["img_count"] += 1
+    base = family.base
+    assert base.path is not None
+    weights = family.part_files("denoiser")
+    whole = weights[0] if base.layout == "file" else next(f for f in weights if f.suffix == ".safetensors")
+    from limner.config import Lora
+
+    alpha = None
+    if isinstance(config.adapter, Lora):
+        lora = config.adapter
+        alpha = lora.alpha or float(lora.rank)
+        alpha = alpha * lora.rank**0.5 if lora.rank_stabilized else alpha
+    started = time.time()
+    return {
+        "session_id": int(started * 1000) % 2**32,
+        "started_at": started,
+        "family": base.family,
+        "prediction": base.prediction,
+        "lr": rate,
+        "text_encoder_lr": config.optimizer.text_encoder_lr or rate / 2,
+        "file_alpha": alpha,
+        "precision": runtime.precision,
+        "resolution": dataset.buckets.resolution,
+        "bucket_info": dataset.bucket_info(),
+        "dataset_dirs": folders,
+        "tag_frequency": tag_frequency([(Path(p.path).parent.name, p.caption) for p in dataset.pictures]),
+        "num_shown_per_epoch": len(dataset.order.items),
+        "num_batches_per_epoch": dataset.order.num_micro_batches,
+        "num_epochs": -(-dataset.total_steps // max(1, dataset.order.steps(1))),
+        "total_steps": dataset.total_steps,
+        "model_name": base.path.name if base.layout == "file" else str(config.model.base),
+        "model_hash": cache.content_hash(whole),
+    }

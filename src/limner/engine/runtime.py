@@ -1,0 +1,78 @@
+"""Where the trainer runs: device, precision, this process among the others. The only importer of accelerate."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """This process."""
+
+    device: torch.device
+    precision: str
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of frozen weights."""
+        return _DTYPES[self.precision]
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Arithmetic in the chosen precision around weights kept in float32."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def barrier(self) -> None:
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def sum_gradients(self, params: Iterable[nn.Parameter]) -> None:
+        """Add up the gradients of all processes, in one message. A parameter without gradient counts as zero."""
+        if self.world == 1:
+            return
+        params = list(params)
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in params])
+        torch.distributed.all_reduce(flat)
+        for p, part in zip(params, flat.split([p.numel() for p in params]), strict=True):
+            p.grad = part.view_as(p)
+
+    def sum_scalar(self, value: Tensor) -> Tensor:
+        if self.world > 1:
+            torch.distributed.all_reduce(value)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process, so that all act alike."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum_scalar(torch.tensor(float(flag), device=self.device)))
+
+    def close(self) -> None:
+        if self.world > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def start(device: str, precision: str) -> Runtime:
+    """Join the other processes if there are any."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Runtime(torch.device(device), precision)
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device == "cpu")
+    return Runtime(state.device, precision, state.process_index, state.num_processes)

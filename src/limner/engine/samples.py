@@ -1,0 +1,149 @@
+"""Sample sources of the loop: encoded pictures and captions, from the caches or computed on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from limner.config import Config
+from limner.data import images
+from limner.data.cache import Cache, Entry, key_of
+from limner.data.dataset import Dataset
+from limner.diffusion.draws import posterior_sample
+from limner.engine.runtime import Runtime
+from limner.models.family import Conditioning, Family
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Batch:
+    """A micro-batch on the device. `positions` are the samples' places in the step's global batch."""
+
+    mean: Tensor
+    deviation: Tensor
+    cond: Conditioning | None
+    captions: list[str]
+    positions: list[int]
+
+
+@dataclass
+class Samples:
+    """Makes micro-batches of a data set."""
+
+    config: Config
+    dataset: Dataset
+    family: Family
+    runtime: Runtime
+    cache: Cache
+
+    def __post_init__(self) -> None:
+        memory = self.config.memory
+        self.trains_text = getattr(self.config.adapter, "text_encoder", False)
+        self.caches_text = memory.cache_text and not self.trains_text
+        pictures, fits = self.dataset.pictures, self.dataset.fits
+        self._vae = [self.cache.content_hash(f) for f in self.family.part_files("vae")] if memory.cache_latents else []
+        self._text = [self.cache.content_hash(f) for f in self.family.part_files("text")] if self.caches_text else []
+        self._latent_keys = [
+            key_of("latents", self.cache.content_hash(p.path), f.bucket, f.resized, self._vae, self.runtime.precision)
+            for p, f in zip(pictures if memory.cache_latents else [], fits, strict=False)
+        ]
+        self._text_keys = [self._text_key(p.caption) for p in pictures] if self.caches_text else []
+
+    def _text_key(self, caption: str) -> str:
+        return key_of("text", caption, self._text, self.runtime.precision)
+
+    # --- filling the caches ---
+
+    def fill_latents(self, progress: Progress) -> int:
+        """Encode what has no entry yet, each process its share; returns how many there were. The VAE must be loaded."""
+        return self._fill(self._latent_keys, self._encode_pictures, progress)
+
+    def fill_texts(self, progress: Progress) -> int:
+        """As `fill_latents`, for captions. The text encoder must be loaded."""
+        return self._fill(self._text_keys, self._encode_texts, progress)
+
+    def missing(self) -> tuple[int, int]:
+        """How many latents and captions have no entry yet."""
+        return len(self.cache.missing(self._latent_keys)), len(self.cache.missing(self._text_keys))
+
+    def _fill(self, keys: list[str], encode: Callable[[list[int]], dict[str, Entry]], progress: Progress) -> int:
+        first = {}
+        for i, key in enumerate(keys):
+            first.setdefault(key, i)
+        wanted = [first[k] for k in self.cache.missing(keys)]
+        mine = wanted[self.runtime.rank :: self.runtime.world]
+        size = 16
+        for start in range(0, len(mine), size):
+            self.cache.put(encode(mine[start : start + size]))
+            progress(min(start + size, len(mine)), len(mine))
+        self.runtime.barrier()
+        return len(wanted)
+
+    def _encode_pictures(self, indices: list[int]) -> dict[str, Entry]:
+        return {self._latent_keys[i]: self._encode_picture(i) for i in indices}
+
+    def _encode_texts(self, indices: list[int]) -> dict[str, Entry]:
+        return {self._text_keys[i]: self._encode_caption(self.dataset.pictures[i].caption) for i in indices}
+
+    @torch.no_grad()
+    def _encode_picture(self, index: int) -> Entry:
+        # one at a time: the result does not depend on which pictures happen to share a batch
+        pixels = images.load(self.dataset.pictures[index].path, self.dataset.fits[index])
+        mean, deviation = self.family.encode_pixels(pixels[None].to(self.runtime.device))
+        return {"mean": mean[0].cpu(), "deviation": deviation[0].cpu()}
+
+    @torch.no_grad()
+    def _encode_caption(self, caption: str) -> Entry:
+        with self.runtime.autocast():
+            return {k: v[0].float().cpu() for k, v in self.family.encode_captions([caption]).items()}
+
+    # --- the loop's side ---
+
+    def batch(self, indices: Sequence[int], first_position: int) -> Batch:
+        """The micro-batch of these pictures."""
+        device = self.runtime.device
+        latents = [self._latents(i) for i in indices]
+        captions = [self.dataset.pictures[i].caption for i in indices]
+        cond = None
+        if not self.trains_text:
+            texts = [self._text_of(i) for i in indices]
+            cond = {k: torch.stack([t[k] for t in texts]).to(device, non_blocking=True) for k in texts[0]}
+        return Batch(
+            torch.stack([e["mean"] for e in latents]).to(device, non_blocking=True),
+            torch.stack([e["deviation"] for e in latents]).to(device, non_blocking=True),
+            cond,
+            captions,
+            list(range(first_position, first_position + len(indices))),
+        )
+
+    def _latents(self, index: int) -> Entry:
+        if not self._latent_keys:
+            return self._encode_picture(index)
+        entry = self.cache.get(self._latent_keys[index])
+        if entry is None:
+            # damaged since the start: make it again, whatever that needs
+            if not hasattr(self.family, "vae"):
+                self.family.load("vae", torch.float32, self.runtime.device)
+            entry = self._encode_picture(index)
+            self.cache.put({self._latent_keys[index]: entry})
+        return entry
+
+    def _text_of(self, index: int) -> Entry:
+        if not self._text_keys:
+            return self._encode_caption(self.dataset.pictures[index].caption)
+        entry = self.cache.get(self._text_keys[index])
+        if entry is None:
+            if not self.family.text_encoders:
+                self.family.load("text", self.runtime.dtype, self.runtime.device)
+            entry = self._encode_caption(self.dataset.pictures[index].caption)
+            self.cache.put({self._text_keys[index]: entry})
+        return entry
+
+
+def draw_latents(batch: Batch, seed: int, step: int) -> Tensor:
+    """x0: one draw from each picture's posterior, anew at every use."""
+    return posterior_sample(batch.mean, batch.deviation, seed, step, batch.positions)

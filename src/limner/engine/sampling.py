@@ -1,0 +1,75 @@
+"""Paint pictures outside a run: `limner sample`, and the demo's examination."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from limner import disk
+from limner.adapters.lora import LoraAdapter, section_of
+from limner.config import Config, files
+from limner.config.prompts import all_prompts
+from limner.engine import paint, prepare
+from limner.engine.runtime import Runtime
+from limner.errors import wrong
+from limner.formats.header import read_header
+from limner.models import family as families
+from limner.models.family import Family
+
+
+def load_whole(config: Config, runtime: Runtime) -> Family:
+    """All parts of a config's base model, on the device."""
+    family = families.make(prepare.find_base(config))
+    family.load("text", runtime.dtype, runtime.device)
+    family.load("denoiser", runtime.dtype, runtime.device)
+    family.load("vae", torch.float32, runtime.device)
+    return family
+
+
+def load_lora(family: Family, path: Path, strength: float = 1.0) -> LoraAdapter:
+    """Attach a LoRA file at a strength. Raises UserError if it is none or belongs to another model."""
+    if not path.is_file():
+        raise wrong("--lora", f"{path} is not a file.", "Give the path of a LoRA's .safetensors file.")
+    read_header(path, "--lora")
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise wrong("--lora", f"{path.name} cannot be read ({error}).", "Download or copy it again.") from None
+    adapter = LoraAdapter(section_of(state, "--lora"))
+    adapter.attach(family, 0)
+    adapter.load_state_dict({k: v.float() for k, v in state.items()})
+    for _, layer in adapter.layers.values():
+        layer.scale *= strength
+    return adapter
+
+
+def paint_one(*, model: str, lora: Path | None, strength: float, out: Path, device: str | None, values: dict[str, Any]) -> int:
+    """`limner sample`: one prompt, one PNG."""
+    chosen = {k: v for k, v in values.items() if k != "prompt" and v is not None}
+    sample = {**chosen, "prompts": [values["prompt"]]}
+    config = files.build({"model": {"base": model}, "sample": sample}, {})
+    runtime = Runtime(torch.device(device or best_device()), "fp32")
+    base = prepare.find_base(config)
+    prompts = all_prompts(config, base.resolution_px, base.bucket_step_px)
+    family = load_whole(config, runtime)
+    if lora is not None:
+        load_lora(family, lora, strength)
+    encoded = paint.encode_prompts(family, runtime, prompts)
+    pixels = next(paint.paint(family, runtime, prompts, encoded))
+    if out.suffix.lower() != ".png":
+        raise wrong("--out", f"{out.name} does not end in .png.", "Pictures are written as PNG.")
+    with disk.replacing(out) as temporary:
+        paint.to_image(pixels).save(temporary, format="PNG")
+    print(f"Wrote {out}")
+    return 0
+
+
+def best_device() -> str:
+    """cuda, mps or cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

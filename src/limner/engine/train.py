@@ -1,0 +1,231 @@
+"""The training loop, from a prepared run folder to a finished file. It reads as the algorithm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limner import disk
+from limner.adapters.adapter import Adapter
+from limner.config import Config
+from limner.config.prompts import Prompt
+from limner.data.dataset import Dataset
+from limner.diffusion.draws import noise_like, uniform_timesteps
+from limner.diffusion.loss import per_sample_loss, snr_weight
+from limner.engine import checkpoint, paint
+from limner.engine.journal import Journal
+from limner.engine.optim import Average, make_optimizer, schedule_factor, set_learning_rates
+from limner.engine.runtime import Runtime
+from limner.engine.samples import Batch, Samples, draw_latents
+from limner.models.family import Conditioning, Family
+from limner.runs import Run
+
+
+@dataclass
+class Training:
+    """Everything a run holds in memory."""
+
+    config: Config
+    run: Run
+    runtime: Runtime
+    journal: Journal
+    family: Family
+    adapter: Adapter
+    dataset: Dataset
+    samples: Samples
+    learning_rate: float
+    facts: dict[str, Any]
+    """What the run found out, for the files' metadata."""
+    prompts: list[Prompt]
+    encoded_prompts: list[tuple[Conditioning, Conditioning]]
+    stop_requested: Callable[[], bool]
+    written: list[str] = field(default_factory=list)
+    """Checkpoints written on the way, oldest first."""
+    optimizer: torch.optim.Optimizer = field(init=False)
+    average: Average | None = field(init=False, default=None)
+    params: list[torch.nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        groups = self.adapter.parameter_groups(self.config.optimizer, self.learning_rate)
+        self.params = [p for g in groups for p in g["params"]]
+        self.optimizer = make_optimizer(self.config.optimizer, groups, self.runtime.device)
+        if self.config.train.ema != "off":
+            self.average = Average(self.params, self.config.train.ema)
+
+
+def train(job: Training, first_step: int) -> bool:
+    """Run the loop from `first_step` (steps already done). True if it came to the end, False if it was asked to stop."""
+    config, runtime, journal, total = job.config, job.runtime, job.journal, job.dataset.total_steps
+    scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+    step = first_step
+    journal.say(status="running", phase="training", progress=(step, total), step=step, steps=total)
+    if step == 0 and config.sample.at_start:
+        sample(job, 0)
+    while step < total:
+        loss = accumulate_gradients(job, step, scaler)
+        scaler.unscale_(job.optimizer)
+        norm = None
+        if config.train.clip_norm != "off":
+            norm = torch.nn.utils.clip_grad_norm_(job.params, config.train.clip_norm)
+        rates = set_learning_rates(job.optimizer, schedule_factor(config.optimizer, step, total))
+        scaler.step(job.optimizer)
+        scaler.update()
+        job.optimizer.zero_grad(set_to_none=True)
+        if job.average is not None:
+            job.average.update(step)
+        step += 1
+        journal.step(step, loss, norm, rates)
+
+        requests = job.run.take_requests() if runtime.is_main else []
+        stopping = runtime.any(job.stop_requested() or "stop" in requests or "stop-now" in requests)
+        if runtime.any("sample" in requests) or (not stopping and is_sample_due(job, step)):
+            sample(job, step)
+        if step == total or runtime.any("save" in requests) or is_checkpoint_due(job, step):
+            save_weights(job, step)
+        if stopping or step == total or step % config.output.state_every_steps == 0 or is_checkpoint_due(job, step):
+            save_state(job, step)
+        if stopping:
+            return step == total
+    return True
+
+
+def accumulate_gradients(job: Training, step: int, scaler: torch.amp.GradScaler) -> Tensor:
+    """Forward and backward over the micro-batches of one step; returns the loss, a mean over all pictures of the step."""
+    runtime, rank = job.runtime, job.runtime.rank
+    micro_batches = job.dataset.order.step(step)
+    count = sum(len(m) for m in micro_batches)
+    loss = torch.zeros((), device=runtime.device)
+    position = 0
+    for number, indices in enumerate(micro_batches):
+        if number % runtime.world == rank:
+            batch = job.samples.batch(indices, position)
+            part = batch_loss(job, batch, step).sum() / count
+            scaler.scale(part).backward()
+            loss += part.detach()
+        position += len(indices)
+    runtime.sum_gradients(job.params)
+    return runtime.sum_scalar(loss)
+
+
+def batch_loss(job: Training, batch: Batch, step: int) -> Tensor:
+    """The weighted loss of each picture, shape (B,)."""
+    family, process, seed = job.family, job.family.process, job.config.train.seed
+    x0 = draw_latents(batch, seed, step)
+    noise = noise_like(x0, seed, step, batch.positions)
+    t = uniform_timesteps(process.num_timesteps, seed, step, batch.positions, x0.device)
+    with job.runtime.autocast():
+        cond = batch.cond if batch.cond is not None else family.encode_captions(batch.captions)
+        pred = family.predict(process.add_noise(x0, noise, t), t, cond)
+    weight = snr_weight(process, t, process.prediction, job.config.objective.min_snr_gamma)
+    return per_sample_loss(pred, process.target(x0, noise, t)) * weight
+
+
+# --- once in a while --------------------------------------------------------------------------------------------------
+
+
+def is_due(job: Training, step: int, every_steps: int | None, every_epochs: int | None) -> bool:
+    """Whether `step` (just finished) completes an interval given in steps or in epochs."""
+    if every_steps is not None and step % every_steps == 0:
+        return True
+    if every_epochs is None:
+        return False
+    order = job.dataset.order
+    return order.epoch_of(step) // every_epochs > order.epoch_of(step - 1) // every_epochs
+
+
+def is_checkpoint_due(job: Training, step: int) -> bool:
+    output = job.config.output
+    return is_due(job, step, output.save_every_steps, output.save_every_epochs)
+
+
+def is_sample_due(job: Training, step: int) -> bool:
+    section = job.config.sample
+    return step == job.dataset.total_steps or is_due(job, step, section.every_steps, section.every_epochs)
+
+
+def with_average(job: Training) -> bool:
+    """Put the averaged weights in place, if there are any; returns whether it must be undone by calling it again."""
+    if job.average is not None:
+        job.average.swap()
+    return job.average is not None
+
+
+def save_weights(job: Training, step: int) -> None:
+    """Write a checkpoint and prune older ones."""
+    total = job.dataset.total_steps
+    job.journal.flush()
+    job.journal.say(phase="saving", step=step)
+    if job.runtime.is_main:
+        averaged = with_average(job)
+        refuse_non_finite(job, step)
+        folder = checkpoint.output_folder(job.config, job.run.checkpoints)
+        facts = job.facts | {"step": step, "epoch": job.dataset.order.epoch_of(step), "saved_at": time.time()}
+        path = checkpoint.save_checkpoint(job.config, job.family, job.adapter, folder, facts)
+        if averaged:
+            with_average(job)
+        job.journal.event("checkpoint", step=step, path=str(path))
+        if step < total:
+            job.written = checkpoint.prune_checkpoints(job.config, folder, [*(n for n in job.written if n != path.name), path.name])
+    job.runtime.barrier()
+    job.journal.say(phase="training", progress=(step, total))
+
+
+def save_state(job: Training, step: int) -> None:
+    """Write a training state to resume from."""
+    job.journal.flush()
+    job.journal.say(phase="saving", step=step)
+    if job.runtime.is_main:
+        refuse_non_finite(job, step)
+        extra = {"written": job.written}
+        checkpoint.save_state(job.run.states, step, job.adapter, job.optimizer, job.average, extra)
+        job.journal.event("state", step=step)
+    job.runtime.barrier()
+    job.journal.say(phase="training", progress=(step, job.dataset.total_steps))
+
+
+def refuse_non_finite(job: Training, step: int) -> None:
+    """Never write a weight that is no number."""
+    from limner.engine.journal import diverged
+
+    if not all(bool(torch.isfinite(p).all()) for p in job.params):
+        raise diverged(step, {g["name"]: g["lr"] for g in job.optimizer.param_groups})
+
+
+def sample(job: Training, step: int) -> None:
+    """Paint the prompts with the weights of this step."""
+    if not job.prompts:
+        return
+    job.journal.flush()
+    job.journal.say(phase="sampling", progress=(0, len(job.prompts)), step=step)
+    if job.runtime.is_main:
+        averaged = with_average(job)
+        paint_previews(job, step)
+        if averaged:
+            with_average(job)
+    job.runtime.barrier()
+    job.journal.say(phase="training", progress=(step, job.dataset.total_steps))
+
+
+def paint_previews(job: Training, step: int) -> None:
+    keep_vae = job.samples.config.memory.cache_latents is False
+    if not hasattr(job.family, "vae"):
+        job.family.load("vae", torch.float32, job.runtime.device)
+    encoded = job.encoded_prompts
+    if job.samples.trains_text:
+        encoded = paint.encode_prompts(job.family, job.runtime, job.prompts)
+    pictures = paint.paint(job.family, job.runtime, job.prompts, encoded)
+    for i, pixels in enumerate(pictures):
+        path: Path = job.run.samples / f"step-{step:08d}_{i:02d}.png"
+        with disk.replacing(path) as temporary:
+            paint.to_image(pixels).save(temporary, format="PNG")
+        prompt = job.prompts[i]
+        job.journal.event("sample", step=step, path=path.name, prompt=prompt.text, seed=prompt.seed)
+        job.journal.say(progress=(i + 1, len(job.prompts)))
+    if not keep_vae:
+        job.family.free("vae")

@@ -1,0 +1,155 @@
+"""What a base model is, told from its files' headers and configuration alone. No torch, no download."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from limner.disk import read_json
+from limner.errors import wrong
+from limner.formats.header import Header, read_header
+from limner.pocket import MODEL as POCKET
+
+FIELD = "model.base"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model, recognised. `path` is None for a Hugging Face id that is not in the local cache yet."""
+
+    source: str
+    path: Path | None
+    layout: Literal["folder", "file"]
+    family: str
+    prediction: Literal["epsilon", "v_prediction"]
+    resolution_px: int
+    bucket_step_px: int
+    latent_factor: int
+
+    @property
+    def is_pocket(self) -> bool:
+        return self.path == POCKET
+
+
+def recognise(source: str, revision: str | None = None, config: Path | None = None) -> Base:
+    """Find and recognise the base model that `source` names. Raises UserError that says what was found instead."""
+    if source == "pocket":
+        return _folder(source, POCKET)
+    path = Path(source).expanduser()
+    if _is(path, "dir"):
+        return _folder(source, path)
+    if _is(path, "file"):
+        return _file(source, path, config)
+    if _HUB_ID.fullmatch(source):
+        cached = cached_snapshot(source, revision)
+        # Facts of a model that is not here yet are SD 1's; the trainer looks again once it is.
+        return _folder(source, cached) if cached else Base(source, None, "folder", "sd1", "epsilon", 512, 64, 8)
+    raise wrong(FIELD, f"{source!r} is neither a folder, nor a file, nor a Hugging Face id.", "Give one of these, or \"pocket\".")
+
+
+def _is(path: Path, what: str) -> bool:
+    try:
+        return path.is_dir() if what == "dir" else path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def cached_snapshot(source: str, revision: str | None) -> Path | None:
+    """The local copy of a Hugging Face model, if a complete enough one is cached."""
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(source, "model_index.json", revision=revision)
+    return Path(index).parent if isinstance(index, str) else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise wrong(FIELD, f"{path} is missing or is not JSON.", "A diffusers folder needs it; copy the model again.")
+    return content
+
+
+def _folder(source: str, path: Path) -> Base:
+    index = _json(path / "model_index.json")
+    pipeline = index.get("_class_name")
+    if "unet" not in index:
+        raise wrong(FIELD, f"{source} is a {pipeline} model, which Limner cannot train yet.", "Choose a Stable Diffusion 1 model.")
+    unet, vae = _json(path / "unet" / "config.json"), _json(path / "vae" / "config.json")
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json") or {}
+    if "text_encoder_2" in index or unet.get("addition_embed_type") or unet.get("use_linear_projection"):
+        found = "SDXL" if "text_encoder_2" in index else "Stable Diffusion 2"
+        raise wrong(FIELD, f"{source} is a {found} model, which Limner cannot train yet.", "Choose a Stable Diffusion 1 model.")
+    if unet.get("in_channels", 4) != 4:
+        raise wrong(FIELD, f"{source} is an inpainting model, which Limner cannot train yet.", "Choose the plain model.")
+    for part in ("unet", "vae", "text_encoder"):
+        weights = weight_files(path, part)
+        if not weights:
+            raise wrong(FIELD, f"{path / part} holds no .safetensors file.", "Download the model again, with safetensors.")
+        for file in weights:
+            read_header(file, FIELD)
+    factor = 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
+    step = factor * 2 ** (len(unet.get("block_out_channels", [0] * 4)) - 1)
+    sample = unet.get("sample_size") or 64
+    side = sample if isinstance(sample, int) else max(sample)
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise wrong(FIELD, f"{source} predicts {prediction!r}, which Limner does not know.", "Choose another base model.")
+    return Base(source, path, "folder", "sd1", prediction, side * factor, step, factor)
+
+
+def weight_files(path: Path, part: str) -> list[Path]:
+    """The safetensors files of one part of a diffusers folder; plain names win over variants such as fp16."""
+    files = sorted((path / part).glob("*.safetensors"))
+    plain = [f for f in files if f.name.count(".") == 1]
+    return plain or files
+
+
+def _file(source: str, path: Path, config: Path | None) -> Base:
+    if path.suffix.lower() != ".safetensors":
+        raise wrong(FIELD, f"{path.name} is not a .safetensors file.", "Convert it first; pickled files can run code when opened.")
+    header = read_header(path, FIELD)
+    found = family_of(header)
+    if config is not None:
+        facts = _folder_facts(config)
+        return Base(source, path, "file", "sd1", *facts)
+    if found != "sd1":
+        remedy = "Choose a whole Stable Diffusion 1 checkpoint."
+        raise wrong(FIELD, f"{path.name} is {found}, which Limner cannot use as a base model.", remedy)
+    return Base(source, path, "file", "sd1", "epsilon", 512, 64, 8)
+
+
+def _folder_facts(config: Path) -> tuple[Literal["epsilon", "v_prediction"], int, int, int]:
+    unet, vae = _json(config / "unet" / "config.json"), _json(config / "vae" / "config.json")
+    scheduler = read_json(config / "scheduler" / "scheduler_config.json") or {}
+    factor = 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
+    step = factor * 2 ** (len(unet.get("block_out_channels", [0] * 4)) - 1)
+    return scheduler.get("prediction_type", "epsilon"), (unet.get("sample_size") or 64) * factor, step, factor
+
+
+_UNET = "model.diffusion_model."
+
+
+def family_of(header: Header) -> str:
+    """What a single file holds, in words ("sd1" if it is a whole SD 1 checkpoint): by names and widths of its tensors."""
+    names = header.tensors
+    if any(n.startswith(("lora_unet_", "lora_te", "lora_transformer_")) or ".lora_" in n for n in names):
+        return "a LoRA"
+    if any("double_blocks." in n for n in names):
+        return "a Flux model"
+    if any("joint_blocks." in n for n in names):
+        return "an SD 3 model"
+    if f"{_UNET}label_emb.0.0.weight" in names or any(n.startswith("conditioner.embedders.") for n in names):
+        return "an SDXL model"
+    key = f"{_UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    if key not in names or len(names[key].shape) != 2:
+        return "no checkpoint that Limner recognises"
+    if names[key].shape[1] != 768:
+        return f"a model with text width {names[key].shape[1]} (SD 2 has 1024)"
+    first = names.get(f"{_UNET}input_blocks.0.0.weight")
+    if first is None or len(first.shape) != 4 or first.shape[1] != 4:
+        return "an inpainting or damaged SD 1 model"
+    missing = [p for p in ("first_stage_model.", "cond_stage_model.") if not any(n.startswith(p) for n in names)]
+    return f"an SD 1 model without its {'VAE' if 'first' in missing[0] else 'text encoder'}" if missing else "sd1"

@@ -1,0 +1,123 @@
+"""What a LoRA file says about itself: kohya's `ss_*` and Stability's `modelspec.*` keys, all values text, all true.
+
+Hashes: `sshs_model_hash` is the SHA-256 of everything behind the header; `sshs_legacy_hash` the first 8 digits of the
+SHA-256 of 64 KiB at 1 MiB (kohya.md §2.10).
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import struct
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from limner.config import Config, Lora
+
+ARCHITECTURES = {"sd1": "stable-diffusion-v1"}
+BASE_VERSIONS = {"sd1": "sd_v1"}
+_KOHYA_PREDICTION = {"epsilon": "epsilon", "v_prediction": "v"}
+
+
+def _text(value: Any) -> str:
+    """As sd-scripts writes it: None as "None", booleans as "True"/"False", containers as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+
+
+def adapter_metadata(config: Config, facts: Mapping[str, Any]) -> dict[str, str]:
+    """kohya's keys for a LoRA. `facts` are what the run found out: see `engine.checkpoint.facts`."""
+    lora = config.adapter
+    assert isinstance(lora, Lora)
+    network_args: dict[str, Any] = {}
+    if lora.conv_rank is not None:
+        network_args |= {"conv_dim": lora.conv_rank, "conv_alpha": lora.conv_alpha or lora.conv_rank}
+    if lora.dora:
+        network_args |= {"dora_wd": True}
+    values: dict[str, Any] = {
+        "ss_session_id": facts["session_id"],
+        "ss_training_started_at": facts["started_at"],
+        "ss_training_finished_at": facts["saved_at"],
+        "ss_output_name": config.output.name,
+        "ss_learning_rate": facts["lr"],
+        "ss_unet_lr": facts["lr"] if lora.denoiser else None,
+        "ss_text_encoder_lr": facts["text_encoder_lr"] if lora.text_encoder else None,
+        "ss_num_train_images": facts["num_shown_per_epoch"],
+        "ss_num_reg_images": 0,
+        "ss_num_batches_per_epoch": facts["num_batches_per_epoch"],
+        "ss_num_epochs": facts["num_epochs"],
+        "ss_batch_size_per_device": config.train.batch_size,
+        "ss_total_batch_size": config.train.batch_size * config.launch.num_processes,
+        "ss_gradient_checkpointing": config.memory.checkpointing,
+        "ss_gradient_accumulation_steps": config.train.accumulation,
+        "ss_max_train_steps": facts["total_steps"],
+        "ss_steps": facts["step"],
+        "ss_epoch": facts["epoch"],
+        "ss_lr_warmup_steps": config.optimizer.warmup_steps,
+        "ss_lr_scheduler": config.optimizer.schedule,
+        "ss_optimizer": "torch.optim.AdamW",
+        "ss_max_grad_norm": 0.0 if config.train.clip_norm == "off" else config.train.clip_norm,
+        "ss_network_module": "networks.lora" if not lora.dora else "lycoris.kohya",
+        "ss_network_dim": lora.rank,
+        "ss_network_alpha": facts["file_alpha"],
+        "ss_network_args": network_args,
+        "ss_mixed_precision": {"fp32": "no"}.get(facts["precision"], facts["precision"]),
+        "ss_v2": False,
+        "ss_base_model_version": BASE_VERSIONS[facts["family"]],
+        "ss_seed": config.train.seed,
+        "ss_cache_latents": config.memory.cache_latents,
+        "ss_min_snr_gamma": None if config.objective.min_snr_gamma == "off" else config.objective.min_snr_gamma,
+        "ss_loss_type": "l2",
+        "ss_resolution": f"({facts['resolution']}, {facts['resolution']})",
+        "ss_enable_bucket": config.data.buckets,
+        "ss_bucket_no_upscale": not config.data.upscale,
+        "ss_bucket_info": facts["bucket_info"],
+        "ss_dataset_dirs": facts["dataset_dirs"],
+        "ss_tag_frequency": facts["tag_frequency"],
+        "ss_sd_model_name": facts["model_name"],
+        "ss_new_sd_model_hash": facts["model_hash"],
+    }
+    return {k: _text(v) for k, v in values.items() if not (v is None and k in ("ss_unet_lr", "ss_text_encoder_lr"))}
+
+
+def model_spec(config: Config, facts: Mapping[str, Any], suffix: str = "/lora") -> dict[str, str]:
+    """Stability's model metadata, version 1.0.1; only keys whose value is known."""
+    out, resolution = config.output, facts["resolution"]
+    values = {
+        "sai_model_spec": "1.0.1",
+        "architecture": ARCHITECTURES[facts["family"]] + suffix,
+        "implementation": "https://github.com/Stability-AI/generative-models",
+        "title": out.title or out.name,
+        "resolution": f"{resolution}x{resolution}",
+        "author": out.author,
+        "description": out.description,
+        "license": out.license,
+        "tags": ", ".join(out.tags) or None,
+        "trigger_phrase": config.data.trigger,
+        "date": datetime.datetime.fromtimestamp(float(facts["saved_at"]), datetime.UTC).isoformat(timespec="seconds"),
+        "prediction_type": _KOHYA_PREDICTION[facts["prediction"]],
+        "timestep_range": "0,1000",
+    }
+    return {f"modelspec.{k}": str(v) for k, v in values.items() if v is not None}
+
+
+def tag_frequency(captions: Sequence[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    """{folder: {tag: times}} from (folder, caption) pairs, tags parted by commas as kohya counts them."""
+    out: dict[str, Counter[str]] = {}
+    for folder, caption in captions:
+        out.setdefault(folder, Counter()).update(t.strip() for t in caption.split(",") if t.strip())
+    # a header may not grow past 100 MB, and readers choke far earlier: the commonest are what is of use
+    return {f: dict(c.most_common(2000)) for f, c in list(out.items())[:100]}
+
+
+def add_hashes(path: Path) -> dict[str, str]:
+    """The two hashes of a safetensors file's content, under their kohya names."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        file.seek(8 + length)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0x100000)
+        legacy = hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+    return {"sshs_model_hash": digest, "sshs_legacy_hash": legacy}

@@ -1,0 +1,114 @@
+"""What this machine can do: devices, precisions, memory. Found out by a child process, asked once and cached.
+
+The child imports torch; whoever asks does not.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from limner import disk
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device that can train."""
+
+    kind: str  # cpu | cuda | mps
+    name: str
+    memory_mib: int
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine as the trainer will see it."""
+
+    torch: str
+    torch_build: str  # cpu, or the version of CUDA/ROCm it was built for
+    devices: tuple[Device, ...]
+    cores: int
+    memory_mib: int
+    gpu_without_torch: str  # name of a GPU that is present but that this torch cannot use, else ""
+
+    def best(self) -> Device:
+        """The device that is used when none is asked for."""
+        return max(self.devices, key=lambda d: ("cpu", "mps", "cuda").index(d.kind))
+
+    def count(self, kind: str) -> int:
+        return sum(d.kind == kind for d in self.devices)
+
+    def first(self, kind: str) -> Device | None:
+        return next((d for d in self.devices if d.kind == kind), None)
+
+
+def describe(home: Path, *, refresh: bool = False) -> Machine:
+    """This machine; from the cache in `home` as long as interpreter, torch and visible devices are the same."""
+    key = f"{sys.executable} {_torch_version()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {_boot()}"
+    path = home / "machine.json"
+    cached = None if refresh else disk.read_json(path)
+    if isinstance(cached, dict) and cached.get("key") == key:
+        try:
+            return _from_json(cached["machine"])
+        except (KeyError, TypeError):
+            pass
+    answer = subprocess.run([sys.executable, "-m", "limner.machine"], capture_output=True, text=True, timeout=120, check=True)
+    found = json.loads(answer.stdout.splitlines()[-1])
+    disk.write_json(path, {"key": key, "machine": found})
+    return _from_json(found)
+
+
+def _from_json(raw: dict) -> Machine:
+    return Machine(**{**raw, "devices": tuple(Device(**d) for d in raw["devices"])})
+
+
+def _torch_version() -> str:
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def _boot() -> int:
+    """Minutes-precise time of the last start: drivers and cards change with it."""
+    import psutil
+
+    return int(psutil.boot_time()) // 120
+
+
+def _gpu_name() -> str:
+    """The name of an NVIDIA GPU according to its driver, "" where there is none."""
+    try:
+        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout.strip().split("\n")[0]
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _probe() -> Machine:
+    import psutil
+    import torch
+
+    memory = psutil.virtual_memory().total >> 20
+    devices = [Device("cpu", platform.processor() or platform.machine(), memory, bf16=True)]
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(i)
+            # bf16 in hardware since Ampere (8.0); older cards emulate it, slowly
+            devices.append(Device("cuda", facts.name, facts.total_memory >> 20, bf16=facts.major >= 8 or bool(torch.version.hip)))
+    if torch.backends.mps.is_available():
+        devices.append(Device("mps", "Apple GPU", memory, bf16=True))
+    build = torch.version.cuda or torch.version.hip or "cpu"
+    unused = "" if torch.cuda.is_available() else _gpu_name()
+    return Machine(torch.__version__, build, tuple(devices), os.cpu_count() or 1, memory, unused)
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(_probe())))

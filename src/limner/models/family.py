@@ -1,0 +1,92 @@
+"""The protocol that every model family fills, and the table of families.
+
+A family knows how its parts are loaded, what its text becomes, what its denoiser is asked, and which of its layers can be
+adapted. It knows nothing of data, adapters, optimisers or runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from limner.diffusion.process import Discrete
+from limner.formats.base import Base
+
+Part = Literal["text", "vae", "denoiser"]
+Conditioning = dict[str, Tensor]
+"""What captions become: tensors whose first dimension is the batch. Cacheable as it is."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer that an adapter may change: a Linear or a Conv2d."""
+
+    part: Literal["denoiser", "text_encoder"]
+    name: str
+    module: nn.Module
+    is_spatial: bool
+    """A convolution that looks at more than one point (3x3)."""
+
+
+class Family(Protocol):
+    """A model, part by part, so that memory can be used in phases. Parts are loaded frozen and in eval mode."""
+
+    base: Base
+    process: Discrete
+    scheduler: dict
+    denoiser: nn.Module
+    text_encoders: dict[str, nn.Module]
+
+    def load(self, part: Part, dtype: torch.dtype, device: torch.device) -> None:
+        """Bring a part into memory. Raises UserError if its file does not hold what it should."""
+        ...
+
+    def free(self, part: Part) -> None:
+        """Forget a part."""
+        ...
+
+    def part_files(self, part: Part) -> list[Path]:
+        """The files that decide what a part computes: what caches of its results depend on."""
+        ...
+
+    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B, 3, H, W) in [-1, 1] -> scaled mean and deviation of the posterior, each (B, C, H/f, W/f)."""
+        ...
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents -> pixels (B, 3, H, W) in [-1, 1], not clamped."""
+        ...
+
+    def encode_captions(self, captions: Sequence[str]) -> Conditioning: ...
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, cond: Conditioning) -> Tensor:
+        """The denoiser's prediction, of `noisy`'s shape."""
+        ...
+
+    def blocks(self) -> list[nn.Module]:
+        """The denoiser's layers in order of use: for checkpointing, compiling, swapping."""
+        ...
+
+    def adapter_targets(self, convolutions: bool) -> list[Target]:
+        """The layers of the loaded parts that adapters change; with the 3x3 convolutions if asked (LoCon)."""
+        ...
+
+    def save(self, path: Path, dtype: torch.dtype) -> None:
+        """Write the whole model as a diffusers folder."""
+        ...
+
+
+FAMILIES: dict[str, str] = {"sd1": "limner.models.sd1:StableDiffusion1"}
+"""Family -> where its class is. Names and not classes, so that the table costs no import."""
+
+
+def make(base: Base) -> Family:
+    """The family of a recognised base model, nothing loaded yet."""
+    module, _, name = FAMILIES[base.family].partition(":")
+    return getattr(importlib.import_module(module), name)(base)

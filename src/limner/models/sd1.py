@@ -1,0 +1,196 @@
+"""Stable Diffusion 1: a UNet that predicts noise, CLIP-L for the text, a VAE with factor 8 and four channels."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import logging as transformers_logging
+
+from limner.diffusion.process import discrete_from
+from limner.errors import wrong
+from limner.formats.base import FIELD, Base, weight_files
+from limner.models.family import Conditioning, Part, Target
+from limner.models.text import load_tokenizer
+
+CONFIGS = Path(__file__).parent / "configs" / "sd1"
+_SINGLE_FILE_TEXT = "cond_stage_model.transformer."
+_ATTENTION_BLOCKS = ("Transformer2DModel",)
+_CONVOLUTION_BLOCKS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
+_TEXT_BLOCKS = ("CLIPAttention", "CLIPMLP")
+
+transformers_logging.set_verbosity_error()
+
+
+class StableDiffusion1:
+    """The family `sd1`; see `models.family.Family` for what each member promises."""
+
+    denoiser: UNet2DConditionModel
+    vae: AutoencoderKL
+
+    def __init__(self, base: Base) -> None:
+        assert base.path is not None, "the model must be on this machine"
+        self.base = base
+        self.text_encoders: dict[str, nn.Module] = {}
+        self._configs = base.path if base.layout == "folder" else CONFIGS
+        scheduler = self._configs / "scheduler" / "scheduler_config.json"
+        fallback = CONFIGS / "scheduler" / "scheduler_config.json"
+        self.scheduler = json.loads((scheduler if scheduler.exists() else fallback).read_text(encoding="utf-8"))
+        self.process = discrete_from(self.scheduler, base.prediction)
+        self.tokenizer = load_tokenizer(self._configs / "tokenizer")
+
+    # --- parts ---
+
+    def load(self, part: Part, dtype: torch.dtype, device: torch.device) -> None:
+        try:
+            if part == "denoiser":
+                self.denoiser = self._load_diffusers(UNet2DConditionModel, "unet", dtype).to(device)
+            elif part == "vae":
+                self.vae = self._load_diffusers(AutoencoderKL, "vae", dtype).to(device)
+                self.vae.enable_slicing()
+            else:
+                self.text_encoders["text_encoder"] = self._load_text_encoder(dtype).to(device)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = str(error).strip().split("\n")[0]
+            raise wrong(FIELD, f"the {part} of {self.base.source} cannot be loaded: {reason}", "Download the model again.") from error
+
+    def _load_diffusers(self, kind: type, folder: str, dtype: torch.dtype):
+        assert self.base.path is not None
+        if self.base.layout == "file":
+            config = str(CONFIGS)
+            model = kind.from_single_file(str(self.base.path), config=config, subfolder=folder, torch_dtype=dtype, local_files_only=True)
+        else:
+            files = weight_files(self.base.path, folder)
+            variant = files[0].name.split(".")[1] if files[0].name.count(".") > 1 and "-of-" not in files[0].name else None
+            model = kind.from_pretrained(
+                self.base.path, subfolder=folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, variant=variant
+            )
+        return model.eval().requires_grad_(False)
+
+    def _load_text_encoder(self, dtype: torch.dtype) -> CLIPTextModel:
+        assert self.base.path is not None
+        folder = self._configs / "text_encoder"
+        config = CLIPTextConfig.from_pretrained(folder)
+        files = [self.base.path] if self.base.layout == "file" else weight_files(self.base.path, "text_encoder")
+        state: dict[str, Tensor] = {}
+        for file in files:
+            state |= load_file(file)
+        if self.base.layout == "file":
+            state = {k.removeprefix(_SINGLE_FILE_TEXT): v for k, v in state.items() if k.startswith(_SINGLE_FILE_TEXT)}
+        # transformers >= 5.6 has no `text_model.` level; every file written by others has one
+        state = {k.removeprefix("text_model."): v for k, v in state.items() if not k.endswith("position_ids")}
+        model = CLIPTextModel(config)
+        if lacking := sorted(model.state_dict().keys() - state.keys()):
+            raise KeyError(f"{len(lacking)} tensors are missing, the first is {lacking[0]}")
+        model.load_state_dict({k: state[k] for k in model.state_dict()})
+        return model.to(dtype).eval().requires_grad_(False)
+
+    def free(self, part: Part) -> None:
+        if part == "denoiser":
+            del self.denoiser
+        elif part == "vae":
+            del self.vae
+        else:
+            self.text_encoders.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def has(self, part: Part) -> bool:
+        """Whether a part is loaded."""
+        return bool(self.text_encoders) if part == "text" else hasattr(self, part)
+
+    def part_files(self, part: Part) -> list[Path]:
+        path = self.base.path
+        assert path is not None
+        if self.base.layout == "file":
+            return [path]
+        folders = {"denoiser": ["unet"], "vae": ["vae"], "text": ["text_encoder", "tokenizer"]}[part]
+        return [f for name in folders for f in sorted((path / name).iterdir()) if f.suffix in (".json", ".safetensors", ".txt")]
+
+    # --- what they compute ---
+
+    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
+        scale = self.vae.config["scaling_factor"]
+        return posterior.mean.float() * scale, posterior.std.float() * scale
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        return self.vae.decode((latents / self.vae.config["scaling_factor"]).to(self.vae.dtype)).sample.float()
+
+    def token_ids(self, captions: Sequence[str]) -> Tensor:
+        """(B, 77) token ids, cut at the encoder's length."""
+        length = self.tokenizer.model_max_length
+        return self.tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+
+    def is_too_long(self, caption: str) -> bool:
+        """Whether the end of a caption is cut off."""
+        return len(self.tokenizer(caption).input_ids) > self.tokenizer.model_max_length
+
+    def encode_captions(self, captions: Sequence[str]) -> Conditioning:
+        encoder = self.text_encoders["text_encoder"]
+        device = next(encoder.parameters()).device
+        return {"text": encoder(self.token_ids(captions).to(device)).last_hidden_state}
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, cond: Conditioning) -> Tensor:
+        return self.denoiser(noisy, timesteps, encoder_hidden_states=cond["text"], return_dict=False)[0]
+
+    def blocks(self) -> list[nn.Module]:
+        return [*self.denoiser.down_blocks, self.denoiser.mid_block, *self.denoiser.up_blocks]
+
+    def adapter_targets(self, convolutions: bool) -> list[Target]:
+        blocks = _ATTENTION_BLOCKS + (_CONVOLUTION_BLOCKS if convolutions else ())
+        out = []
+        if self.has("denoiser"):
+            out += [Target("denoiser", n, m, _is_spatial(m)) for n, m in _layers_within(self.denoiser, blocks)]
+        if self.has("text"):
+            encoder = self.text_encoders["text_encoder"]
+            out += [Target("text_encoder", n, m, is_spatial=False) for n, m in _layers_within(encoder, _TEXT_BLOCKS)]
+        return out
+
+    def save(self, path: Path, dtype: torch.dtype) -> None:
+        parts = {}
+        for part, name, attribute in (("denoiser", "unet", "denoiser"), ("vae", "vae", "vae")):
+            loaded = self.has(part)  # type: ignore[arg-type]
+            if not loaded:
+                self.load(part, dtype, torch.device("cpu"))  # type: ignore[arg-type]
+            parts[name] = getattr(self, attribute)
+        text_was_loaded = self.has("text")
+        if not text_was_loaded:
+            self.load("text", dtype, torch.device("cpu"))
+        parts["text_encoder"] = self.text_encoders["text_encoder"]
+        StableDiffusionPipeline(
+            **parts,
+            tokenizer=self.tokenizer,
+            scheduler=DDIMScheduler.from_config(self.scheduler),
+            safety_checker=None,  # type: ignore[arg-type]
+            feature_extractor=None,  # type: ignore[arg-type]
+            requires_safety_checker=False,
+        ).save_pretrained(path, safe_serialization=True)
+        if not text_was_loaded:
+            self.free("text")
+
+
+def _is_spatial(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
+
+
+def _layers_within(model: nn.Module, blocks: Sequence[str]) -> list[tuple[str, nn.Module]]:
+    """The Linear and Conv2d layers inside blocks of these classes, by name, each once, in order of definition."""
+    found: dict[str, nn.Module] = {}
+    for block_name, block in model.named_modules():
+        if type(block).__name__ in blocks:
+            for name, layer in block.named_modules(prefix=block_name):
+                if isinstance(layer, nn.Linear | nn.Conv2d):
+                    found[name] = layer
+    return list(found.items())

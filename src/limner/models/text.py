@@ -1,0 +1,30 @@
+"""CLIP's tokenizer, from the vocabulary that ships with the package or from a model's own folder."""
+
+from __future__ import annotations
+
+import gzip
+from functools import cache
+from pathlib import Path
+
+from transformers import CLIPTokenizer
+
+_BPE = Path(__file__).parent / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
+
+
+@cache
+def clip_tokenizer() -> CLIPTokenizer:
+    """OpenAI's CLIP tokenizer of 49408 tokens, made from the published merges (MIT licence, see clip_bpe/)."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    # CLIP's vocabulary stands bytes in for printable characters, the unprintable ones from U+0100 on (as GPT-2 does)
+    bytes_ = [chr(b) for b in shown] + [chr(256 + i) for i in range(256 - len(shown))]
+    lines = gzip.decompress(_BPE.read_bytes()).decode("utf-8").split("\n")
+    merges = [(a, b) for a, b in (line.split() for line in lines[1 : 49152 - 256 - 2 + 1])]
+    tokens = [*bytes_, *(b + "</w>" for b in bytes_), *(a + b for a, b in merges), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, model_max_length=77)
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The tokenizer of a diffusers folder; CLIP's own where the folder brings none."""
+    if (folder / "tokenizer.json").exists() or (folder / "vocab.json").exists():
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    return clip_tokenizer()

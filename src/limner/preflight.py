@@ -1,0 +1,271 @@
+"""Everything that can be known before the start, found all at once and without importing torch.
+
+Each check is `(Config, Machine, records) -> Iterable[Finding]`; what needs the base model or the scan gets them in records.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from PIL import Image
+
+from limner import disk, runs
+from limner.config import Config, Lora, defaults
+from limner.config.prompts import all_prompts
+from limner.data.dataset import Dataset, assemble, bucket_rule
+from limner.data.scan import MAX_PIXELS, Scan, scan
+from limner.errors import Finding, UserError
+from limner.formats.base import Base, recognise
+from limner.machine import Machine
+
+_RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+
+
+@dataclass
+class Records:
+    """What the checks share: the recognised base model and the scanned pictures, None where they could not be had."""
+
+    base: Base | None = None
+    scan: Scan | None = None
+    dataset: Dataset | None = None
+    deep: bool = False
+
+
+Check = Callable[[Config, Machine, Records], Iterable[Finding]]
+
+
+def examine(config: Config, machine: Machine, *, deep: bool = False) -> tuple[list[Finding], Records]:
+    """All findings, errors first, and what was learnt on the way. `deep` decodes every picture."""
+    records, findings = Records(deep=deep), []
+    for check in CHECKS:
+        try:
+            findings += check(config, machine, records)
+        except UserError as error:
+            findings += error.findings
+    order = ("error", "warning", "note")
+    return sorted(findings, key=lambda f: order.index(f.severity)), records
+
+
+def check_base(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+    del machine
+    section = config.model
+    if section.config is not None and not section.config.is_dir():
+        yield Finding("model.config", f"{section.config} is not a folder.", "Give a diffusers folder with configuration files.")
+        return
+    records.base = base = recognise(section.base, section.revision, section.config)
+    if section.family is not None and section.family != base.family:
+        yield Finding("model.family", f"{section.family!r} was asked for, {section.base} is {base.family!r}.", "Remove the line.")
+    if base.path is None:
+        yield Finding("model.base", f"{section.base} is not on this machine; it will be fetched from the Hugging Face hub.", "", "note")
+    if section.revision is not None and "/" not in section.base:
+        yield Finding("model.revision", "has no effect on a local model.", "Remove it.", "warning")
+    if section.config is not None and base.layout == "folder":
+        yield Finding("model.config", "has no effect on a diffusers folder.", "Remove it.", "warning")
+    wanted = config.objective.prediction
+    if wanted is not None and wanted != base.prediction:
+        said = f"{wanted} is asked for, the model says {base.prediction}."
+        yield Finding("objective.prediction", said, "Remove the line unless the model's own setting is wrong.", "warning")
+
+
+def check_pictures(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+    del machine
+    records.scan = found = scan(config.data)
+    if config.data.skip_broken:
+        for finding in found.broken[:50]:
+            yield Finding(finding.field, f"{finding.message} It will be skipped.", "", "warning")
+    else:
+        yield from found.broken[:50]
+    if len(found.broken) > 50:
+        yield Finding("data.path", f"{len(found.broken) - 50} more files are broken.", "`limner check --deep` decodes them all.")
+    if not found.pictures:
+        yield Finding("data.path", f"{config.data.path} holds no usable picture.", "Put .png, .jpg, .webp or .bmp files there.")
+    yield from found.warnings
+
+
+def check_depth(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+    """Decode every picture, if asked to."""
+    del machine
+    if not records.deep or records.scan is None:
+        return
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        faults = pool.map(_decodes, (p.path for p in records.scan.pictures))
+        for picture, fault in zip(records.scan.pictures, faults, strict=True):
+            if fault:
+                severity = "warning" if config.data.skip_broken else "error"
+                yield Finding(picture.path, f"does not open ({fault}).", "Replace or remove it, or set data.skip_broken = true.", severity)
+
+
+def _decodes(path: str) -> str:
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP")) as picture:
+            if prod(picture.size) > MAX_PIXELS:
+                return "too large"
+            picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, ArithmeticError) as error:
+        return str(error).split("\n")[0] or type(error).__name__
+    return ""
+
+
+def check_buckets(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+    del machine
+    if records.base is None:
+        return
+    data, rule, family_step = config.data, bucket_rule(config, records.base), records.base.bucket_step_px
+    if not data.buckets:
+        for name in ("bucket_step_px", "bucket_min_px", "bucket_max_px"):
+            if getattr(data, name) is not None:
+                yield Finding(f"data.{name}", "has no effect without buckets.", "Remove it, or set data.buckets = true.", "warning")
+    if rule.resolution < rule.step:
+        yield Finding("data.resolution", f"{rule.resolution} is less than a bucket step of {rule.step}.", f"Use at least {rule.step}.")
+        return
+    if rule.step % records.base.latent_factor:
+        said = f"{rule.step} is not a multiple of {records.base.latent_factor}, the factor of this model's VAE."
+        yield Finding("data.bucket_step_px", said, f"Use {family_step}.")
+        return
+    if rule.step % family_step:
+        said = f"{rule.step} is not a multiple of {family_step}; pictures of odd sizes train less well."
+        yield Finding("data.bucket_step_px", said, f"Use {family_step}.", "warning")
+    if data.buckets and not (rule.minimum <= rule.resolution <= rule.maximum):
+        said = f"the resolution {rule.resolution} lies outside {rule.minimum}..{rule.maximum}."
+        yield Finding("data.bucket_min_px", said, "Make bucket_min_px smaller or bucket_max_px larger.")
+        return
+    if records.scan is None or not records.scan.pictures:
+        return
+    records.dataset = assemble(config, records.base, records.scan.pictures)
+    small = [p.path for p in records.scan.pictures if p.width * p.height < rule.resolution**2 / 4]
+    if small and data.upscale:
+        said = f"{len(small)} pictures are less than half the resolution and will be blurred, the first is {Path(small[0]).name}."
+        yield Finding("data.resolution", said, "Use larger pictures or a lower resolution.", "warning")
+
+
+def check_length(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+    del machine
+    if config.train.steps is not None and config.train.epochs is not None:
+        yield Finding("train.epochs", "both steps and epochs are given.", "Remove one of them.")
+    if records.dataset is None:
+        return
+    total, optimizer = records.dataset.total_steps, config.optimizer
+    if optimizer.warmup_steps >= total:
+        said = f"the warm-up of {optimizer.warmup_steps} steps is as long as the whole training of {total}."
+        yield Finding("optimizer.warmup_steps", said, "Make it shorter.")
+    for field, every in (("output.save_every_steps", config.output.save_every_steps), ("sample.every_steps", config.sample.every_steps)):
+        if every is not None and every > total:
+            yield Finding(field, f"{every} is more than the {total} steps of the run, so it never happens.", "Make it smaller.", "warning")
+
+
+def check_adapter(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+    del machine, records
+    adapter, optimizer = config.adapter, config.optimizer
+    if not adapter.denoiser and not adapter.text_encoder:
+        yield Finding("adapter.denoiser", "nothing is trained.", "Set adapter.denoiser or adapter.text_encoder to true.")
+    if isinstance(adapter, Lora) and adapter.conv_alpha is not None and adapter.conv_rank is None:
+        yield Finding("adapter.conv_alpha", "has no effect without conv_rank.", "Set adapter.conv_rank, or remove it.", "warning")
+    if optimizer.text_encoder_lr is not None and not adapter.text_encoder:
+        said = "has no effect while the text encoder is not trained."
+        yield Finding("optimizer.text_encoder_lr", said, "Set adapter.text_encoder = true, or remove it.", "warning")
+    if adapter.text_encoder and config.memory.cache_text:
+        said = "captions are not cached while the text encoder is trained."
+        yield Finding("memory.cache_text", said, "", "note")
+    if config.output.keep_last is not None and config.output.save_every_steps is None and config.output.save_every_epochs is None:
+        yield Finding("output.keep_last", "has no effect while no checkpoints are saved on the way.", "Set output.save_every_steps.", "warning")
+    if adapter.kind == "none":
+        for name in ("author", "description", "license", "title"):
+            if getattr(config.output, name) is not None:
+                yield Finding(f"output.{name}", "is not written into a whole model's folder.", "Remove it.", "warning")
+
+
+def check_device(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+    del records
+    device = config.launch.device or machine.best().kind
+    facts = machine.first(device)
+    if facts is None:
+        said = f"this machine has no {device} that torch {machine.torch} (built for {machine.torch_build}) can use."
+        yield Finding("launch.device", said, "Remove the line, or see `limner doctor`.")
+        return
+    if machine.gpu_without_torch and device == "cpu" and config.launch.device is None:
+        said = f"there is a {machine.gpu_without_torch}, but torch {machine.torch} is a CPU build."
+        yield Finding("launch.device", said, "Install a CUDA build of torch; the README says how.", "warning")
+    precision = defaults.precision(config, device, facts.bf16)
+    if precision == "fp16" and device == "cpu":
+        yield Finding("train.precision", "fp16 is hundreds of times slower than fp32 on a CPU.", 'Use "bf16" or "fp32".')
+    if precision == "bf16" and not facts.bf16:
+        yield Finding("train.precision", f"{facts.name} has no bf16.", 'Use "fp16" or "fp32".')
+    count = config.launch.num_processes
+    if device == "cpu" and count > machine.cores:
+        yield Finding("launch.num_processes", f"{count} processes on {machine.cores} cores.", f"Use at most {machine.cores}.")
+    if device != "cpu" and count > machine.count(device):
+        said = f"{count} processes, but {machine.count(device)} {device} device{'s' * (machine.count(device) != 1)}."
+        yield Finding("launch.num_processes", said, f"Use at most {machine.count(device)}.")
+
+
+def check_prompts(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+    del machine
+    section = config.sample
+    resolution, step = (records.base.resolution_px, records.base.bucket_step_px) if records.base else (512, 64)
+    prompts = all_prompts(config, config.data.resolution or resolution, step)
+    asked = section.every_steps is not None or section.every_epochs is not None or section.at_start
+    if asked and not prompts:
+        yield Finding("sample.prompts", "pictures are to be painted, but there is no prompt.", 'Set sample.prompts = ["..."].', "warning")
+
+
+def check_output(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+    """Names that work everywhere, folders that can be written, space for what will be."""
+    del machine
+    name = config.output.name
+    if not name.strip() or name in (".", "..") or name != name.strip() or name.endswith("."):
+        yield Finding("output.name", f"{name!r} cannot be a file name.", "Use letters and digits.")
+    elif any(c in name for c in '/\\:*?"<>|\n\t') or name.split(".")[0].lower() in _RESERVED or name.startswith((".", "-")):
+        yield Finding("output.name", f"{name!r} cannot be a file name on every system.", "Use letters, digits, - and _.")
+    elif len(os.fsencode(name)) > 200:
+        yield Finding("output.name", f"is {len(os.fsencode(name))} bytes long.", "Use at most 200 bytes.")
+    for field, folder in (
+        ("output.path", config.output.path),
+        ("memory.cache_path", config.memory.cache_path),
+        ("LIMNER_HOME", runs.home()),
+    ):
+        if folder is not None:
+            yield from _writable(field, folder)
+    needed = _needed_mib(config, records)
+    free = disk.free_bytes(config.output.path or runs.home()) >> 20
+    if free < needed:
+        yield Finding("output.path", f"{free} MiB are free, about {needed} MiB are needed.", "Free some space, or choose another disk.")
+
+
+def _writable(field: str, folder: Path) -> Iterable[Finding]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=disk.TEMPORARY):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        yield Finding(field, f"{folder} cannot be written ({reason}).", "Choose another folder, or change its permissions.")
+
+
+def _needed_mib(config: Config, records: Records) -> int:
+    """A rough upper bound of what the run writes, in MiB."""
+    pictures = len(records.scan.pictures) if records.scan else 0
+    side = config.data.resolution or (records.base.resolution_px if records.base else 512)
+    caches = pictures * (2 * 4 * 4 * (side // 8) ** 2 + 77 * 768 * 4) >> 20
+    if config.adapter.kind == "none" and records.base and records.base.path and records.base.path.is_dir():
+        weights = sum(f.stat().st_size for f in records.base.path.rglob("*.safetensors")) >> 20
+        return caches + 8 * weights + 50
+    return caches + 150
+
+
+CHECKS: tuple[Check, ...] = (
+    check_base,
+    check_pictures,
+    check_depth,
+    check_buckets,
+    check_length,
+    check_adapter,
+    check_device,
+    check_prompts,
+    check_output,
+)

@@ -1,0 +1,140 @@
+"""What the terminal shows of a run: one line that renews itself, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+
+from limner import jobs
+from limner.config import Config
+from limner.errors import printable
+from limner.preflight import Records
+from limner.runs import LIVE, Run, State
+
+_PLAIN_SECONDS = 15.0
+_WINDOW = 60
+
+
+def duration(seconds: float) -> str:
+    """A length of time in at most two units: 45 s, 3 min 20 s, 2 h 5 min."""
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def say_plan(config: Config, records: Records) -> None:
+    """One line on what will be done."""
+    if records.base is None or records.dataset is None:
+        return
+    counts = records.dataset.bucket_counts()
+    buckets = f"{len(counts)} bucket{'s' * (len(counts) != 1)}"
+    what = config.adapter.kind if config.adapter.kind != "none" else "the whole model"
+    pictures = len(records.dataset.pictures)
+    print(f"{records.base.family} · {what} · {pictures} pictures in {buckets} at {records.dataset.buckets.resolution} px"
+          f" · {records.dataset.total_steps} steps of {config.train.batch_size * config.train.accumulation}")  # fmt: skip
+
+
+class Watcher:
+    """Follows a run's events and renders its progress."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._offset = 0
+        self._live = sys.stdout.isatty()
+        self._recent: list[tuple[float, int, float]] = []  # time, step, loss
+        self._memory = 0
+        self._last_line = ""
+        self._printed = 0.0
+
+    def __call__(self) -> None:
+        for event, self._offset in self.run.events(self._offset):
+            self._take(event)
+        line = self.line(self.run.state())
+        if self._live:
+            width = shutil.get_terminal_size().columns - 1
+            if line != self._last_line:
+                print(f"\r{line[:width]:<{width}}", end="", flush=True)
+        elif line != self._last_line and time.monotonic() - self._printed > _PLAIN_SECONDS:
+            print(line, flush=True)
+            self._printed = time.monotonic()
+        self._last_line = line
+
+    def _take(self, event: dict) -> None:
+        kind = event.get("event")
+        if kind == "step":
+            self._recent = [*self._recent[-_WINDOW:], (event["time"], event["step"], event["loss"])]
+        elif kind == "memory":
+            self._memory = event.get("device_mib") or event["memory_mib"]
+        elif kind in ("resume", "start"):
+            self._recent = []
+        elif kind == "warning":
+            self._say(f"warning: {printable(event['message'], 300)}")
+        elif kind == "checkpoint":
+            self._say(f"saved {event['path']}")
+
+    def _say(self, words: str) -> None:
+        if self._live:
+            print("\r" + " " * (shutil.get_terminal_size().columns - 1) + "\r", end="")
+        print(words, flush=True)
+        self._last_line = ""
+
+    def line(self, state: State) -> str:
+        """The progress in one line of at most 80 columns."""
+        if state.status not in LIVE or not state.steps:
+            return state.phase or state.status
+        if state.phase != "training":
+            done, total = state.progress
+            return f"step {state.step}/{state.steps}  {state.phase}{f' {done}/{total}' if total else ''}"
+        if len(self._recent) < 2:
+            return f"step {state.step}/{state.steps}"
+        (first_time, first_step, _), (last_time, last_step, _) = self._recent[0], self._recent[-1]
+        loss = sum(entry[2] for entry in self._recent) / len(self._recent)
+        # events are written about once a second: their times are bunched, their ends are not
+        rate = (last_step - first_step) / max(1e-6, last_time - first_time)
+        left = duration((state.steps - last_step) / rate) if rate and last_time > first_time else "?"
+        return f"step {last_step}/{state.steps}  loss {loss:.4f}  {rate:.2f} steps/s  {left} left  {self._memory} MiB"
+
+    def end(self) -> None:
+        if self._live:
+            print()
+
+
+def follow(run: Run, process: subprocess.Popen[bytes]) -> int:
+    """Show a run until it ends, then say how; returns the exit code for the terminal."""
+    print(f"Run {run.id} in {run.path}")
+    watch = Watcher(run)
+    code = jobs.follow(run, process, watch)
+    watch.end()
+    state = run.state()
+    if state.status == "done":
+        print(f"Done: {state.steps} steps.")
+        return 0
+    if state.status == "stopped":
+        print(f"Stopped at step {state.step} of {state.steps}. Go on with: limner runs resume {run.id}")
+        return 0
+    for line in (state.error or f"the trainer ended with exit code {code}").split("\n"):
+        print(line if line.startswith("error:") else f"error: {printable(line, 600)}", file=sys.stderr)
+    print(f"The log: {run.log}", file=sys.stderr)
+    return 2 if code == 2 else 1
+
+
+def show(run: Run) -> int:
+    """Print what is known of a run."""
+    state = run.state()
+    print(f"{run.id}\n  state   {state.status}{f' ({state.phase})' if state.phase else ''}, step {state.step} of {state.steps}")
+    print(f"  folder  {run.path}")
+    losses = [e["loss"] for e in run.history() if e.get("event") == "step"]
+    if losses:
+        print(f"  loss    {sum(losses[-50:]) / len(losses[-50:]):.4f} (mean of the last {len(losses[-50:])} steps)")
+    for event in run.history():
+        if event.get("event") == "checkpoint":
+            print(f"  saved   {event['path']}")
+    if state.status == "failed":
+        print(f"  error   {printable(state.error, 600)}")
+        print("\n".join(f"  log     {printable(line, 300)}" for line in run.tail(2000).splitlines()[-8:]))
+    return 0

@@ -1,0 +1,261 @@
+"""The run directory: the interface between the trainer and everyone who watches it.
+
+The trainer alone writes `state.json` and `events.jsonl`; whoever started it writes `exit.json`; anyone may put a request
+into `control/`. What is true is derived from these and the process table, never remembered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+import psutil
+
+from limner import disk
+from limner.config import Config
+from limner.config import files as config_files
+from limner.errors import wrong
+
+Status = Literal["queued", "starting", "running", "stopping", "waiting", "done", "failed", "stopped"]
+Phase = Literal["", "loading", "caching", "training", "sampling", "saving"]
+LIVE: tuple[Status, ...] = ("starting", "running", "stopping")
+REQUESTS = ("stop", "stop-now", "sample", "save")
+
+
+def home() -> Path:
+    """Limner's home: runs, caches, settings. `LIMNER_HOME`, or the platform's data folder."""
+    chosen = os.environ.get("LIMNER_HOME")
+    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_data_dir("limner", appauthor=False))
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run says of itself, in `state.json`."""
+
+    status: Status = "queued"
+    phase: Phase = ""
+    progress: tuple[int, int] = (0, 0)
+    step: int = 0
+    steps: int = 0
+    pid: int = 0
+    process_started: float = 0.0
+    token: str = ""
+    error: str = ""
+    updated: float = 0.0
+
+    @staticmethod
+    def read(path: Path) -> State:
+        """The state in a file; a missing or damaged file reads as queued."""
+        raw = disk.read_json(path)
+        known = {k: v for k, v in raw.items() if k in State.__dataclass_fields__} if isinstance(raw, dict) else {}
+        with contextlib.suppress(TypeError, ValueError):
+            known["progress"] = tuple(known.get("progress", (0, 0)))
+        return State(**known)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory."""
+
+    path: Path
+    name: str = field(default="")
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def states(self) -> Path:
+        return self.path / "states"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    def config(self) -> Config:
+        """What was asked. Raises UserError if the file was damaged since."""
+        return config_files.read(self.path / "config.toml")
+
+    def plan(self) -> dict[str, Any]:
+        """What was derived before the start; {} if it is not there yet."""
+        raw = disk.read_json(self.path / "plan.json")
+        return raw if isinstance(raw, dict) else {}
+
+    # --- what the trainer writes ---
+
+    def write_state(self, state: State) -> None:
+        disk.write_json(self.path / "state.json", asdict(replace(state, updated=time.time())))
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Append one event. A line is written by a single call, so that readers see whole lines or none."""
+        line = json.dumps({"event": kind, "time": round(time.time(), 3), **values}, ensure_ascii=False, allow_nan=False)
+        with (self.path / "events.jsonl").open("ab") as file:
+            file.write(line.encode("utf-8", "replace") + b"\n")
+
+    def end_last_line(self) -> None:
+        """Close a line that a killed writer left open, so that the next event starts on a line of its own."""
+        path = self.path / "events.jsonl"
+        if path.exists() and path.stat().st_size:
+            with path.open("rb+") as file:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+
+    # --- what anyone may read ---
+
+    def events(self, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+        """(event, offset behind it) from byte `start` on; damaged lines are passed over. Constant memory."""
+        path = self.path / "events.jsonl"
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            file.seek(start)
+            for line in file:
+                start += len(line)
+                if not line.endswith(b"\n"):
+                    return  # still being written
+                with contextlib.suppress(ValueError):
+                    event = json.loads(line)
+                    if isinstance(event, dict):
+                        yield event, start
+
+    def history(self) -> list[dict[str, Any]]:
+        """All events as one uninterrupted run would have written them: what was done again after a resume comes once."""
+        out: list[dict[str, Any]] = []
+        for event, _ in self.events():
+            if event.get("event") == "resume":
+                out = [e for e in out if e.get("step", 0) <= event["step"]]
+            out.append(event)
+        return out
+
+    def state(self) -> State:
+        """What is true now, from state.json, exit.json and the process table."""
+        state = State.read(self.path / "state.json")
+        if state.status not in LIVE or is_alive(state.pid, state.process_started):
+            return state
+        return replace(state, status="failed", error=state.error or self._why_dead(state))
+
+    def _why_dead(self, state: State) -> str:
+        ended = disk.read_json(self.path / "exit.json")
+        if isinstance(ended, dict) and ended.get("token") == state.token and isinstance(ended.get("code"), int):
+            code = ended["code"]
+            return f"the trainer was killed (signal {-code})" if code < 0 else f"the trainer ended with exit code {code}"
+        return "the trainer is gone (killed, or the machine was restarted)"
+
+    def tail(self, limit: int = 4000) -> str:
+        """The end of the log."""
+        if not self.log.exists():
+            return ""
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - limit))
+            return file.read().decode("utf-8", "replace")
+
+    # --- requests ---
+
+    def request(self, what: str) -> None:
+        """Ask the trainer for something; it consumes the request at its next step."""
+        assert what in REQUESTS
+        (self.path / "control").mkdir(exist_ok=True)
+        disk.write_text(self.path / "control" / what, f"{time.time()}\n")
+
+    def take_requests(self) -> list[str]:
+        """The trainer's side: pending requests, each consumed by a rename so that it is taken once."""
+        folder = self.path / "control"
+        taken = []
+        with contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(folder):
+                if entry.name in REQUESTS:
+                    with contextlib.suppress(OSError):
+                        os.replace(entry.path, folder / f".taken-{entry.name}")
+                        taken.append(entry.name)
+        return taken
+
+    def drop_requests(self) -> None:
+        shutil.rmtree(self.path / "control", ignore_errors=True)
+        (self.path / "control").mkdir(exist_ok=True)
+
+
+def is_alive(pid: int, started: float) -> bool:
+    """Whether the process that wrote (pid, start time) still runs; a recycled pid is another process."""
+    if pid <= 0:
+        return False
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:40] or "run"
+
+
+def create(config: Config) -> Run:
+    """Make a new run directory and write its config. Two starts in one minute get different names."""
+    folder = home() / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{datetime.datetime.now():%Y-%m-%d_%H%M}_{_slug(config.output.name)}"
+    for attempt in range(1, 10_000):
+        path = folder / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        for name in ("samples", "checkpoints", "states", "control"):
+            (path / name).mkdir()
+        run = Run(path)
+        disk.write_text(path / "config.toml", config_files.render(config))
+        run.write_state(State(token=secrets.token_hex(8)))
+        return run
+    raise wrong("runs", f"{folder} holds too many runs named {stem}.", "Delete some of them.")
+
+
+def all_runs() -> list[Run]:
+    """Every run, oldest first."""
+    folder = home() / "runs"
+    return [Run(p) for p in sorted(folder.iterdir()) if (p / "config.toml").exists()] if folder.is_dir() else []
+
+
+def find(name: str) -> Run:
+    """The run whose id is `name`, or starts with or ends in it if only one does; "last" is the newest."""
+    found = all_runs()
+    if name == "last" and found:
+        return max(found, key=lambda r: (r.path / "config.toml").stat().st_mtime_ns)
+    exact = [r for r in found if r.id == name]
+    near = exact or [r for r in found if r.id.startswith(name) or r.id.endswith(name)]
+    if len(near) == 1:
+        return near[0]
+    remedy = "`limner runs list` shows them." if not near else f"Be more exact: {', '.join(r.id for r in near[:5])}."
+    raise wrong("run", f"{name!r} names {'no run' if not near else f'{len(near)} runs'}.", remedy)
+
+
+def delete(run: Run) -> Path:
+    """Move a run to the trash folder; returns where it is now. Raises UserError while it is running."""
+    if run.state().status in LIVE:
+        raise wrong("run", f"{run.id} is running.", "Stop it first.")
+    trash = home() / "trash"
+    trash.mkdir(parents=True, exist_ok=True)
+    target = trash / run.id
+    while target.exists():
+        target = trash / f"{run.id}.{secrets.token_hex(3)}"
+    os.replace(run.path, target)
+    return target
