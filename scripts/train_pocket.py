@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from limner.pocket import world
-from limner.pocket.judge import judge
+from limner.pocket.exam import held_out_scenes, score_scenes
 
 BPE = Path(__file__).parents[1] / "src/limner/models/clip_bpe/bpe_simple_vocab_16e6.txt.gz"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -351,18 +351,6 @@ def export(folder: Path, vae, unet, text, tokenizer: CLIPTokenizer) -> None:
 # --- examination ------------------------------------------------------------------------------------------------------
 
 
-def held_out_scenes(count: int, seed: int = 77) -> list[tuple[world.Scene, str]]:
-    """Held-out captions; a quarter of them of colour-shape pairs never seen together."""
-    rng, out = random.Random(seed), []
-    while len(out) < count:
-        pairs = sorted(world.UNSEEN_PAIRS) if len(out) % 4 == 0 else world.seen_pairs()
-        scene = world.random_scene(rng, pairs)
-        caption = world.describe(scene, rng)
-        if (scene.colour, scene.shape) in world.UNSEEN_PAIRS or world.held_out(caption):
-            out.append((scene, caption))
-    return out
-
-
 @torch.no_grad()
 def examine(folder: Path, count: int, steps: int = 20, guidance: float = 4.0, grid: Path | None = None) -> dict[str, float]:
     pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, torch_dtype=torch.float32).to(DEVICE)
@@ -372,27 +360,17 @@ def examine(folder: Path, count: int, steps: int = 20, guidance: float = 4.0, gr
     for i in range(0, count, 50):
         part = wanted[i : i + 50]
         generators = [torch.Generator().manual_seed(1000 + i + k) for k in range(len(part))]
-        out = pipe([c for _, c in part], num_inference_steps=steps, guidance_scale=guidance, height=64, width=64, generator=generators, output_type="np")
+        captions = [c for _, c in part]
+        out = pipe(
+            captions, num_inference_steps=steps, guidance_scale=guidance, height=64, width=64, generator=generators, output_type="np"
+        )
         images += [(im * 255).round().astype(np.uint8) for im in out.images]
-    verdicts = [judge(im) for im in images]
-    right = [v.colour == s.colour and v.shape == s.shape for v, (s, _) in zip(verdicts, wanted, strict=True)]
-    shuffled = [v.colour == s.colour and v.shape == s.shape for v, (s, _) in zip(verdicts[1:] + verdicts[:1], wanted, strict=True)]
-    unseen = [(s.colour, s.shape) in world.UNSEEN_PAIRS for s, _ in wanted]
     if grid is not None:
         sheet = Image.new("RGB", (64 * 10, 64 * ((min(count, 100) + 9) // 10)))
         for i, im in enumerate(images[:100]):
             sheet.paste(Image.fromarray(im), (i % 10 * 64, i // 10 * 64))
         sheet.save(grid)
-    named = [("background" in c, v.background == s.background) for v, (s, c) in zip(verdicts, wanted, strict=True)]
-    return {
-        "captions": count,
-        "right": sum(right) / count,
-        "right_unseen_pairs": sum(r for r, u in zip(right, unseen, strict=True) if u) / max(1, sum(unseen)),
-        "colour": sum(v.colour == s.colour for v, (s, _) in zip(verdicts, wanted, strict=True)) / count,
-        "shape": sum(v.shape == s.shape for v, (s, _) in zip(verdicts, wanted, strict=True)) / count,
-        "background": sum(r for n, r in named if n) / max(1, sum(n for n, _ in named)),
-        "chance_by_shuffled_captions": sum(shuffled) / count,
-    }
+    return score_scenes(images, wanted)
 
 
 def main() -> None:

@@ -150,9 +150,9 @@ def sample(
 @app.command
 def demo(*, out: Path = Path("demo"), steps: int | None = None) -> int:
     """Teach the pocket model a new thing, and show before and after. No files, network or GPU needed."""
-    from limner.engine import demo as engine_demo
+    from limner import demo as demo_page
 
-    return engine_demo.run(out, steps)
+    return demo_page.run(out, steps)
 
 
 @app.command

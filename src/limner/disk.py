@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp-"
+_REPLACED = f"{TEMPORARY}was-"  # then the name of a folder that is being replaced
 MANIFEST = "manifest.json"
 
 
@@ -96,16 +97,23 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         (temporary / MANIFEST).write_text(json.dumps({"files": manifest}, indent=2), encoding="utf-8")
         for path in [*files, temporary / MANIFEST, *(p for p in temporary.rglob("*") if p.is_dir()), temporary]:
             fsync(path)
+        previous = folder.with_name(_REPLACED + folder.name)
         if folder.exists():
-            doomed = temporary_name(folder)
-            os.replace(folder, doomed)
-            os.replace(temporary, folder)
-            shutil.rmtree(doomed, ignore_errors=True)
-        else:
-            os.replace(temporary, folder)
+            shutil.rmtree(previous, ignore_errors=True)
+            os.replace(folder, previous)  # a crash before the next line is put right by `sweep`
+        os.replace(temporary, folder)
         fsync(folder.parent)
+        shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _restore(folder)
+
+
+def _restore(folder: Path) -> None:
+    """Give a folder its name back if its replacement did not come to be."""
+    previous = folder.with_name(_REPLACED + folder.name)
+    if previous.is_dir() and not folder.exists():
+        os.replace(previous, folder)
 
 
 def manifest_faults(folder: Path) -> list[str]:
@@ -126,6 +134,8 @@ def manifest_faults(folder: Path) -> list[str]:
 def sweep(folder: Path) -> None:
     """Remove what a killed writer left behind in `folder` (temporary names only, not below)."""
     if folder.is_dir():
+        for path in folder.glob(f"{_REPLACED}*"):
+            _restore(path.with_name(path.name.removeprefix(_REPLACED)))
         for path in folder.glob(f"{TEMPORARY}*"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

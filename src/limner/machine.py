@@ -8,10 +8,9 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from limner import disk
@@ -59,7 +58,7 @@ def describe(home: Path, *, refresh: bool = False) -> Machine:
             return _from_json(cached["machine"])
         except (KeyError, TypeError):
             pass
-    answer = subprocess.run([sys.executable, "-m", "limner.machine"], capture_output=True, text=True, timeout=120, check=True)
+    answer = subprocess.run([sys.executable, "-m", "limner.engine.probe"], capture_output=True, text=True, timeout=120, check=True)
     found = json.loads(answer.stdout.splitlines()[-1])
     disk.write_json(path, {"key": key, "machine": found})
     return _from_json(found)
@@ -81,34 +80,3 @@ def _boot() -> int:
     import psutil
 
     return int(psutil.boot_time()) // 120
-
-
-def _gpu_name() -> str:
-    """The name of an NVIDIA GPU according to its driver, "" where there is none."""
-    try:
-        asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        return subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout.strip().split("\n")[0]
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _probe() -> Machine:
-    import psutil
-    import torch
-
-    memory = psutil.virtual_memory().total >> 20
-    devices = [Device("cpu", platform.processor() or platform.machine(), memory, bf16=True)]
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            facts = torch.cuda.get_device_properties(i)
-            # bf16 in hardware since Ampere (8.0); older cards emulate it, slowly
-            devices.append(Device("cuda", facts.name, facts.total_memory >> 20, bf16=facts.major >= 8 or bool(torch.version.hip)))
-    if torch.backends.mps.is_available():
-        devices.append(Device("mps", "Apple GPU", memory, bf16=True))
-    build = torch.version.cuda or torch.version.hip or "cpu"
-    unused = "" if torch.cuda.is_available() else _gpu_name()
-    return Machine(torch.__version__, build, tuple(devices), os.cpu_count() or 1, memory, unused)
-
-
-if __name__ == "__main__":
-    print(json.dumps(asdict(_probe())))

@@ -55,7 +55,7 @@ def examine(config: Config, machine: Machine, *, deep: bool = False) -> tuple[li
 def check_base(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
     del machine
     section = config.model
-    if section.config is not None and not section.config.is_dir():
+    if section.config is not None and not os.path.isdir(section.config):
         yield Finding("model.config", f"{section.config} is not a folder.", "Give a diffusers folder with configuration files.")
         return
     records.base = base = recognise(section.base, section.revision, section.config)

@@ -58,9 +58,13 @@ class State:
     def read(path: Path) -> State:
         """The state in a file; a missing or damaged file reads as queued."""
         raw = disk.read_json(path)
-        known = {k: v for k, v in raw.items() if k in State.__dataclass_fields__} if isinstance(raw, dict) else {}
-        with contextlib.suppress(TypeError, ValueError):
-            known["progress"] = tuple(known.get("progress", (0, 0)))
+        known = {}
+        for name, default in asdict(State()).items():
+            value = raw.get(name) if isinstance(raw, dict) else None
+            if name == "progress" and isinstance(value, list) and [type(v) for v in value] == [int, int]:
+                known[name] = tuple(value)
+            elif type(value) is type(default) or (type(value) is int and isinstance(default, float)):
+                known[name] = value
         return State(**known)
 
 
@@ -133,7 +137,7 @@ class Run:
                 start += len(line)
                 if not line.endswith(b"\n"):
                     return  # still being written
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, RecursionError):
                     event = json.loads(line)
                     if isinstance(event, dict):
                         yield event, start
@@ -143,7 +147,7 @@ class Run:
         out: list[dict[str, Any]] = []
         for event, _ in self.events():
             if event.get("event") == "resume":
-                out = [e for e in out if e.get("step", 0) <= event["step"]]
+                out = [e for e in out if e.get("step", 0) <= event.get("step", 0)]
             out.append(event)
         return out
 
@@ -151,6 +155,9 @@ class Run:
         """What is true now, from state.json, exit.json and the process table."""
         state = State.read(self.path / "state.json")
         if state.status not in LIVE or is_alive(state.pid, state.process_started):
+            return state
+        state = State.read(self.path / "state.json")  # it may have said its last word just before it ended
+        if state.status not in LIVE:
             return state
         return replace(state, status="failed", error=state.error or self._why_dead(state))
 

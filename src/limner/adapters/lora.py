@@ -1,7 +1,9 @@
 """LoRA for Linear and Conv2d layers (arXiv:2106.09685), with rank-stabilised scaling and DoRA as options.
 
 y = W0 x + scale * up(down(x)), scale = alpha / rank (or alpha / sqrt(rank), arXiv:2312.03732, section 3).
-DoRA (arXiv:2402.09353, eq. 5): W = m * V / |V|, V = W0 + scale * up down, norms over each output's inputs.
+DoRA (arXiv:2402.09353, eq. 5): W = m * V / |V|, V = W0 + scale * up down, the norm of each column, that is of each input's
+weights. So do A1111 and ComfyUI; where a file's magnitudes go by outputs, A1111 cannot read it and ComfyUI and Forge divide
+by |W0| instead of |V|.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from torch import Tensor, nn
 from limner.config import Lora, Optimizer
 from limner.errors import Finding, UserError, wrong
 from limner.formats.lora_names import kohya_name
-
 from limner.randomness import mix
 
 if TYPE_CHECKING:
@@ -77,12 +78,13 @@ class DoraLayer(LoraLayer):
 
     def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, scale: float, seed: int) -> None:
         super().__init__(base, rank, scale, seed)
-        weight = base.weight.detach().float()
-        self.magnitude = nn.Parameter(self._norm(weight).to(weight.device))
+        self.magnitude = nn.Parameter(self._norm(base.weight.detach().float()))
 
     @staticmethod
     def _norm(weight: Tensor) -> Tensor:
-        return weight.flatten(1).norm(dim=1).view(-1, *[1] * (weight.ndim - 1))
+        """The norm of each input's weights, shape (1, inputs, ...); ComfyUI adds the same epsilon."""
+        norm = weight.transpose(0, 1).flatten(1).norm(dim=1).view(1, -1, *[1] * (weight.ndim - 2))
+        return norm + torch.finfo(torch.float32).eps
 
     def _weight(self) -> Tensor:
         direction = self.base[0].weight.float() + self.delta()
@@ -167,7 +169,8 @@ class LoraAdapter:
             more = [Finding("adapter", f"{len(faults) - 3} more tensors do not fit.", severity="note")] if len(faults) > 3 else []
             raise UserError([*faults[:3], *more])
         for name, (_, layer) in self.layers.items():
-            layer.scale = float(state[f"{name}.alpha"]) / layer.rank
+            if state[f"{name}.alpha"] != own[f"{name}.alpha"]:  # the same alpha must keep the same scale to the last bit
+                layer.scale = float(state[f"{name}.alpha"]) / layer.rank
             for key, tensor in layer.tensors().items():
                 if key != "alpha":
                     tensor.copy_(state[f"{name}.{key}"].view(tensor.shape))

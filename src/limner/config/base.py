@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +25,8 @@ def option(default: Any = ..., *, unit: str = "", kohya: str = "", advanced: boo
     return Field(default, json_schema_extra={"unit": unit, "kohya": kohya, "advanced": advanced}, **limits)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """`text` itself. Raises ValueError if it holds a control character."""
     for character in text:
         if character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cs"):
             raise ValueError(f"holds the control character U+{ord(character):04X}")
@@ -36,14 +38,21 @@ def _to_path(value: Any) -> Any:
         return value
     if not value.strip():
         raise ValueError("is empty")
-    return Path(_clean(value)).expanduser()
+    path = Path(clean(value))
+    try:
+        path = path.expanduser()
+    except RuntimeError:
+        raise ValueError("names a home folder that does not exist") from None
+    if any(len(os.fsencode(part)) > 255 for part in path.parts) or len(os.fsencode(path)) > 4000:
+        raise ValueError("is longer than systems allow")
+    return path
 
 
 def _to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-Text = Annotated[str, AfterValidator(_clean), Field(max_length=20_000)]
+Text = Annotated[str, AfterValidator(clean), Field(max_length=20_000)]
 """Text without control characters."""
 
 FilePath = Annotated[Path, BeforeValidator(_to_path)]

@@ -48,8 +48,8 @@ class Option:
 
     def range_words(self) -> str:
         """The allowed range in words, "" where there is none."""
-        low = "" if self.minimum is None else f"{'more than' if self.exclusive[0] else 'at least'} {self.minimum:g}"
-        high = "" if self.maximum is None else f"{'less than' if self.exclusive[1] else 'at most'} {self.maximum:g}"
+        low = "" if self.minimum is None else f"{'more than' if self.exclusive[0] else 'at least'} {_number(self.minimum)}"
+        high = "" if self.maximum is None else f"{'less than' if self.exclusive[1] else 'at most'} {_number(self.maximum)}"
         return ", ".join(w for w in (low, high) if w)
 
     def type_words(self) -> str:
@@ -57,6 +57,10 @@ class Option:
         names = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path", tuple: "list of texts"}
         kinds = [names[t] for t in self.types if not (t is int and float in self.types)]
         return " or ".join([*kinds, *(f'"{c}"' for c in self.choices)])
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def section_types(model: type[BaseModel] = Config) -> Iterator[tuple[str, str | None, type[BaseModel]]]:

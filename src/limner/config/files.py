@@ -7,6 +7,7 @@ import re
 import textwrap
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from limner.config.fields import Option, section_types, walk
 from limner.errors import Finding, UserError, printable, wrong
 
 MAX_BYTES = 1 << 20
+_MAX_FINDINGS = 50
 _WIDTH = 100
 
 
@@ -80,7 +82,8 @@ def build(raw: dict[str, Any], overrides: Mapping[str, str], text: str = "", sou
     merged = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
     options = _options_by_path()
     faults: list[Finding] = []
-    for path, typed in overrides.items():
+    # a section's kind goes first, since it decides which other options there are
+    for path, typed in sorted(overrides.items(), key=lambda item: not item[0].endswith(".kind")):
         if path not in options:
             faults.append(_unknown(path, "", ""))
             continue
@@ -88,7 +91,7 @@ def build(raw: dict[str, Any], overrides: Mapping[str, str], text: str = "", sou
         table = merged.setdefault(section, {})
         if not isinstance(table, dict):
             continue  # reported by validation below
-        if name == "kind" and table.get("kind") not in (None, typed):
+        if name == "kind" and table.get("kind", options[path][0].default) != typed:
             table.clear()  # the other kind's options do not carry over
         table[name] = _typed(options[path], typed)
         anchored = _anchored({section: {name: table[name]}}, Path.cwd())
@@ -99,13 +102,13 @@ def build(raw: dict[str, Any], overrides: Mapping[str, str], text: str = "", sou
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
-        faults += [_finding(e, text, source) for e in error.errors(include_url=False)]
-        raise UserError(faults) from None
+        raise UserError(faults + _findings(error, text, source)) from None
     if faults:
         raise UserError(faults)
     return config
 
 
+@cache
 def _options_by_path() -> dict[str, list[Option]]:
     out: dict[str, list[Option]] = {}
     for option in walk():
@@ -125,28 +128,31 @@ def _typed(options: list[Option], text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError, ValueError):
-        return text
+        return [text] if option.is_list else text
 
 
 def _where(path: str, text: str, source: str) -> str:
-    line = line_of(path, text)
-    return f"{source}, line {line}" if line else ""
+    line = line_of(path, text) or line_of(path.rpartition(".")[0], text)
+    return ", ".join(w for w in (source, f"line {line}") if w) if line else source
 
 
 def line_of(path: str, text: str) -> int | None:
     """The line (from 1) on which a dotted name is set in TOML text, None if it cannot be told."""
-    section, _, name = path.rpartition(".")
-    here, section_line = "", None
-    for number, line in enumerate(text.splitlines(), 1):
+    return _lines_by_name(text).get(path)
+
+
+@lru_cache(maxsize=2)
+def _lines_by_name(text: str) -> dict[str, int]:
+    """The line of every section and dotted name. Good enough to point at: words inside long texts may be taken for names."""
+    here, out = "", dict[str, int]()
+    for number, line in enumerate(text.split("\n"), 1):
         if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line):
-            here = header[1].replace('"', "").replace("'", "")
-            if here == path:
-                section_line = number
+            here = re.sub(r"[\"']", "", header[1])
+            out.setdefault(here, number)
         elif key := re.match(r"\s*([\w.\"'-]+)\s*=", line):
-            full = f"{here}.{key[1]}" if here else key[1]
-            if full.replace('"', "").replace("'", "") == path or (section == here and key[1].strip("\"'") == name):
-                return number
-    return section_line
+            name = re.sub(r"[\"']", "", key[1])
+            out.setdefault(f"{here}.{name}" if here else name, number)
+    return out
 
 
 def _unknown(path: str, text: str, source: str) -> Finding:
@@ -166,15 +172,30 @@ _TYPE_REMEDIES = {"bool_type": "Write true or false, without quotes.", "int_type
 _TYPE_REMEDIES |= {"float_type": "Write a number, without quotes.", "string_type": 'Write text in quotes: "..."'}
 
 
-def _finding(error: Any, text: str, source: str) -> Finding:
-    tags = {t for _, t, _ in section_types() if t}
-    parts = [str(p) for p in error["loc"]]
+def _findings(error: ValidationError, text: str, source: str) -> list[Finding]:
+    """One finding for each field; pydantic reports one for each type that a field may have."""
+    first: dict[str, Any] = {}
+    for fault in error.errors(include_url=False):
+        first.setdefault(_field_of(fault["loc"]), fault)
+    shown = [_finding(path, fault, text, source) for path, fault in list(first.items())[:_MAX_FINDINGS]]
+    if more := len(first) - len(shown):
+        shown.append(Finding(source or "configuration", f"{more} more options are wrong.", "Mend those above first."))
+    return shown
+
+
+def _field_of(place: tuple[Any, ...]) -> str:
+    parts = [str(p) for p in place]
     # pydantic puts the tag of a union and the type tried into the place; neither is part of the option's name
-    path = ".".join([p for i, p in enumerate(parts) if not (i == 1 and p in tags)][:2])
+    if len(parts) > 1 and parts[1] in {t for name, t, _ in section_types() if t and name == parts[0]}:
+        del parts[1]
+    return ".".join(parts[:2]) or '""'
+
+
+def _finding(path: str, error: Any, text: str, source: str) -> Finding:
     kind, value = error["type"], error.get("input")
     if kind == "extra_forbidden":
         known = _options_by_path().get(path)
-        if known:
+        if known and known[0].tag:
             where = _where(path, text, source)
             said = f"does not apply here; it belongs to kind {known[0].tag!r}{f' ({where})' if where else ''}."
             return Finding(path, said, f'Remove it, or set {known[0].section}.kind = "{known[0].tag}".')
@@ -188,7 +209,7 @@ def _finding(error: Any, text: str, source: str) -> Finding:
         expected = option.type_words() + (f", {limit}" if limit else "")
         detail = f": {error['msg'].removeprefix('Value error, ')}" if kind == "value_error" else ""
         message = f"{shown} is not allowed{detail}{f' ({where})' if where else ''}."
-        return Finding(path, message, f"Expected: {expected}. {_TYPE_REMEDIES.get(kind, '')}".strip())
+        return Finding(path, message, f"Expected: {expected}. {_TYPE_REMEDIES.get(kind, '') if not option.choices else ''}".strip())
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         names = ", ".join(t for n, t, _ in section_types() if n == path and t)
         given = value.get("kind") if isinstance(value, dict) else value

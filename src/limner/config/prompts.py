@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from limner.config import Config
+from limner.config.base import clean
 from limner.errors import Finding, UserError, wrong
 
 MAX_FILE_BYTES = 1 << 20
@@ -73,11 +74,14 @@ def read_lines(path: Path, field: str = "sample.prompt_file") -> list[str]:
         if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
             raise wrong(field, f"{path} is not a file of at most 1 MiB.", "Give the path of a prompt file.")
         text = path.read_bytes().decode("utf-8-sig")
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        return [clean(line) for line in lines]
     except UnicodeDecodeError:
         raise wrong(field, f"{path.name} is not UTF-8 text.", "Save it as UTF-8.") from None
-    except (OSError, ValueError) as error:
-        raise wrong(field, f"{path} cannot be read ({error}).", "Check the path and its permissions.") from None
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    except OSError as error:
+        raise wrong(field, f"{path} cannot be read ({error.strerror}).", "Check the path and its permissions.") from None
+    except ValueError as error:
+        raise wrong(field, f"{path.name} {error}.", "Remove it; a prompt is plain text.") from None
 
 
 def all_prompts(config: Config, resolution: int, size_step: int) -> list[Prompt]:

@@ -22,8 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from limner import disk
+from limner.errors import wrong
 
-_VERSION = 1  # raise it when encoding changes
+_VERSION = 2  # raise it when encoding changes
 _RESIDENT_BYTES = 512 << 20
 
 Entry = dict[str, Tensor]
@@ -52,13 +53,14 @@ class Cache:
     def content_hash(self, path: str | Path) -> str:
         """SHA-256 of a file; taken from memory as long as size, time and inode are those of the last look."""
         stat = os.stat(path)
-        facts = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
-        row = self._index.execute("SELECT size, time, inode, hash FROM files WHERE path = ?", (str(path),)).fetchone()
+        # a name need not be text, and an inode may have 64 bits where SQLite's numbers have 63
+        name, facts = os.fsencode(path), (stat.st_size, stat.st_mtime_ns, stat.st_ino & (1 << 63) - 1)
+        row = self._index.execute("SELECT size, time, inode, hash FROM files WHERE path = ?", (name,)).fetchone()
         if row is not None and row[:3] == facts:
             return row[3]
         found = disk.sha256(Path(path))
         with self._index:
-            self._index.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (str(path), *facts, found))
+            self._index.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (name, *facts, found))
         return found
 
     # --- entries ---
@@ -119,24 +121,32 @@ def _size(entry: Entry) -> int:
 def _checksum(entry: Entry) -> int:
     value = 0
     for name in sorted(entry):
-        data = entry[name].detach().cpu().contiguous().view(torch.uint8).numpy()
-        value = zlib.crc32(data, zlib.crc32(name.encode(), value))
+        tensor = entry[name].detach().cpu().contiguous()
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), value)
     return value
 
 
 def _open_index(path: Path) -> sqlite3.Connection:
     """The index; one that cannot be read is set aside and begun anew, since everything in it can be made again."""
     for attempt in range(2):
-        connection = sqlite3.connect(path, timeout=60)
+        connection = None
         try:
+            connection = sqlite3.connect(path, timeout=60)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute("CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INT, time INT, inode INT, hash TEXT)")
+            if (said := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(said)
+            connection.execute("CREATE TABLE IF NOT EXISTS files (path BLOB PRIMARY KEY, size INT, time INT, inode INT, hash TEXT)")
             connection.execute("CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, shard TEXT, names TEXT, checksum INT)")
             return connection
         except sqlite3.DatabaseError as error:
-            connection.close()
+            if connection is not None:
+                connection.close()
             if isinstance(error, sqlite3.OperationalError) or attempt:
-                raise
+                said = f"{path} cannot be opened ({error})."
+                raise wrong("memory.cache_path", said, "Choose another folder, or remove the file.") from None
             os.replace(path, path.with_suffix(".damaged"))
+            for journal in ("index.sqlite-wal", "index.sqlite-shm"):  # they would be played into the new one
+                path.with_name(journal).unlink(missing_ok=True)
     raise AssertionError

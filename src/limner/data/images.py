@@ -30,8 +30,8 @@ def load(path: str | Path, fit: Fit) -> Tensor:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError, ArithmeticError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise wrong(str(path), f"does not open ({reason}).", "Replace or remove it, or set data.skip_broken = true.") from None
-    left, top = fit.crop
     picture = picture.resize(_covering(picture, fit), Image.Resampling.LANCZOS)
+    left, top = Fit(fit.bucket, picture.size).crop
     picture = picture.crop((left, top, left + fit.bucket[0], top + fit.bucket[1]))
     array = np.asarray(picture, dtype=np.float32)
     return torch.from_numpy(array / 127.5 - 1.0).permute(2, 0, 1).contiguous()

@@ -140,9 +140,11 @@ def _picture(folder: Path, name: str, files: set[str], data: Data, defaults: tup
 def _size(path: str) -> tuple[str, int, int]:
     """(what is wrong or "", width, height) from the header; EXIF turns of JPEGs are applied."""
     try:
-        if os.path.getsize(path) == 0:
-            return "is empty (0 bytes).", 0, 0
-        width, height = imagesize.get(path)
+        with Path(path).open("rb") as file:
+            start = file.read(12)
+            if not start:
+                return "is empty (0 bytes).", 0, 0
+            width, height = imagesize.get(file) if _is_picture(start) else (-1, -1)
     except (OSError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "its header is damaged"
         return f"cannot be read as a picture ({reason}).", 0, 0
@@ -156,6 +158,11 @@ def _size(path: str) -> tuple[str, int, int]:
     if max(width, height) > 12 * min(width, height):
         return f"is {width} x {height}, too long and narrow.", 0, 0
     return "", width, height
+
+
+def _is_picture(start: bytes) -> bool:
+    """Whether a file's first 12 bytes are those of a PNG, JPEG, BMP or WebP, whatever its name says."""
+    return start.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")
 
 
 def _caption(folder: Path, name: str, files: set[str], extensions: tuple[str, ...]) -> tuple[str | None, tuple[str, str] | None]:

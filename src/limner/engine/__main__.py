@@ -85,10 +85,10 @@ def explain(error: Exception) -> str:
 
 def _train(run: Run, journal, flag: StopFlag) -> int:
     config = run.config()
-    run.end_last_line()
-    for folder in (run.path, run.states, run.checkpoints, run.samples):
-        disk.sweep(folder)
     if journal.is_main:
+        run.end_last_line()
+        for folder in (run.path, run.states, run.checkpoints, run.samples):
+            disk.sweep(folder)
         run.drop_requests()
     journal.say(status="starting", phase="loading")
     if config.launch.num_threads is not None:

@@ -115,8 +115,10 @@ def _encode(samples: Samples, prompts: list[Prompt], journal: Journal) -> list:
     """Fill the caches, one encoder in memory at a time; returns the encoded prompts."""
     family, runtime = samples.family, samples.runtime
     latents, texts = samples.missing()
+    # asked together: a process that starts late finds what another has written meanwhile, and would go its own way
+    fills_latents, fills_texts = runtime.any(bool(latents)), runtime.any(bool(texts))
     encoded: list = []
-    if texts or (prompts and not samples.trains_text):
+    if fills_texts or (prompts and not samples.trains_text):
         journal.say(phase="caching", progress=(0, texts))
         family.load("text", runtime.dtype, runtime.device)
         samples.fill_texts(lambda done, total: journal.say(progress=(done, total)))
@@ -126,7 +128,7 @@ def _encode(samples: Samples, prompts: list[Prompt], journal: Journal) -> list:
             if family.is_too_long(picture.caption) and i < 100:
                 journal.event("warning", message=f"the caption of {Path(picture.path).name} is too long; its end is cut off")
         family.free("text")
-    if latents:
+    if fills_latents:
         journal.say(phase="caching", progress=(0, latents))
         family.load("vae", torch.float32, runtime.device)
         samples.fill_latents(lambda done, total: journal.say(progress=(done, total)))

@@ -75,6 +75,7 @@ class Samples:
         for i, key in enumerate(keys):
             first.setdefault(key, i)
         wanted = [first[k] for k in self.cache.missing(keys)]
+        self.runtime.barrier()  # nobody writes before everybody has looked: the shares must add up
         mine = wanted[self.runtime.rank :: self.runtime.world]
         size = 16
         for start in range(0, len(mine), size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ def recognise(source: str, revision: str | None = None, config: Path | None = No
     """Find and recognise the base model that `source` names. Raises UserError that says what was found instead."""
     if source == "pocket":
         return _folder(source, POCKET)
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if _is(path, "dir"):
         return _folder(source, path)
     if _is(path, "file"):
@@ -51,10 +52,7 @@ def recognise(source: str, revision: str | None = None, config: Path | None = No
 
 
 def _is(path: Path, what: str) -> bool:
-    try:
-        return path.is_dir() if what == "dir" else path.is_file()
-    except (OSError, ValueError):
-        return False
+    return os.path.isdir(path) if what == "dir" else os.path.isfile(path)  # False too where the path is none
 
 
 def cached_snapshot(source: str, revision: str | None) -> Path | None:
@@ -77,8 +75,7 @@ def _folder(source: str, path: Path) -> Base:
     pipeline = index.get("_class_name")
     if "unet" not in index:
         raise wrong(FIELD, f"{source} is a {pipeline} model, which Limner cannot train yet.", "Choose a Stable Diffusion 1 model.")
-    unet, vae = _json(path / "unet" / "config.json"), _json(path / "vae" / "config.json")
-    scheduler = read_json(path / "scheduler" / "scheduler_config.json") or {}
+    unet = _json(path / "unet" / "config.json")
     if "text_encoder_2" in index or unet.get("addition_embed_type") or unet.get("use_linear_projection"):
         found = "SDXL" if "text_encoder_2" in index else "Stable Diffusion 2"
         raise wrong(FIELD, f"{source} is a {found} model, which Limner cannot train yet.", "Choose a Stable Diffusion 1 model.")
@@ -90,14 +87,23 @@ def _folder(source: str, path: Path) -> Base:
             raise wrong(FIELD, f"{path / part} holds no .safetensors file.", "Download the model again, with safetensors.")
         for file in weights:
             read_header(file, FIELD)
-    factor = 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
-    step = factor * 2 ** (len(unet.get("block_out_channels", [0] * 4)) - 1)
-    sample = unet.get("sample_size") or 64
-    side = sample if isinstance(sample, int) else max(sample)
-    prediction = scheduler.get("prediction_type", "epsilon")
+    return Base(source, path, "folder", "sd1", *_facts(path))
+
+
+def _facts(folder: Path) -> tuple[Literal["epsilon", "v_prediction"], int, int, int]:
+    """(prediction, resolution, bucket step, latent factor) from a diffusers folder's configuration files."""
+    unet, vae = _json(folder / "unet" / "config.json"), _json(folder / "vae" / "config.json")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    prediction = scheduler.get("prediction_type", "epsilon") if isinstance(scheduler, dict) else "epsilon"
     if prediction not in ("epsilon", "v_prediction"):
-        raise wrong(FIELD, f"{source} predicts {prediction!r}, which Limner does not know.", "Choose another base model.")
-    return Base(source, path, "folder", "sd1", prediction, side * factor, step, factor)
+        raise wrong(FIELD, f"{folder} predicts {prediction!r}, which Limner does not know.", "Choose another base model.")
+    levels = [len(v) if isinstance(v := c.get("block_out_channels", [0] * 4), list) else 0 for c in (vae, unet)]
+    sample = unet.get("sample_size") or 64
+    sides = sample if isinstance(sample, list) else [sample]
+    if not all(1 <= n <= 10 for n in levels) or not all(type(s) is int and 0 < s <= 4096 for s in sides):
+        raise wrong(FIELD, f"the configuration files in {folder} are damaged.", "Copy the model again.")
+    factor = 2 ** (levels[0] - 1)
+    return prediction, max(sides) * factor, factor * 2 ** (levels[1] - 1), factor
 
 
 def weight_files(path: Path, part: str) -> list[Path]:
@@ -112,21 +118,12 @@ def _file(source: str, path: Path, config: Path | None) -> Base:
         raise wrong(FIELD, f"{path.name} is not a .safetensors file.", "Convert it first; pickled files can run code when opened.")
     header = read_header(path, FIELD)
     found = family_of(header)
-    if config is not None:
-        facts = _folder_facts(config)
-        return Base(source, path, "file", "sd1", *facts)
+    if config is not None and f"{_UNET}input_blocks.0.0.weight" in header.tensors:
+        return Base(source, path, "file", "sd1", *_facts(config))
     if found != "sd1":
         remedy = "Choose a whole Stable Diffusion 1 checkpoint."
         raise wrong(FIELD, f"{path.name} is {found}, which Limner cannot use as a base model.", remedy)
     return Base(source, path, "file", "sd1", "epsilon", 512, 64, 8)
-
-
-def _folder_facts(config: Path) -> tuple[Literal["epsilon", "v_prediction"], int, int, int]:
-    unet, vae = _json(config / "unet" / "config.json"), _json(config / "vae" / "config.json")
-    scheduler = read_json(config / "scheduler" / "scheduler_config.json") or {}
-    factor = 2 ** (len(vae.get("block_out_channels", [0] * 4)) - 1)
-    step = factor * 2 ** (len(unet.get("block_out_channels", [0] * 4)) - 1)
-    return scheduler.get("prediction_type", "epsilon"), (unet.get("sample_size") or 64) * factor, step, factor
 
 
 _UNET = "model.diffusion_model."

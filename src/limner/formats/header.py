@@ -7,12 +7,14 @@ import struct
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any, TypeGuard
 
-from limner.errors import UserError, wrong
+from limner.errors import UserError, printable, wrong
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 _BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
-_BITS |= {"I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
+_BITS |= {"I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
+_BITS |= {"C64": 64, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,36 +49,59 @@ def read_header(path: Path, field: str | None = None) -> Header:
             (length,) = struct.unpack("<Q", start)
             if length < 2 or length > MAX_HEADER_BYTES or length + 8 > size:
                 raise damaged(f"its header claims {length} bytes, the file has {size}")
-            raw = json.loads(file.read(length))
+            raw = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_table)
     except OSError as error:
         raise wrong(field, f"{path} cannot be read ({error.strerror}).", "Check the path and its permissions.") from None
     except (ValueError, RecursionError):
-        raise damaged("its header is not JSON") from None
+        raise damaged("its header is not JSON, or names a tensor twice") from None
     if not isinstance(raw, dict):
         raise damaged("its header is not a table")
     metadata = raw.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise damaged("its metadata are not text")
-    tensors, end = {}, 0
+    tensors, places = dict[str, TensorInfo](), list[tuple[int, int]]()
     for name, entry in raw.items():
-        info, stop = _tensor(entry)
-        if info is None:
-            raise damaged("a tensor's entry is malformed")
-        tensors[name], end = info, max(end, stop)
+        found = _tensor(entry)
+        if found is None:
+            raise damaged(f"the entry of tensor {printable(repr(name), 60)} is malformed")
+        tensors[name] = found[0]
+        places.append(found[1])
+    end = _end(places)
+    if end is None:
+        raise damaged("its tensors overlap or leave a gap")
     if 8 + length + end != size:
         raise damaged(f"it should have {8 + length + end} bytes and has {size}")
     return Header(tensors, metadata)
 
 
-def _tensor(entry: object) -> tuple[TensorInfo | None, int]:
+def _end(places: list[tuple[int, int]]) -> int | None:
+    """Where the last tensor ends, None unless they lie one behind the other."""
+    end = 0
+    for start, stop in sorted(places):
+        if start != end:
+            return None
+        end = stop
+    return end
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name comes twice")
+    return table
+
+
+def _tensor(entry: object) -> tuple[TensorInfo, tuple[int, int]] | None:
+    """(what it is, where its bytes lie), None if the entry contradicts itself."""
     if not isinstance(entry, dict):
-        return None, 0
+        return None
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    whole = all(
-        isinstance(v, list) and all(isinstance(i, int) and 0 <= i < 1 << 48 for i in v) for v in (shape, offsets)
-    )
-    if not isinstance(dtype, str) or not whole or len(offsets) != 2:
-        return None, 0
-    if dtype in _BITS and prod(shape) * _BITS[dtype] // 8 != offsets[1] - offsets[0]:
-        return None, 0
-    return TensorInfo(dtype, tuple(shape)), offsets[1]
+    if not isinstance(dtype, str) or dtype not in _BITS or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+        return None
+    if prod(shape) * _BITS[dtype] != 8 * (offsets[1] - offsets[0]):
+        return None
+    return TensorInfo(dtype, tuple(shape)), (offsets[0], offsets[1])
+
+
+def _counts(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(i) is int and 0 <= i < 1 << 62 for i in value)

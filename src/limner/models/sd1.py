@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers import logging as transformers_logging
@@ -116,7 +116,7 @@ class StableDiffusion1:
         if self.base.layout == "file":
             return [path]
         folders = {"denoiser": ["unet"], "vae": ["vae"], "text": ["text_encoder", "tokenizer"]}[part]
-        return [f for name in folders for f in sorted((path / name).iterdir()) if f.suffix in (".json", ".safetensors", ".txt")]
+        return [f for name in folders for f in sorted((path / name).glob("*")) if f.suffix in (".json", ".safetensors", ".txt")]
 
     # --- what they compute ---
 
@@ -159,26 +159,35 @@ class StableDiffusion1:
         return out
 
     def save(self, path: Path, dtype: torch.dtype) -> None:
-        parts = {}
-        for part, name, attribute in (("denoiser", "unet", "denoiser"), ("vae", "vae", "vae")):
-            loaded = self.has(part)  # type: ignore[arg-type]
-            if not loaded:
-                self.load(part, dtype, torch.device("cpu"))  # type: ignore[arg-type]
-            parts[name] = getattr(self, attribute)
-        text_was_loaded = self.has("text")
-        if not text_was_loaded:
-            self.load("text", dtype, torch.device("cpu"))
-        parts["text_encoder"] = self.text_encoders["text_encoder"]
+        unet = self.denoiser if self.has("denoiser") else self._load_diffusers(UNet2DConditionModel, "unet", dtype)
+        vae = self.vae if self.has("vae") else self._load_diffusers(AutoencoderKL, "vae", dtype)
+        text = self.text_encoders["text_encoder"] if self.has("text") else self._load_text_encoder(dtype)
         StableDiffusionPipeline(
-            **parts,
+            vae=_copy(vae, dtype),
+            unet=_copy(unet, dtype),
+            text_encoder=_copy(text, dtype),
             tokenizer=self.tokenizer,
             scheduler=DDIMScheduler.from_config(self.scheduler),
             safety_checker=None,  # type: ignore[arg-type]
             feature_extractor=None,  # type: ignore[arg-type]
             requires_safety_checker=False,
         ).save_pretrained(path, safe_serialization=True)
-        if not text_was_loaded:
-            self.free("text")
+        _restore_text_model(path / "text_encoder" / "model.safetensors")
+
+
+def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A model's copy on the CPU in another dtype, to be written; the model itself may be in training and stays as it is."""
+    config = model.config
+    with torch.device("meta"):
+        twin = CLIPTextModel(config) if isinstance(model, CLIPTextModel) else type(model).from_config(config)  # type: ignore
+    twin.load_state_dict({k: v.detach().to("cpu", dtype, copy=True) for k, v in model.state_dict().items()}, assign=True)
+    return twin
+
+
+def _restore_text_model(file: Path) -> None:
+    """Put the level `text_model.` back that transformers >= 5.6 leaves out and every other program expects."""
+    state = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in load_file(file).items()}
+    save_file(state, file, {"format": "pt"})
 
 
 def _is_spatial(module: nn.Module) -> bool:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from limner.pocket.world import BACKGROUNDS, COLOURS, SHAPES, SIDE_PX, paint_thing
 
 _GRID = 32  # silhouettes are compared at this size
+_LEAST_DIFFERENCE = 17  # CIELAB units; a checkered ground differs less from its own median
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,20 @@ def _largest_part(mask: np.ndarray) -> np.ndarray:
     return best
 
 
-def _foreground(lab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(background colour in Lab, mask of what is not background). Grounds vary in lightness only, so that counts less."""
+def _foreground(lab: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(background colour in Lab, mask of what is not background, difference from it in units of the object's own).
+
+    Grounds vary in lightness only, so that counts less. The edge lies where the difference is four tenths of the object's
+    own: a blurred outline moves it little.
+    """
     frame = np.concatenate([lab[:2].reshape(-1, 3), lab[-2:].reshape(-1, 3), lab[:, :2].reshape(-1, 3), lab[:, -2:].reshape(-1, 3)])
     ground = np.median(frame, axis=0)
-    difference = (lab - ground) * np.array([0.55, 1.0, 1.0])
-    return ground, _largest_part(np.linalg.norm(difference, axis=-1) > 17)
+    difference = np.linalg.norm((lab - ground) * np.array([0.55, 1.0, 1.0]), axis=-1)
+    first = _largest_part(difference > _LEAST_DIFFERENCE)
+    if not first.any():
+        return ground, first, difference
+    typical = np.percentile(difference[first], 70)
+    return ground, _largest_part(difference > max(_LEAST_DIFFERENCE, 0.4 * typical)), difference / typical
 
 
 def _crop(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -101,14 +110,26 @@ def _crop(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return out
 
 
+def _soft_crop(cover: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`cover` (0..1) under the mask's bounding square with a margin of a tenth, averaged down to 32 x 32."""
+    rows, columns = np.nonzero(mask)
+    size = (max(rows.max() - rows.min(), columns.max() - columns.min()) + 1) * 1.2
+    top, left = (rows.max() + rows.min() + 1 - size) / 2, (columns.max() + columns.min() + 1 - size) / 2
+    canvas = np.pad(cover.astype(np.float32), SIDE_PX)  # what lies outside the picture is background
+    box = (left + SIDE_PX, top + SIDE_PX, left + size + SIDE_PX, top + size + SIDE_PX)
+    return np.asarray(Image.fromarray(canvas).resize((_GRID, _GRID), Image.Resampling.BILINEAR, box=box))
+
+
 @cache
-def _silhouettes() -> dict[str, np.ndarray]:
-    out = {}
+def _silhouettes() -> list[tuple[str, np.ndarray]]:
+    """Every shape, sharp and in two degrees of blur: a blurred ring is told from a blurred circle, not from a sharp one."""
+    out = []
     for name, paint in SHAPES.items():
-        canvas = Image.new("L", (SIDE_PX, SIDE_PX), 0)
-        paint(ImageDraw.Draw(canvas), SIDE_PX / 2, SIDE_PX / 2, 44, 1)
-        mask = np.asarray(canvas) > 0
-        out[name] = _crop(mask, mask)
+        for blur in (0, 2, 4):
+            canvas = Image.new("L", (SIDE_PX, SIDE_PX), 0)
+            paint(ImageDraw.Draw(canvas), SIDE_PX / 2, SIDE_PX / 2, 44, 255)
+            cover = np.asarray(canvas.filter(ImageFilter.GaussianBlur(blur))) / 255
+            out.append((name, _soft_crop(cover, cover > 0.4)))
     return out
 
 
@@ -121,7 +142,7 @@ def _thing_labels() -> np.ndarray:
 
 def _labels(lab: np.ndarray) -> np.ndarray:
     """(32, 32) colour index of each point of the object plus one; 0 where there is background."""
-    _, mask = _foreground(lab)
+    _, mask, _ = _foreground(lab)
     if mask.sum() < 40:
         return np.zeros((_GRID, _GRID), dtype=int)
     names, references = _colour_references()
@@ -139,14 +160,23 @@ def thing_likeness(picture: np.ndarray) -> float:
 def judge(picture: np.ndarray) -> Verdict:
     """Name what a (64, 64, 3) uint8 picture shows."""
     lab = to_lab(picture)
-    ground, mask = _foreground(lab)
+    ground, mask, difference = _foreground(lab)
     background = list(BACKGROUNDS)[int(_nearest(ground, to_lab(np.array(list(BACKGROUNDS.values())))))]
-    if mask.sum() < 40:
-        return Verdict(background, None, None, is_thing=False)
     painted = mask & (np.hypot(lab[..., 1], lab[..., 2]) > 20)  # neither outline nor shadow
-    if painted.sum() < 20:
+    if painted.sum() < 40:
         return Verdict(background, None, None, is_thing=False)
-    return Verdict(background, _colour(lab[painted]), _shape(_largest_part(painted)), thing_likeness(picture) >= 0.6)
+    part = _largest_part(painted)
+    near = _grown(part)
+    cover = np.where(near & ((np.hypot(lab[..., 1], lab[..., 2]) > 20) | ~mask), difference, 0).clip(0, 1)
+    return Verdict(background, _colour(lab[painted]), _shape(cover, part), thing_likeness(picture) >= 0.5)
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """The mask with a rim of two pixels, and with its holes: where the object's cover is looked at."""
+    out = mask.copy()
+    for _ in range(2):
+        out = out | np.roll(out, 1, 0) | np.roll(out, -1, 0) | np.roll(out, 1, 1) | np.roll(out, -1, 1)
+    return out
 
 
 def _colour(lab: np.ndarray) -> str:
@@ -155,8 +185,8 @@ def _colour(lab: np.ndarray) -> str:
     return max(COLOURS, key=votes.count)
 
 
-def _shape(mask: np.ndarray) -> str | None:
-    seen = _crop(mask, mask)
-    overlap = {name: float((seen & want).sum() / (seen | want).sum()) for name, want in _silhouettes().items()}
-    best = max(overlap, key=overlap.__getitem__)
-    return best if overlap[best] >= 0.55 else None
+def _shape(cover: np.ndarray, mask: np.ndarray) -> str | None:
+    seen = _soft_crop(cover, mask)
+    overlap = [(float(np.minimum(seen, want).sum() / np.maximum(seen, want).sum()), name) for name, want in _silhouettes()]
+    best, name = max(overlap)
+    return name if best >= 0.55 else None

@@ -1,0 +1,41 @@
+# Everything runs in .venv, which the first target that needs it makes. On Windows see the README's plain lines.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo web test test-fast check docs bench
+
+demo: .venv/run
+	$(BIN)/limner demo
+
+web: .venv/run
+	@echo "The page is not built yet (issue B); the terminal does everything: $(BIN)/limner --help"; exit 1
+
+test: .venv/test
+	$(BIN)/python -m pytest
+
+test-fast: .venv/test
+	$(BIN)/python -m pytest -m "not slow"
+
+check: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_docs.py
+
+docs: .venv/run
+	$(BIN)/limner config docs docs/reference
+
+bench: .venv/run
+	$(BIN)/python benchmarks/overhead.py
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/run: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+.venv/test: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	touch $@ .venv/run

@@ -1,0 +1,191 @@
+"""What Limner's loop costs over the barest loop with the same UNet, LoRA, batch and optimiser.
+
+    python benchmarks/overhead.py                  pocket model, 200 alternated blocks of 10 steps; start-up times
+    python benchmarks/overhead.py --model FOLDER   another model (scripts/random_sd15.py makes one of SD 1.5's size)
+
+Blocks alternate in one process, so that the machine's drift meets both alike; the ratio is taken block by block, its 95 %
+interval by bootstrap. The blocks of Limner are the real `engine.train.train`: the other loop runs inside its stop query.
+Results go to benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+_MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
+
+
+def again_in_trainer_environment() -> None:
+    """Replace this process by one with the environment that `limner.launch` gives the trainer: allocators read it at start."""
+    from limner import launch
+    from limner.config import Config
+
+    if not all(name in os.environ for name in _MALLOC) and sys.platform == "linux":
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **launch.environment(Config(), "cpu")})
+
+
+def bare_step(unet, optimizer, params, mean, deviation, text, alphas):
+    """One step of a loop with nothing in it that training does not need."""
+    import torch
+
+    x0 = mean + deviation * torch.randn_like(mean)
+    noise, t = torch.randn_like(x0), torch.randint(0, 1000, (len(x0),))
+    a = alphas[t].view(-1, 1, 1, 1)
+    pred = unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, encoder_hidden_states=text, return_dict=False)[0]
+    loss = torch.nn.functional.mse_loss(pred, noise)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(params, 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def measure(model: str, blocks: int, block: int, batch: int, resolution: int | None) -> dict:
+    """Seconds a step of each loop, block by block."""
+    import torch
+
+    from limner import jobs
+    from limner.adapters import adapter as adapters
+    from limner.config import files
+    from limner.engine import prepare, train
+    from limner.engine.journal import Journal
+    from limner.engine.runtime import Runtime
+    from limner.models import family as families
+    from limner.pocket import PICTURES
+
+    raw = {"model": {"base": model}, "data": {"path": str(PICTURES), "trigger": "zibbo"}, "train": {"batch_size": batch}}
+    raw["train"]["steps"] = (blocks + 1) * block
+    raw["output"] = {"state_every_steps": 10_000_000}
+    if resolution is not None:
+        raw["data"]["resolution"] = resolution
+    config = files.build(raw, {})
+    run = jobs.prepare(config)
+    runtime = Runtime(torch.device("cpu"), "fp32")
+    seen = {"limner": [], "bare": []}
+    state = {"steps": 0, "begin": 0.0}
+
+    def hook() -> bool:
+        """Called by the loop at the end of every step: after each block of its own, run a block of the bare loop."""
+        state["steps"] += 1
+        if state["steps"] % block == 0:
+            now = time.perf_counter()
+            seen["limner"].append((now - state["begin"]) / block)
+            for _ in range(block):
+                bare_step(unet, optimizer, params, mean, deviation, text, alphas)
+            state["begin"] = time.perf_counter()
+            seen["bare"].append((state["begin"] - now) / block)
+        return False
+
+    job = prepare.prepare(run, config, runtime, Journal(run, "bench", is_main=True), hook)
+    family = families.make(job.family.base)
+    family.load("denoiser", torch.float32, runtime.device)
+    other = adapters.make(config.adapter)
+    other.attach(family, 0)
+    unet, alphas = family.denoiser, family.process.alphas_cumprod
+    params = [p for g in other.parameter_groups(config.optimizer, job.learning_rate) for p in g["params"]]
+    optimizer = torch.optim.AdamW(params, lr=job.learning_rate, fused=True)
+    first = job.samples.batch(job.dataset.order.step(0)[0], 0)
+    mean, deviation, text = first.mean, first.deviation, first.cond["text"]  # type: ignore[index]
+    state["begin"] = time.perf_counter()
+    train.train(job, 0)
+    return {k: v[1:] for k, v in seen.items()}  # the first block of each warms up
+
+
+def summarise(seen: dict[str, list[float]]) -> dict[str, float]:
+    """Medians, their difference, and the paired ratio with its bootstrap interval."""
+    ratios = [a / b for a, b in zip(seen["limner"], seen["bare"], strict=True)]
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(2000))
+    mine, bare = statistics.median(seen["limner"]), statistics.median(seen["bare"])
+    return {
+        "blocks": len(ratios),
+        "limner_ms_per_step": round(mine * 1000, 2),
+        "bare_ms_per_step": round(bare * 1000, 2),
+        "difference_ms": round((mine - bare) * 1000, 2),
+        "ratio_median": round(statistics.median(ratios), 4),
+        "ratio_95_low": round(medians[50], 4),
+        "ratio_95_high": round(medians[1949], 4),
+    }
+
+
+def seconds_of(command: list[str], times: int) -> list[float]:
+    """Wall seconds of a command, run several times."""
+    out = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        out.append(time.perf_counter() - begin)
+    return out
+
+
+def start_up(times: int = 5) -> dict[str, float]:
+    """`limner --help`, and `limner train` on the pocket model from the command to its first finished step (warm caches)."""
+    limner = str(Path(sys.executable).parent / "limner")
+    first_steps = []
+    for i in range(times + 1):
+        from limner import runs
+        from limner.pocket import PICTURES
+
+        begin = time.time()
+        words = [limner, "train", "--data.path", str(PICTURES), "--train.steps", "1", "--output.name", f"start{i}"]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        events = [e for e, _ in runs.find("last").events()]
+        first_steps.append(next(e["time"] for e in events if e["event"] == "step") - begin)
+    helped = seconds_of([limner, "--help"], times)
+    return {
+        "help_seconds_median": round(statistics.median(helped), 3),
+        "first_step_seconds_cold": round(first_steps[0], 2),
+        "first_step_seconds_median": round(statistics.median(first_steps[1:]), 2),
+    }
+
+
+def machine_words() -> str:
+    """The processor and its cores, for the record."""
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="pocket")
+    parser.add_argument("--blocks", type=int, default=200)
+    parser.add_argument("--block", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--resolution", type=int)
+    args = parser.parse_args()
+    again_in_trainer_environment()
+    import torch
+
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["LIMNER_HOME"] = home
+        report = {
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": machine_words(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "model": "pocket" if args.model == "pocket" else Path(args.model).name,
+            "batch": args.batch,
+            "loop": summarise(measure(args.model, args.blocks, args.block, args.batch, args.resolution)),
+        }
+        if args.model == "pocket":
+            report["start_up"] = start_up()
+    path = Path(__file__).parent / "results" / f"overhead-{report['model']}.json"
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

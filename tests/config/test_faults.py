@@ -1,0 +1,170 @@
+"""Bad configurations: each fault is named with its field, its line and a remedy; all at once; never a traceback."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from limner.config import files
+from limner.config.fields import walk
+from limner.errors import Finding, UserError
+
+
+def faults(path: Path, content: str | bytes) -> list[Finding]:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as caught:
+        files.read(path)
+    for finding in caught.value.findings:
+        assert finding.field and finding.severity == "error"
+        shown = str(finding)
+        assert len(shown) <= 760 and shown.isprintable(), shown
+        assert "pydantic" not in shown and "Traceback" not in shown
+    return caught.value.findings
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "a.toml"
+
+
+def test_all_faults_come_at_once_each_with_line_and_remedy(path: Path) -> None:
+    text = """
+[train]
+clip_norm = "of"
+steps = 0
+seed = -1
+epochs = true
+batch_size = 1.0
+ema = 2
+precision = "fp8"
+[optimizer]
+lr = nan
+lrate = 1
+[adapter]
+kind = "loha"
+[nope]
+a = 1
+[sample]
+prompts = "x"
+[model]
+base = "a\\u0007"
+"""
+    found = {f.field: f for f in faults(path, text)}
+    lines = {"train.clip_norm": 3, "train.steps": 4, "train.seed": 5, "train.epochs": 6, "train.batch_size": 7, "train.ema": 8}
+    lines |= {"train.precision": 9, "optimizer.lr": 11, "optimizer.lrate": 12, "adapter.kind": 13, "nope": 15}
+    lines |= {"sample.prompts": 18, "model.base": 20}
+    assert set(found) == set(lines)
+    for field, line in lines.items():
+        assert f"{path}, line {line}" in found[field].message, found[field]
+        assert found[field].remedy
+    assert found["train.precision"].remedy == 'Expected: "fp32" or "bf16" or "fp16".'
+    assert found["adapter.kind"].remedy == "Choose one of: lora, none."
+    assert found["optimizer.lrate"].remedy == "Did you mean optimizer.lr?"
+
+
+WRONG = ["nan", "inf", "-inf", "1e999", "-1", "0", "9223372036854775808", "true", '"3"', "[1]", "{a = 1}", "1979-05-27", '"\\u0000"']
+WRONG += ['"\\u001b[2J"', '"' + "x" * 20_001 + '"', "[" * 400 + "]" * 400]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=lambda v: v[:12])
+@pytest.mark.parametrize("option", walk(), ids=lambda o: f"{o.path}-{o.tag}")
+def test_a_wrong_value_names_its_field_or_is_a_right_one(path: Path, option, value: str) -> None:
+    kind = f'kind = "{option.tag}"\n' if option.tag else ""
+    text = f"[{option.section}]\n{kind}{option.name} = {value}\n"
+    try:
+        files.build(files.parse(text, "x"), {}, text, "x")
+    except UserError as error:
+        assert [f.field for f in error.findings] == [option.path]
+        if not value.startswith("[["):
+            assert "x, line" in error.findings[0].message
+        return
+    numbers = {"-1": -1.0, "0": 0.0, "9223372036854775808": 2.0**63}
+    if value in numbers:
+        assert {int, float} & set(option.types)
+        assert (option.minimum or 0) <= numbers[value] <= (option.maximum or 2.0**63)
+    else:
+        assert (value, bool) in [("true", k) for k in option.types] or (value == '"3"' and {str, Path} & set(option.types))
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("model = 3", "model"),
+        ("[[train]]\nsteps = 1", "train"),
+        ('adapter = "lora"', "adapter"),
+        ("[adapter]\nkind = 3", "adapter.kind"),
+        ("[adapter]\nkind = [1]", "adapter.kind"),
+        ('[adapter]\nkind = "none"\nrank = 3', "adapter.rank"),
+        ("[adapter]\nlora = 3", "adapter.lora"),
+        ("[train]\nnone = 3", "train.none"),
+        ('"train.steps" = 3', "train.steps"),
+        ('"" = 3', '""'),
+        ('"__class__" = 3', "__class__"),
+        ("[train]\nsteps.x = 3", "train.steps"),
+        (".".join(["a"] * 300) + " = 1", "a.a"),
+        ('[data]\npath = ""', "data.path"),
+        ('[data]\npath = "~nobody-of-this-name/x"', "data.path"),
+        ('[data]\npath = "' + "x" * 300 + '"', "data.path"),
+        ('[data]\npath = "' + "x/" * 3000 + '"', "data.path"),
+        ("[data]\ncaption_extensions = [1, 2]", "data.caption_extensions"),
+    ],
+    ids=lambda v: v[:30],
+)
+def test_odd_shapes_name_one_field(path: Path, text: str, field: str) -> None:
+    [finding] = faults(path, text)
+    assert field.startswith(finding.field)
+    assert finding.remedy
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x00\xff\xfe\x01",
+        "[train]\nsteps = 1".encode("utf-16"),
+        b"\xff" * 100,
+        "[train",
+        "[train]\nsteps = 1\nsteps = 2",
+        "[train]\n[train]",
+        "a = " + "[" * 500 + "]" * 500 + "]",
+        "a = " + "[" * 50_000,
+        "a = " + "{b = " * 5_000,
+        ".".join(["a"] * 5_000) + " = 1",
+        "a = " + "9" * 4_301,
+        'a = "\x00"',
+        'a = "\x1b[2J"',
+        b"x" * (files.MAX_BYTES + 1),
+        "[]",
+        "null",
+        '"x"',
+        "3",
+    ],
+    ids=lambda v: repr(v[:20]),
+)
+def test_what_is_no_configuration(path: Path, content: str | bytes) -> None:
+    [finding] = faults(path, content)
+    assert finding.field == str(path) or finding.field == "a.a" or finding.field == "a"
+
+
+def test_what_is_no_file(path: Path, tmp_path: Path) -> None:
+    for wrong in (path, tmp_path):
+        with pytest.raises(UserError, match="is not a file"):
+            files.read(wrong)
+
+
+def test_many_unknown_keys_are_counted_not_listed_and_quickly(path: Path) -> None:
+    start = time.monotonic()
+    found = faults(path, "\n".join(f"k{i} = 1" for i in range(80_000)))
+    assert time.monotonic() - start < 5
+    assert len(found) == 51
+    assert found[-1].message == "79950 more options are wrong."
+
+
+def test_an_unknown_key_names_the_nearest(path: Path) -> None:
+    text = "[optimizer]\nlearning_rate = 1\nwarm_up_steps = 2\n[train]\nbatchsize = 2\n[data]\nqqqqq = 1\n"
+    remedies = {f.field: f.remedy for f in faults(path, text)}
+    assert remedies["optimizer.learning_rate"] == "Did you mean optimizer.lr?"
+    assert remedies["optimizer.warm_up_steps"] == "Did you mean optimizer.warmup_steps?"
+    assert remedies["train.batchsize"] == "Did you mean train.batch_size?"
+    assert remedies["data.qqqqq"] == "`limner config options` lists every option."

@@ -1,0 +1,120 @@
+"""The schema is walked whole, and every rendering follows from it alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+import limner.errors
+from limner.config import Config
+from limner.config.fields import section_types, walk
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "schema.json"
+SOURCE = Path(limner.errors.__file__).parent
+
+
+def _declared() -> list[tuple[str, str | None]]:
+    """(path, tag) of every field, found without `walk`."""
+    out: list[tuple[str, str | None]] = []
+    for name, field in Config.model_fields.items():
+        kinds = getattr(field.annotation, "__args__", None) or (field.annotation,)
+        for kind in kinds:
+            assert issubclass(kind, BaseModel)
+            tag = kind.model_fields["kind"].default if len(kinds) > 1 else None
+            out += [(f"{name}.{f}", tag) for f in kind.model_fields if len(kinds) == 1 or f != "kind"]
+        if len(kinds) > 1:
+            out.append((f"{name}.kind", None))
+    return out
+
+
+def test_walk_finds_every_field_exactly_once() -> None:
+    found = [(o.path, o.tag) for o in walk()]
+    assert len(found) == len(set(found))
+    assert sorted(found, key=str) == sorted(_declared(), key=str)
+
+
+@pytest.mark.parametrize("option", walk(), ids=lambda o: f"{o.path}-{o.tag}")
+def test_an_option_says_all_that_renderings_need(option) -> None:
+    assert len(option.help) > 10 and option.help[-1] in '.")', option.help
+    assert isinstance(option.kohya, str) and " " not in option.kohya
+    assert option.type_words()
+    assert "e+" not in option.range_words()
+    assert option.optional or option.default is not None
+    if option.minimum is not None and option.maximum is not None:
+        assert option.minimum < option.maximum
+
+
+def test_ranges_are_said_in_full() -> None:
+    words = {o.path: o.range_words() for o in walk()}
+    assert words["train.seed"] == "at least 0, at most 9223372036854775807"
+    assert words["train.steps"] == "at least 1, at most 10000000"
+    assert words["optimizer.lr"] == "more than 0, at most 10"
+    assert words["train.ema"] == "more than 0, less than 1"
+    assert words["train.clip_norm"] == "more than 0"
+
+
+def test_every_section_has_a_docstring() -> None:
+    assert all((variant.__doc__ or "").strip() for _, _, variant in section_types())
+
+
+def test_the_schema_is_the_golden_one() -> None:
+    """An option added, removed or changed shows up in a review as a change of one file."""
+    now = json.dumps(Config.model_json_schema(), indent=2, sort_keys=True) + "\n"
+    if not GOLDEN.exists() or GOLDEN.read_text(encoding="utf-8") != now:
+        again = (
+            "import json; from limner.config import Config; "
+            "print(json.dumps(Config.model_json_schema(), indent=2, sort_keys=True))"
+        )
+        pytest.fail(f"The schema has changed. If that was meant, run:\n  python -c '{again}' > tests/golden/schema.json")
+
+
+@pytest.mark.parametrize("module", ["config", "config.files", "preflight", "runs", "jobs", "launch", "machine", "cli"])
+def test_no_tensor_library_is_imported_by(module: str) -> None:
+    heavy = "[m for m in ('torch', 'diffusers', 'transformers', 'accelerate') if m in sys.modules]"
+    code = f"import sys, limner.{module}; print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_new_option_is_one_field(tmp_path: Path) -> None:
+    """Four lines in a section's file, and it is walked, written as TOML, read, checked, a flag and in the reference."""
+    shutil.copytree(SOURCE, tmp_path / "limner", ignore=shutil.ignore_patterns("pocket", "models", "__pycache__"))
+    section = tmp_path / "limner" / "config" / "train.py"
+    with section.open("a", encoding="utf-8") as file:
+        file.write('\n    sparkle: int = option(3, ge=1, le=9, unit="px", kohya="max_sparkle")\n    """How much it glitters."""\n')
+    code = """
+import contextlib, io
+from limner import cli
+from limner.config import Config, fields, files
+from limner.errors import UserError
+[option] = [o for o in fields.walk() if o.name == "sparkle"]
+print(option.path, option.default, option.help, option.range_words(), option.unit)
+print("sparkle = 3" in files.render(Config()), "### train.sparkle" in files.render_reference())
+print(files.build({"train": {"sparkle": 4}}, {}).train.sparkle, files.build({}, {"train.sparkle": "5"}).train.sparkle)
+try:
+    files.build({"train": {"sparkel": 5, "sparkle": 10}, "max_sparkle": 1}, {})
+except UserError as error:
+    print(*[(f.field, f.remedy) for f in error.findings], sep=chr(10))
+out = io.StringIO()
+with contextlib.redirect_stdout(out):
+    cli.config_options("sparkle")
+print(repr(out.getvalue()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=False)
+    assert done.stdout.splitlines() == [
+        "train.sparkle 3 How much it glitters. at least 1, at most 9 px",
+        "True True",
+        "4 5",
+        "('train.sparkle', 'Expected: whole number, at least 1, at most 9.')",
+        "('train.sparkel', 'Did you mean train.sparkle?')",
+        "('max_sparkle', 'Did you mean train.sparkle?')",
+        repr("--train.sparkle [3]\n    How much it glitters.\n"),
+    ], done.stderr
+

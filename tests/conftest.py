@@ -1,0 +1,27 @@
+"""What all tests share: a home of their own, one thread, and a tiny real model that is built once."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """LIMNER_HOME of this test."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("LIMNER_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion 1 model in a diffusers folder. Read only: copy it to change it."""
+    import tiny
+
+    return tiny.build(tmp_path_factory.mktemp("tiny-model") / "model")
