@@ -16,12 +16,12 @@ import json
 import math
 import random
 import time
+from itertools import pairwise
 from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image, ImageDraw
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -52,7 +52,7 @@ def used_merges(words: set[str], merges: list[tuple[str, str]]) -> list[tuple[st
     for word in words:
         parts = [*word[:-1], word[-1] + "</w>"]
         while True:
-            pairs = [p for p in zip(parts, parts[1:], strict=False) if p in rank]
+            pairs = [p for p in pairwise(parts) if p in rank]
             if not pairs:
                 break
             best = min(pairs, key=rank.__getitem__)
@@ -94,19 +94,26 @@ def render(job: tuple[int, int]) -> tuple[list[world.Scene], np.ndarray]:
 
 
 def render_clutter(job: tuple[int, int]) -> np.ndarray:
-    """Pictures of several random things in random colours: the VAE must not know the pocket world only."""
+    """Pictures of several random patches in random colours: the VAE must not know the pocket world's single things only.
+
+    Half of them are scattered, half heaped in a box of the size that things have.
+    """
     seed, count = job
     rng = random.Random(seed)
     out = []
     for _ in range(count):
-        picture = world.draw(world.random_scene(rng), rng).resize((128, 128))
+        picture = world.draw(world.random_scene(rng), rng).resize((256, 256))
         canvas = ImageDraw.Draw(picture)
-        for _ in range(rng.randint(1, 5)):
-            ink = tuple(rng.randrange(256) for _ in range(3))
-            corners = [(rng.randrange(128), rng.randrange(128)) for _ in range(rng.randint(2, 4))]
+        side = 256 if rng.random() < 0.5 else rng.randint(70, 190)
+        left, top = rng.randint(0, 256 - side), rng.randint(0, 256 - side)
+        for _ in range(rng.randint(2, 5)):
+            known = rng.random() < 0.5
+            ink = rng.choice(list(world.COLOURS.values())) if known else tuple(rng.randrange(256) for _ in range(3))
+            corners = [(left + rng.randrange(side), top + rng.randrange(side)) for _ in range(rng.randint(2, 4))]
             if len(corners) == 2:
                 (x0, y0), (x1, y1) = corners
-                canvas.ellipse((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), fill=ink)
+                box = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+                canvas.ellipse(box, fill=ink) if rng.random() < 0.5 else canvas.rectangle(box, fill=ink)
             else:
                 canvas.polygon(corners, fill=ink)
         out.append(np.asarray(picture.resize((64, 64), Image.Resampling.BOX)))
@@ -160,7 +167,9 @@ def make_vae() -> AutoencoderKL:
 
 
 def edges(pixels: torch.Tensor) -> torch.Tensor:
-    return torch.cat([(pixels[..., 1:] - pixels[..., :-1]).flatten(1), (pixels[..., 1:, :] - pixels[..., :-1, :]).flatten(1)], 1)
+    return torch.cat(
+        [(pixels[..., 1:] - pixels[..., :-1]).flatten(1), (pixels[..., 1:, :] - pixels[..., :-1, :]).flatten(1)], 1
+    )
 
 
 def train_vae(out: Path, pixels: np.ndarray, clutter: np.ndarray, minutes: float) -> AutoencoderKL:
@@ -190,7 +199,10 @@ def train_vae(out: Path, pixels: np.ndarray, clutter: np.ndarray, minutes: float
         average.update(step)
         step += 1
         if step % 100 == 0:
-            print(f"vae step {step} loss {loss.item():.4f} l1 {(y - x).abs().mean().item():.4f} kl {kl.item():.2f} {done:.0%}", flush=True)
+            print(
+                f"vae step {step} loss {loss.item():.4f} l1 {(y - x).abs().mean().item():.4f} kl {kl.item():.2f} {done:.0%}",
+                flush=True,
+            )
     vae = average.shadow[0]
     with torch.no_grad():
         latents = torch.cat([vae.encode(to_pixels(pixels[i : i + 100])).latent_dist.mean for i in range(0, 1000, 100)])
@@ -198,6 +210,40 @@ def train_vae(out: Path, pixels: np.ndarray, clutter: np.ndarray, minutes: float
     print("scaling factor", vae.config.scaling_factor, "mean", latents.mean((0, 2, 3)).tolist(), flush=True)
     vae.save_pretrained(folder)
     return vae
+
+
+def sharpen_decoder(out: Path, pixels: np.ndarray, minutes: float) -> AutoencoderKL:
+    """Train the decoder on alone, the latents unchanged: it may go on while or after the UNet learns them."""
+    folder = out / "vae-sharp"
+    if folder.exists():
+        return AutoencoderKL.from_pretrained(folder).to(DEVICE)
+    with Pool(2) as pool:
+        clutter = np.concatenate(pool.map(render_clutter, [(20_000 + s, 500) for s in range(8)], chunksize=1))
+    torch.manual_seed(3)
+    vae = AutoencoderKL.from_pretrained(out / "vae").to(DEVICE).train()
+    vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
+    parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    rng, start, step, average = np.random.default_rng(3), time.monotonic(), 0, Average([vae], 0.998)
+    while (done := (time.monotonic() - start) / 60 / minutes) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1, (step + 1) / 100) * (1 + math.cos(math.pi * done)) / 2
+        x = to_pixels(np.concatenate([pixels[rng.integers(len(pixels), size=7)], clutter[rng.integers(len(clutter), size=5)]]))
+        with torch.autocast(DEVICE, torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(x).latent_dist.sample()
+            y = vae.decode(latents).sample.float()
+        loss = (y - x).abs().mean() + 0.5 * (edges(y) - edges(x)).abs().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(step)
+        step += 1
+        if step % 100 == 0:
+            print(f"decoder step {step} loss {loss.item():.4f} l1 {(y - x).abs().mean().item():.4f} {done:.0%}", flush=True)
+    average.shadow[0].save_pretrained(folder)
+    return average.shadow[0]
 
 
 @torch.no_grad()
@@ -247,7 +293,12 @@ def make_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 def make_scheduler() -> DDIMScheduler:
     # beta_end is 0.02 and not SD1's 0.012: latents of 16 x 16 need more noise before their mean colour is gone.
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.02, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.02,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
 
 
@@ -259,8 +310,7 @@ def caption_for(scene: world.Scene, rng: random.Random) -> str:
         # Unknown words stand for anything, so that a trigger word starts with no meaning.
         word = "".join(rng.choice("bcdfghklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 3)))
         if word != world.TRIGGER:
-            blank = world.describe(scene, rng).replace(f"{scene.colour} {scene.shape}", word)
-            return blank
+            return world.describe(scene, rng).replace(f"{scene.colour} {scene.shape}", word)
     caption = world.describe(scene, rng)
     return "" if world.held_out(caption) else caption
 
@@ -270,7 +320,9 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return ids.to(DEVICE)
 
 
-def train_unet(out: Path, scenes: list[world.Scene], latents: torch.Tensor, tokenizer: CLIPTokenizer, vae: AutoencoderKL, minutes: float):
+def train_unet(
+    out: Path, scenes: list[world.Scene], latents: torch.Tensor, tokenizer: CLIPTokenizer, vae: AutoencoderKL, minutes: float
+):
     torch.manual_seed(2)
     rng, picker = random.Random(2), np.random.default_rng(2)
     unet, text = make_unet().to(DEVICE).train(), make_text_encoder(tokenizer).to(DEVICE).train()
@@ -294,7 +346,9 @@ def train_unet(out: Path, scenes: list[world.Scene], latents: torch.Tensor, toke
     while (done := spent / 60 / minutes) < 1:
         begin = time.monotonic()
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1, (step + 1) / 200) * (0.01 + 0.99 * (1 + math.cos(math.pi * max(0, done - 0.3) / 0.7)) / 2)
+            group["lr"] = (
+                1e-3 * min(1, (step + 1) / 200) * (0.01 + 0.99 * (1 + math.cos(math.pi * max(0, done - 0.3) / 0.7)) / 2)
+            )
         index = picker.integers(len(scenes), size=64)
         ids = tokenize(tokenizer, [caption_for(scenes[i], rng) for i in index])
         x0 = latents[torch.from_numpy(index).to(DEVICE)]
@@ -324,11 +378,17 @@ def train_unet(out: Path, scenes: list[world.Scene], latents: torch.Tensor, toke
             export(out / "model", vae, average.shadow[0], average.shadow[1], tokenizer)
             print(json.dumps(examine(out / "model", 64, grid=out / f"grid-{step}.png")), flush=True)
     save(state_path, unet, text, optimizer, average, step, spent)
-    export(out / "model", vae, average.shadow[0], average.shadow[1], tokenizer)
+    return average.shadow
 
 
 def save(path: Path, unet, text, optimizer, average: Average, step: int, spent: float) -> None:
-    state = {"unet": unet.state_dict(), "text": text.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent": spent}
+    state = {
+        "unet": unet.state_dict(),
+        "text": text.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+        "spent": spent,
+    }
     state |= {"unet_average": average.shadow[0].state_dict(), "text_average": average.shadow[1].state_dict()}
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
@@ -362,7 +422,13 @@ def examine(folder: Path, count: int, steps: int = 20, guidance: float = 4.0, gr
         generators = [torch.Generator().manual_seed(1000 + i + k) for k in range(len(part))]
         captions = [c for _, c in part]
         out = pipe(
-            captions, num_inference_steps=steps, guidance_scale=guidance, height=64, width=64, generator=generators, output_type="np"
+            captions,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=64,
+            width=64,
+            generator=generators,
+            output_type="np",
         )
         images += [(im * 255).round().astype(np.uint8) for im in out.images]
     if grid is not None:
@@ -379,6 +445,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=30_000)
     parser.add_argument("--vae-minutes", type=float, default=10)
     parser.add_argument("--unet-minutes", type=float, default=75)
+    parser.add_argument("--decoder-minutes", type=float, default=12)
     parser.add_argument("--only-examine", action="store_true")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -387,7 +454,8 @@ def main() -> None:
         scenes, pixels, clutter = pictures(args.out, args.pictures)
         vae = train_vae(args.out, pixels, clutter, args.vae_minutes)
         latents = encode_all(args.out, vae, pixels)
-        train_unet(args.out, scenes, latents, tokenizer, vae, args.unet_minutes)
+        unet, text = train_unet(args.out, scenes, latents, tokenizer, vae, args.unet_minutes)
+        export(args.out / "model", sharpen_decoder(args.out, pixels, args.decoder_minutes), unet, text, tokenizer)
     report = examine(args.out / "model", 200, grid=args.out / "grid.png")
     (args.out / "examination.json").write_text(json.dumps(report, indent=2))
     print(json.dumps(report, indent=2))

@@ -54,7 +54,9 @@ def build(folder: Path, prediction: str = "epsilon", seed: int = 0) -> Path:
     return folder
 
 
-def pictures(folder: Path, sizes: tuple[tuple[int, int], ...] = ((40, 40), (60, 40), (40, 60), (33, 47)), seed: int = 0) -> Path:
+def pictures(
+    folder: Path, sizes: tuple[tuple[int, int], ...] = ((40, 40), (60, 40), (40, 60), (33, 47)), seed: int = 0
+) -> Path:
     """Noise pictures of the given sizes, captioned."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)

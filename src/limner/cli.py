@@ -168,6 +168,7 @@ def config_new(out: Path | None = None, *, family: str = "sd1", kind: str = "lor
     """Write a commented configuration, to a file or to the terminal."""
     from limner import disk
     from limner.config import files
+
     text = files.render(files.build({"model": {"family": family}}, {"adapter.kind": kind}), advanced=not brief)
     if out is None:
         print(text, end="")

@@ -69,9 +69,8 @@ def _say(out: Path, report: dict) -> None:
     thing, other = report["new_thing"], report["other_captions"]
     after = thing["after"]
     print(f"The LoRA is {out / (world.TRIGGER + '.safetensors')}, the pictures are in {out / 'before-after.png'}.")
-    print(
-        f"Learnt: the new thing is in {after['recognised']} of {after['pictures']} pictures; before, in {thing['before']['recognised']}."
-    )
+    seen, count, base = after["recognised"], after["pictures"], thing["before"]["recognised"]
+    print(f"Learnt: the new thing is in {seen} of {count} pictures; before, in {base}.")
     print(
         f"Kept: {other['after']['right']:.0%} of {other['after']['captions']} other captions are painted right; before, "
         f"{other['before']['right']:.0%}. All figures: {out / 'report.json'}"

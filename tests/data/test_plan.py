@@ -40,13 +40,12 @@ def test_the_same_seed_gives_the_same_order_and_another_another() -> None:
     assert [order().epoch(e) for e in range(5)] == [order().epoch(e) for e in range(5)]
     assert order().epoch(0) != order().epoch(1)
     assert order().epoch(0) != order(seed=8).epoch(0)
-    assert order(batch_size=1).epoch(0) == [(i,) for i in (flat(order(batch_size=1).epoch(0)))]
 
 
 def test_the_order_of_a_seed_is_for_ever() -> None:
     """A golden value: changing it changes every training."""
     plain = Order(repeated([1] * 8), (0,) * 8, 1, 1, 0)
-    assert flat(plain.epoch(0)) == GOLDEN_ORDER
+    assert flat(plain.epoch(0)) == [6, 0, 3, 4, 2, 5, 1, 7]
 
 
 @pytest.mark.parametrize("per_step", [1, 2, 3, 5, 40])
@@ -59,12 +58,11 @@ def test_cutting_into_steps_changes_nothing(per_step: int) -> None:
 
 
 def test_steps_and_epochs_count_alike() -> None:
-    o = replace(order(), micro_batches_per_step=2)
-    n = o.num_micro_batches
-    assert n == 8
-    assert [o.steps(e) for e in (1, 2, 3)] == [4, 8, 12]
-    assert [replace(o, micro_batches_per_step=3).steps(e) for e in (1, 2, 3)] == [3, 6, 8]
-    assert [o.epoch_of(s) for s in (0, 3, 4, 7, 8)] == [0, 0, 1, 1, 2]
+    o = replace(order(batch_size=4, per_step=2), items=repeated([1] * 8 + [5] + [1] * 7), buckets=(0, 1) * 8)
+    assert o.num_micro_batches == 5
+    assert [o.steps(e) for e in (1, 2, 3)] == [3, 5, 8]
+    assert [replace(o, micro_batches_per_step=3).steps(e) for e in (1, 2, 3)] == [2, 4, 5]
+    assert [o.epoch_of(s) for s in (0, 2, 3, 4, 5)] == [0, 0, 1, 1, 2]
     for per_step in (1, 2, 3, 5, 11):
         cut = replace(o, micro_batches_per_step=per_step)
         for epochs in (1, 2, 3):
@@ -79,7 +77,7 @@ def test_assembling_a_config_and_pictures() -> None:
     pictures = [Picture(f"{i}.png", w, h, "", i + 1) for i, (w, h) in enumerate(sizes)]
     data = assemble(files.build(raw, {}), base, pictures)
     assert data.buckets.resolution == 64 and (data.buckets.minimum, data.buckets.maximum, data.buckets.step) == (32, 128, 8)
-    assert data.bucket_counts() == {(64, 64): 5, (88, 40): 7, (40, 88): 3} or data.bucket_counts().total() == 15
+    assert data.bucket_counts() == {(64, 64): 5, (88, 40): 7, (40, 88): 3}
     assert data.fits[0].bucket == data.fits[3].bucket == (64, 64)
     assert data.order.num_micro_batches == sum(ceil(n / 2) for n in data.bucket_counts().values())
     assert data.total_steps == ceil(3 * data.order.num_micro_batches / 2)

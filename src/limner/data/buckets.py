@@ -40,11 +40,12 @@ class Buckets:
     def sizes(self) -> list[Size]:
         """Every bucket that can occur with upscaling: sides are multiples of `step`, areas at most `resolution` squared."""
         area = self.resolution**2
-        square = max(self.step, isqrt(area) // self.step * self.step)
+        square = max(self.step, self._cut(isqrt(area)))
+        low, high = max(self.step, self._cut(self.minimum)), self._cut(self.maximum + self.step - 1)
         found = {(square, square)}
-        for width in range(self.minimum // self.step * self.step or self.step, self.maximum + 1, self.step):
-            height = min(self.maximum // self.step * self.step, area // width // self.step * self.step)
-            if height >= self.minimum:
+        for width in range(low, high + 1, self.step):
+            height = min(high, self._cut(area // width))
+            if height >= low:
                 found |= {(width, height), (height, width)}
         return sorted(found)
 
@@ -63,17 +64,21 @@ class Buckets:
         resized = (width, height)
         if width * height > self.resolution**2:
             aspect = width / height
-            ideal_width = sqrt(self.resolution**2 * aspect)
-            ideal_height = self.resolution**2 / ideal_width
-            by_width = floor(ideal_width + 0.5) // self.step * self.step
-            by_height = floor(ideal_height + 0.5) // self.step * self.step
-            from_width = (by_width, floor(by_width / aspect + 0.5)) if by_width else (0, 0)
-            from_height = (floor(by_height * aspect + 0.5), by_height) if by_height else (0, 0)
-            # the candidate whose sides, cut to multiples, distort the aspect least
-            resized = min((c for c in (from_width, from_height) if all(c)), key=lambda c: abs(c[0] / c[1] - aspect))
-        bucket = tuple(max(self.step, side // self.step * self.step) for side in resized)
+            ideal = floor(sqrt(self.resolution**2 * aspect) + 0.5), max(1, floor(sqrt(self.resolution**2 / aspect) + 0.5))
+            by_width, by_height = self._cut(ideal[0]), self._cut(ideal[1])
+            candidates = (floor(by_height * aspect + 0.5), by_height), (by_width, floor(by_width / aspect + 0.5))
+            # the one whose sides, cut to multiples, distort the aspect least
+            resized = min(
+                (c for c in candidates if min(c) >= self.step),
+                key=lambda c: abs(self._cut(c[0]) / self._cut(c[1]) - aspect),
+                default=ideal,
+            )
+        bucket = max(self.step, self._cut(resized[0])), max(self.step, self._cut(resized[1]))
         # a side smaller than one step is enlarged after all: a bucket of size 0 cannot be trained
-        return Fit((bucket[0], bucket[1]), _cover(*resized, *bucket) if min(resized) < self.step else (resized[0], resized[1]))
+        return Fit(bucket, _cover(*resized, *bucket) if min(resized) < self.step else resized)
+
+    def _cut(self, side: int) -> int:
+        return side // self.step * self.step
 
 
 def _cover(width: int, height: int, bucket_width: int, bucket_height: int) -> Size:

@@ -124,6 +124,8 @@ def _resume(run: Run, job, checkpoint, journal) -> int:
         return 0
     facts = checkpoint.load_state(path, job.adapter, job.optimizer, job.average)
     job.written = list(facts.get("written", []))
+    if facts.get("scaler"):
+        job.scaler.load_state_dict(facts["scaler"])
     journal.event("resume", step=facts["step"], steps=job.dataset.total_steps)
     return facts["step"]
 

@@ -50,11 +50,14 @@ class Training:
     optimizer: torch.optim.Optimizer = field(init=False)
     average: Average | None = field(init=False, default=None)
     params: list[torch.nn.Parameter] = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    """Keeps small gradients from vanishing in float16; does nothing in other precisions."""
 
     def __post_init__(self) -> None:
         groups = self.adapter.parameter_groups(self.config.optimizer, self.learning_rate)
         self.params = [p for g in groups for p in g["params"]]
         self.optimizer = make_optimizer(self.config.optimizer, groups, self.runtime.device)
+        self.scaler = torch.amp.GradScaler(self.runtime.device.type, enabled=self.runtime.precision == "fp16")
         if self.config.train.ema != "off":
             self.average = Average(self.params, self.config.train.ema)
 
@@ -62,20 +65,19 @@ class Training:
 def train(job: Training, first_step: int) -> bool:
     """Run the loop from `first_step` (steps already done). True if it came to the end, False if it was asked to stop."""
     config, runtime, journal, total = job.config, job.runtime, job.journal, job.dataset.total_steps
-    scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
     step = first_step
     journal.say(status="running", phase="training", progress=(step, total), step=step, steps=total)
     if step == 0 and config.sample.at_start:
         sample(job, 0)
     while step < total:
-        loss = accumulate_gradients(job, step, scaler)
-        scaler.unscale_(job.optimizer)
+        loss = accumulate_gradients(job, step)
+        job.scaler.unscale_(job.optimizer)
         norm = None
         if config.train.clip_norm != "off":
             norm = torch.nn.utils.clip_grad_norm_(job.params, config.train.clip_norm)
         rates = set_learning_rates(job.optimizer, schedule_factor(config.optimizer, step, total))
-        scaler.step(job.optimizer)
-        scaler.update()
+        job.scaler.step(job.optimizer)
+        job.scaler.update()
         job.optimizer.zero_grad(set_to_none=True)
         if job.average is not None:
             job.average.update(step)
@@ -95,7 +97,7 @@ def train(job: Training, first_step: int) -> bool:
     return True
 
 
-def accumulate_gradients(job: Training, step: int, scaler: torch.amp.GradScaler) -> Tensor:
+def accumulate_gradients(job: Training, step: int) -> Tensor:
     """Forward and backward over the micro-batches of one step; returns the loss, a mean over all pictures of the step."""
     runtime, rank = job.runtime, job.runtime.rank
     micro_batches = job.dataset.order.step(step)
@@ -106,7 +108,7 @@ def accumulate_gradients(job: Training, step: int, scaler: torch.amp.GradScaler)
         if number % runtime.world == rank:
             batch = job.samples.batch(indices, position)
             part = batch_loss(job, batch, step).sum() / count
-            scaler.scale(part).backward()
+            job.scaler.scale(part).backward()
             loss += part.detach()
         position += len(indices)
     runtime.sum_gradients(job.params)
@@ -182,7 +184,7 @@ def save_state(job: Training, step: int) -> None:
     job.journal.say(phase="saving", step=step)
     if job.runtime.is_main:
         refuse_non_finite(job, step)
-        extra = {"written": job.written}
+        extra = {"written": job.written, "scaler": job.scaler.state_dict()}
         checkpoint.save_state(job.run.states, step, job.adapter, job.optimizer, job.average, extra)
         job.journal.event("state", step=step)
     job.runtime.barrier()

@@ -86,7 +86,9 @@ def _foreground(lab: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Grounds vary in lightness only, so that counts less. The edge lies where the difference is four tenths of the object's
     own: a blurred outline moves it little.
     """
-    frame = np.concatenate([lab[:2].reshape(-1, 3), lab[-2:].reshape(-1, 3), lab[:, :2].reshape(-1, 3), lab[:, -2:].reshape(-1, 3)])
+    frame = np.concatenate(
+        [lab[:2].reshape(-1, 3), lab[-2:].reshape(-1, 3), lab[:, :2].reshape(-1, 3), lab[:, -2:].reshape(-1, 3)]
+    )
     ground = np.median(frame, axis=0)
     difference = np.linalg.norm((lab - ground) * np.array([0.55, 1.0, 1.0]), axis=-1)
     first = _largest_part(difference > _LEAST_DIFFERENCE)

@@ -77,16 +77,21 @@ def _heart_points() -> list[_Point]:
     return [(sin(a) ** 3 / 2, -(13 * cos(a) - 5 * cos(2 * a) - 2 * cos(3 * a) - cos(4 * a) + 2.5) / 31) for a in turns]
 
 
+def _cross_points() -> list[_Point]:
+    corner = [(0.17, -0.5), (0.17, -0.17), (0.5, -0.17)]
+    turned = [corner]
+    for _ in range(3):
+        turned.append([(-y, x) for x, y in turned[-1]])
+    return [point for quarter in turned for point in quarter]
+
+
 SHAPES: dict[str, Callable[[ImageDraw.ImageDraw, float, float, float, int], None]] = {
     "circle": _circle,
     "square": _polygon([(-0.46, -0.46), (0.46, -0.46), (0.46, 0.46), (-0.46, 0.46)]),
     "triangle": _polygon([(0, -0.48), (0.54, 0.46), (-0.54, 0.46)]),
     "star": _polygon(_star_points()),
     "heart": _polygon(_heart_points()),
-    "cross": _polygon(
-        [(-0.17, -0.5), (0.17, -0.5), (0.17, -0.17), (0.5, -0.17), (0.5, 0.17), (0.17, 0.17)]
-        + [(0.17, 0.5), (-0.17, 0.5), (-0.17, 0.17), (-0.5, 0.17), (-0.5, -0.17), (-0.17, -0.17)]
-    ),
+    "cross": _polygon(_cross_points()),
     "ring": _ring,
     "diamond": _polygon([(0, -0.54), (0.4, 0), (0, 0.54), (-0.4, 0)]),
 }
@@ -202,13 +207,17 @@ def _place(size_px: float, place: str, side: int, rng: random.Random) -> tuple[f
 
 def _paint_pattern(pattern: str, style: str, colour: RGB, box: tuple[float, float, float], side: int) -> Image.Image:
     """The colour of every point of the object, before the shape cuts it out; `box` is x, y, size."""
-    x, y, size = box
+    _, y, size = box
     paint = Image.new("RGB", (side, side), colour)
     canvas = ImageDraw.Draw(paint)
     if style == "shaded":
         for row in range(side):
             depth = min(1.0, max(0.0, (row - (y - size / 2)) / size))
-            shade = _mix(colour, (255, 255, 255), 0.3 * (0.5 - depth) * 2) if depth < 0.5 else _mix(colour, (0, 0, 0), 0.45 * (depth - 0.5) * 2)
+            shade = (
+                _mix(colour, (255, 255, 255), 0.3 * (0.5 - depth) * 2)
+                if depth < 0.5
+                else _mix(colour, (0, 0, 0), 0.45 * (depth - 0.5) * 2)
+            )
             canvas.line((0, row, side, row), fill=shade)
     if pattern == "striped":
         period = 7 * _SCALE

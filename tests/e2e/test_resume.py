@@ -1,0 +1,142 @@
+"""Resuming is exact: however often and wherever a run is ended, it leaves what one uninterrupted run leaves."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+
+import pytest
+from trainer import Moment, config, kinds, launch, new_run, result, states, train
+
+PROMPT = {"prompts": ["picture number 1 --s 2 --w 16 --h 16"], "every_steps": 6}
+VARIANTS = {
+    "lora": {"sample": PROMPT, "output": {"save_every_steps": 5, "keep_last": 1}},
+    "accumulation and ema": {"train": {"accumulation": 2, "ema": 0.9}, "sample": PROMPT},
+    "text encoder, conv, dora, checkpointing": {
+        "adapter": {"conv_rank": 2, "dora": True, "text_encoder": True, "alpha": 0.1, "rank_stabilized": True},
+        "memory": {"checkpointing": True},
+        "optimizer": {"text_encoder_lr": 3e-3},
+    },
+    "whole model": {"adapter": {"kind": "none", "text_encoder": True}, "optimizer": {"lr": 1e-3}, "train": {"ema": 0.5}},
+}
+ENDINGS = {
+    "asked": [Moment("stop", "step", 4)],
+    "terminated twice": [Moment("term", "step", 2), Moment("term", "step", 3)],
+    "killed in a step": [Moment("kill", "step", 5), Moment("kill", "step", 2), Moment("kill", "step", 4)],
+    "killed while caching": [Moment("kill", "cache", 1), Moment("kill", "cache", 1), Moment("kill", "cache", 2)],
+    "killed while saving": [Moment("kill", "file", n) for n in (1, 2, 4, 3)],
+    "killed while renaming": [Moment("kill", "rename", n) for n in (9, 15, 22, 30)],
+}
+CASES = [(v, e) for v in VARIANTS for e in (ENDINGS if v == "lora" else ["killed in a step", "killed while saving"])]
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    """Results of the uninterrupted runs, each made when first asked for."""
+    return {}
+
+
+def make(tiny_model, pictures, variant):
+    return new_run(config(tiny_model, pictures, **VARIANTS[variant]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "ending"), CASES, ids=[f"{v}: {e}" for v, e in CASES])
+def test_resuming_is_exact(tiny_model, pictures, references, variant, ending):
+    if variant not in references:
+        whole = make(tiny_model, pictures, variant)
+        assert train(whole) == 0, whole.tail()
+        references[variant] = result(whole)
+        assert [s[0] for s in references[variant]["steps"]] == list(range(1, 13))
+        if ending == "killed while caching":
+            shutil.rmtree(whole.path.parent.parent / "cache")
+    run, interrupted = make(tiny_model, pictures, variant), 0
+    for moment in ENDINGS[ending]:
+        code = train(run, moment)
+        expected = -signal.SIGKILL if moment.what == "kill" else 0
+        assert code == expected, (moment, run.tail())
+        interrupted += 1
+        state = run.state()
+        assert state.status == ("failed" if moment.what == "kill" else "stopped"), state
+    assert train(run) == 0, run.tail()
+    assert run.state().status == "done" and run.state().step == 12
+    assert result(run) == references[variant]
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(tiny_model, pictures):
+    chosen = config(tiny_model, pictures, train={"steps": 30, "accumulation": 2, "ema": 0.9}, output={"state_every_steps": 2})
+    whole = new_run(chosen)
+    assert train(whole) == 0
+    shutil.rmtree(whole.path.parent.parent / "cache")
+    run, rng, kills = new_run(chosen), random.Random(5), 0
+    while kills < 40:
+        process = launch(run)
+        process.join(rng.uniform(0.2, 1.2) + kills * 0.05)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+        elif process.exitcode == 0:
+            break
+        else:
+            pytest.fail(f"exit code {process.exitcode}: {run.tail()}")
+    assert kills >= 2, "the trainer was never killed; the delays are too long for this machine"
+    assert run.state().status == "done"
+    assert result(run) == result(whole)
+
+
+def test_a_damaged_state_is_passed_over(tiny_model, pictures):
+    whole = make(tiny_model, pictures, "lora")
+    assert train(whole) == 0
+    run = make(tiny_model, pictures, "lora")
+    assert train(run, Moment("stop", "step", 8)) == 0
+    older, newest = states(run)
+    assert (older.name, newest.name) == ("step-00000006", "step-00000008")
+    file = newest / "optimizer.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    assert train(run) == 0
+    events = [e for e, _ in run.events()]
+    assert next(e["step"] for e in events if e["event"] == "resume") == 6
+    assert any("step-00000008: optimizer.safetensors is damaged" in e.get("message", "") for e in events)
+    assert result(run) == result(whole)
+
+
+def test_without_any_state_the_run_starts_anew(tiny_model, pictures):
+    whole = make(tiny_model, pictures, "lora")
+    assert train(whole) == 0
+    run = make(tiny_model, pictures, "lora")
+    assert train(run, Moment("stop", "step", 7)) == 0
+    for path in states(run):
+        shutil.rmtree(path)
+    assert train(run) == 0
+    assert kinds(run).count("start") == 2 and "resume" not in kinds(run)
+    assert result(run) == result(whole)
+
+
+def test_a_finished_run_is_not_trained_again(tiny_model, pictures):
+    run = make(tiny_model, pictures, "lora")
+    assert train(run) == 0
+    before, file = result(run), run.checkpoints / "cat.safetensors"
+    changed = file.stat().st_mtime_ns
+    assert train(run) == 0
+    assert result(run) == before and run.state().status == "done"
+    assert file.stat().st_mtime_ns == changed
+
+
+def test_stopping_at_once_is_quick(tiny_model, pictures):
+    run = new_run(config(tiny_model, pictures, train={"steps": 5000}))
+    process = launch(run)
+    until = time.monotonic() + 60
+    while run.state().phase != "training" and time.monotonic() < until:
+        time.sleep(0.05)
+    from limner import jobs
+
+    state = jobs.stop(run, grace_seconds=20)
+    process.join(20)
+    assert state.status == "stopped" and 0 < state.step < 5000
+    assert states(run)[-1].name == f"step-{state.step:08d}"

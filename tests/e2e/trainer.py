@@ -1,0 +1,152 @@
+"""Run trainers as real processes, end them at chosen moments, and compare what they leave behind.
+
+Processes are forked from a server that has imported everything, so that one costs a second and not ten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from limner import jobs
+from limner.config import Config, files
+from limner.runs import Run
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["limner.engine.train", "limner.engine.prepare", "limner.models.sd1", "limner.adapters.lora"])
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a trainer meets its end: before the `count`-th call of a function, counted within one process."""
+
+    what: str
+    """stop (a request), term (a signal), kill (a signal)."""
+    where: str
+    """step (one was finished), latents or texts (a shard is written), state or weights (a file of it is written)."""
+    count: int
+
+
+def config(model: Path, data: Path, **sections: dict[str, Any]) -> Config:
+    """A configuration for the tiny model: short, exact, on the CPU."""
+    given: dict[str, Any] = {
+        "model": {"base": str(model)},
+        "data": {"path": str(data), "resolution": 32, "bucket_min_px": 16, "bucket_max_px": 64, "bucket_step_px": 8},
+        "adapter": {"rank": 4},
+        "train": {"steps": 12, "batch_size": 2, "seed": 3},
+        "optimizer": {"lr": 1e-2, "schedule": "cosine", "warmup_steps": 2},
+        "output": {"name": "cat", "dtype": "fp32", "state_every_steps": 3},
+        "launch": {"device": "cpu", "num_threads": 1},
+    }
+    for name, values in sections.items():
+        given[name] = {**given.get(name, {}), **values}
+    if given["adapter"].get("kind") == "none":
+        given["adapter"].pop("rank", None)
+    return files.build(given, {})
+
+
+def new_run(chosen: Config) -> Run:
+    return jobs.prepare(chosen)
+
+
+def launch(run: Run, moment: Moment | None = None) -> multiprocessing.process.BaseProcess:
+    """Start the trainer of a run; it ends itself at `moment`."""
+    process = _CONTEXT.Process(target=_train, args=(str(run.path), os.environ["LIMNER_HOME"], moment))
+    process.start()
+    return process
+
+
+def train(run: Run, moment: Moment | None = None, seconds: float = 120) -> int:
+    """Train a run until its process ends; returns the exit code, minus the signal for one that was killed."""
+    process = launch(run, moment)
+    process.join(seconds)
+    assert process.exitcode is not None, f"still running after {seconds} s: {run.tail()}"
+    return process.exitcode
+
+
+def _train(folder: str, home: str, moment: Moment | None) -> None:
+    os.environ["LIMNER_HOME"] = home
+    log = os.open(Path(folder) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    from limner.engine import __main__ as engine
+
+    if moment is not None:
+        _arm(moment, Run(Path(folder)))
+    code = engine.main(folder)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _arm(moment: Moment, run: Run) -> None:
+    from limner.data.cache import Cache
+    from limner.engine import checkpoint
+    from limner.engine.journal import Journal
+
+    owner, name = {
+        "step": (Journal, "step"),
+        "cache": (Cache, "put"),
+        "file": (checkpoint, "save_file"),
+        "rename": (checkpoint.disk.os, "replace"),
+    }[moment.where]
+    original, calls = getattr(owner, name), 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == moment.count:
+            if moment.what == "stop":
+                run.request("stop")
+            else:
+                os.kill(os.getpid(), {"term": signal.SIGTERM, "kill": signal.SIGKILL}[moment.what])
+        return original(*args, **kwargs)
+
+    setattr(owner, name, counted)
+
+
+# --- what is left behind ----------------------------------------------------------------------------------------------
+
+
+def tensors_hash(path: Path) -> str:
+    """SHA-256 over the tensors of a safetensors file, or of all such files in a folder; metadata hold times."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(path.rglob("*.safetensors")):
+        for key, tensor in sorted(load_file(file).items()):
+            digest.update(f"{file.name} {key} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def states(run: Run) -> list[Path]:
+    return sorted(p for p in run.states.iterdir() if p.name.startswith("step-"))
+
+
+def result(run: Run) -> dict[str, Any]:
+    """Everything that two exactly equal runs share: finished weights, last training state, losses by step."""
+    finished = run.checkpoints / "cat"
+    steps = [e for e in run.history() if e["event"] == "step"]
+    return {
+        "weights": tensors_hash(finished if finished.is_dir() else finished.with_suffix(".safetensors")),
+        "state": tensors_hash(states(run)[-1]),
+        "state name": states(run)[-1].name,
+        "checkpoints": sorted(p.name for p in run.checkpoints.iterdir()),
+        "samples": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in run.samples.iterdir()},
+        "steps": [(e["step"], e["loss"], e["lr"], e["grad_norm"]) for e in steps],
+    }
+
+
+def losses(run: Run) -> list[float]:
+    return [e["loss"] for e in run.history() if e["event"] == "step"]
+
+
+def kinds(run: Run) -> list[str]:
+    """The events' names in order, memory readings and repetitions left out."""
+    names = [e["event"] for e, _ in run.events() if e["event"] != "memory"]
+    return [n for i, n in enumerate(names) if i == 0 or names[i - 1] != n]
