@@ -126,7 +126,7 @@ def manifest_faults(folder: Path) -> list[str]:
         path = folder / name
         if not path.is_file():
             faults.append(f"{name} is missing")
-        elif path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+        elif not isinstance(entry, dict) or path.stat().st_size != entry.get("bytes") or sha256(path) != entry.get("sha256"):
             faults.append(f"{name} is damaged")
     return faults
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -40,9 +41,9 @@ def start(run: Run, device: str) -> subprocess.Popen[bytes]:
     disk.write_json(run.path / "command.json", {"argv": words, "environment": extra})
     (run.path / "exit.json").unlink(missing_ok=True)
     _rotate(run.log)
-    group: dict = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if sys.platform == "win32" else {"start_new_session": True}
+    group: dict[str, Any] = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if sys.platform == "win32" else {"start_new_session": True}
     with run.log.open("ab") as log:
-        return subprocess.Popen(
+        return subprocess.Popen[bytes](
             words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **extra}, **group
         )
 

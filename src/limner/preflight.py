@@ -6,6 +6,7 @@ Each check is `(Config, Machine, records) -> Iterable[Finding]`; what needs the 
 from __future__ import annotations
 
 import os
+import struct
 import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from limner import disk, runs
 from limner.config import Config, Lora, defaults
@@ -60,9 +61,13 @@ def check_base(config: Config, machine: Machine, records: Records) -> Iterable[F
         return
     records.base = base = recognise(section.base, section.revision, section.config)
     if section.family is not None and section.family != base.family:
-        yield Finding("model.family", f"{section.family!r} was asked for, {section.base} is {base.family!r}.", "Remove the line.")
+        yield Finding(
+            "model.family", f"{section.family!r} was asked for, {section.base} is {base.family!r}.", "Remove the line."
+        )
     if base.path is None:
-        yield Finding("model.base", f"{section.base} is not on this machine; it will be fetched from the Hugging Face hub.", "", "note")
+        yield Finding(
+            "model.base", f"{section.base} is not on this machine; it will be fetched from the Hugging Face hub.", "", "note"
+        )
     if section.revision is not None and "/" not in section.base:
         yield Finding("model.revision", "has no effect on a local model.", "Remove it.", "warning")
     if section.config is not None and base.layout == "folder":
@@ -82,7 +87,9 @@ def check_pictures(config: Config, machine: Machine, records: Records) -> Iterab
     else:
         yield from found.broken[:50]
     if len(found.broken) > 50:
-        yield Finding("data.path", f"{len(found.broken) - 50} more files are broken.", "`limner check --deep` decodes them all.")
+        severity = "warning" if config.data.skip_broken else "error"
+        said = f"{len(found.broken) - 50} more files are broken."
+        yield Finding("data.path", said, "Mend or remove those above first.", severity)
     if not found.pictures:
         yield Finding("data.path", f"{config.data.path} holds no usable picture.", "Put .png, .jpg, .webp or .bmp files there.")
     yield from found.warnings
@@ -98,7 +105,9 @@ def check_depth(config: Config, machine: Machine, records: Records) -> Iterable[
         for picture, fault in zip(records.scan.pictures, faults, strict=True):
             if fault:
                 severity = "warning" if config.data.skip_broken else "error"
-                yield Finding(picture.path, f"does not open ({fault}).", "Replace or remove it, or set data.skip_broken = true.", severity)
+                yield Finding(
+                    picture.path, f"does not open ({fault}).", "Replace or remove it, or set data.skip_broken = true.", severity
+                )
 
 
 def _decodes(path: str) -> str:
@@ -106,8 +115,8 @@ def _decodes(path: str) -> str:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP")) as picture:
             if prod(picture.size) > MAX_PIXELS:
                 return "too large"
-            picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, ArithmeticError) as error:
+            ImageOps.exif_transpose(picture)  # decodes it, and its EXIF data, which may be damaged too
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError, ArithmeticError, struct.error) as error:
         return str(error).split("\n")[0] or type(error).__name__
     return ""
 
@@ -120,9 +129,13 @@ def check_buckets(config: Config, machine: Machine, records: Records) -> Iterabl
     if not data.buckets:
         for name in ("bucket_step_px", "bucket_min_px", "bucket_max_px"):
             if getattr(data, name) is not None:
-                yield Finding(f"data.{name}", "has no effect without buckets.", "Remove it, or set data.buckets = true.", "warning")
+                yield Finding(
+                    f"data.{name}", "has no effect without buckets.", "Remove it, or set data.buckets = true.", "warning"
+                )
     if rule.resolution < rule.step:
-        yield Finding("data.resolution", f"{rule.resolution} is less than a bucket step of {rule.step}.", f"Use at least {rule.step}.")
+        yield Finding(
+            "data.resolution", f"{rule.resolution} is less than a bucket step of {rule.step}.", f"Use at least {rule.step}."
+        )
         return
     if rule.step % records.base.latent_factor:
         said = f"{rule.step} is not a multiple of {records.base.latent_factor}, the factor of this model's VAE."
@@ -140,7 +153,9 @@ def check_buckets(config: Config, machine: Machine, records: Records) -> Iterabl
     records.dataset = assemble(config, records.base, records.scan.pictures)
     small = [p.path for p in records.scan.pictures if p.width * p.height < rule.resolution**2 / 4]
     if small and data.upscale:
-        said = f"{len(small)} pictures are less than half the resolution and will be blurred, the first is {Path(small[0]).name}."
+        said = (
+            f"{len(small)} pictures are less than half the resolution and will be blurred, the first is {Path(small[0]).name}."
+        )
         yield Finding("data.resolution", said, "Use larger pictures or a lower resolution.", "warning")
 
 
@@ -154,9 +169,14 @@ def check_length(config: Config, machine: Machine, records: Records) -> Iterable
     if optimizer.warmup_steps >= total:
         said = f"the warm-up of {optimizer.warmup_steps} steps is as long as the whole training of {total}."
         yield Finding("optimizer.warmup_steps", said, "Make it shorter.")
-    for field, every in (("output.save_every_steps", config.output.save_every_steps), ("sample.every_steps", config.sample.every_steps)):
+    for field, every in (
+        ("output.save_every_steps", config.output.save_every_steps),
+        ("sample.every_steps", config.sample.every_steps),
+    ):
         if every is not None and every > total:
-            yield Finding(field, f"{every} is more than the {total} steps of the run, so it never happens.", "Make it smaller.", "warning")
+            yield Finding(
+                field, f"{every} is more than the {total} steps of the run, so it never happens.", "Make it smaller.", "warning"
+            )
 
 
 def check_adapter(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
@@ -165,15 +185,26 @@ def check_adapter(config: Config, machine: Machine, records: Records) -> Iterabl
     if not adapter.denoiser and not adapter.text_encoder:
         yield Finding("adapter.denoiser", "nothing is trained.", "Set adapter.denoiser or adapter.text_encoder to true.")
     if isinstance(adapter, Lora) and adapter.conv_alpha is not None and adapter.conv_rank is None:
-        yield Finding("adapter.conv_alpha", "has no effect without conv_rank.", "Set adapter.conv_rank, or remove it.", "warning")
+        yield Finding(
+            "adapter.conv_alpha", "has no effect without conv_rank.", "Set adapter.conv_rank, or remove it.", "warning"
+        )
     if optimizer.text_encoder_lr is not None and not adapter.text_encoder:
         said = "has no effect while the text encoder is not trained."
         yield Finding("optimizer.text_encoder_lr", said, "Set adapter.text_encoder = true, or remove it.", "warning")
     if adapter.text_encoder and config.memory.cache_text:
         said = "captions are not cached while the text encoder is trained."
         yield Finding("memory.cache_text", said, "", "note")
-    if config.output.keep_last is not None and config.output.save_every_steps is None and config.output.save_every_epochs is None:
-        yield Finding("output.keep_last", "has no effect while no checkpoints are saved on the way.", "Set output.save_every_steps.", "warning")
+    if (
+        config.output.keep_last is not None
+        and config.output.save_every_steps is None
+        and config.output.save_every_epochs is None
+    ):
+        yield Finding(
+            "output.keep_last",
+            "has no effect while no checkpoints are saved on the way.",
+            "Set output.save_every_steps.",
+            "warning",
+        )
     if adapter.kind == "none":
         for name in ("author", "description", "license", "title"):
             if getattr(config.output, name) is not None:
@@ -211,7 +242,9 @@ def check_prompts(config: Config, machine: Machine, records: Records) -> Iterabl
     prompts = all_prompts(config, config.data.resolution or resolution, step)
     asked = section.every_steps is not None or section.every_epochs is not None or section.at_start
     if asked and not prompts:
-        yield Finding("sample.prompts", "pictures are to be painted, but there is no prompt.", 'Set sample.prompts = ["..."].', "warning")
+        yield Finding(
+            "sample.prompts", "pictures are to be painted, but there is no prompt.", 'Set sample.prompts = ["..."].', "warning"
+        )
 
 
 def check_output(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
@@ -234,7 +267,9 @@ def check_output(config: Config, machine: Machine, records: Records) -> Iterable
     needed = _needed_mib(config, records)
     free = disk.free_bytes(config.output.path or runs.home()) >> 20
     if free < needed:
-        yield Finding("output.path", f"{free} MiB are free, about {needed} MiB are needed.", "Free some space, or choose another disk.")
+        yield Finding(
+            "output.path", f"{free} MiB are free, about {needed} MiB are needed.", "Free some space, or choose another disk."
+        )
 
 
 def _writable(field: str, folder: Path) -> Iterable[Finding]:

@@ -187,7 +187,12 @@ def test_dora_of_a_layer_with_dead_inputs(tiny_model):
 
 @pytest.mark.parametrize(
     "section",
-    [Lora(rank=5), Lora(rank=5, conv_rank=3, dora=True), Lora(rank=2, denoiser=False, text_encoder=True), Lora(rank=2, text_encoder=True)],
+    [
+        Lora(rank=5),
+        Lora(rank=5, conv_rank=3, dora=True),
+        Lora(rank=2, denoiser=False, text_encoder=True),
+        Lora(rank=2, text_encoder=True),
+    ],
     ids=["plain", "conv dora", "text encoder", "both"],
 )
 def test_a_files_section_is_recognised(tiny_model, section):

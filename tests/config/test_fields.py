@@ -88,7 +88,9 @@ def test_a_new_option_is_one_field(tmp_path: Path) -> None:
     shutil.copytree(SOURCE, tmp_path / "limner", ignore=shutil.ignore_patterns("pocket", "models", "__pycache__"))
     section = tmp_path / "limner" / "config" / "train.py"
     with section.open("a", encoding="utf-8") as file:
-        file.write('\n    sparkle: int = option(3, ge=1, le=9, unit="px", kohya="max_sparkle")\n    """How much it glitters."""\n')
+        file.write(
+            '\n    sparkle: int = option(3, ge=1, le=9, unit="px", kohya="max_sparkle")\n    """How much it glitters."""\n'
+        )
     code = """
 import contextlib, io
 from limner import cli
@@ -107,7 +109,14 @@ with contextlib.redirect_stdout(out):
     cli.config_options("sparkle")
 print(repr(out.getvalue()))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        check=False,
+    )
     assert done.stdout.splitlines() == [
         "train.sparkle 3 How much it glitters. at least 1, at most 9 px",
         "True True",
@@ -117,4 +126,3 @@ print(repr(out.getvalue()))
         "('max_sparkle', 'Did you mean train.sparkle?')",
         repr("--train.sparkle [3]\n    How much it glitters.\n"),
     ], done.stderr
-

@@ -13,7 +13,19 @@ from limner.config import Config, Lora, NoAdapter, files
 from limner.config.fields import Option, walk
 from limner.errors import UserError
 
-TEXTS = ["", "a cat", 'quo"te', "back\\slash", "two\nlines", "tab\there", "ünï 🐈 \u202e bidi", "# no comment", "'''", '"""', "[x]"]
+TEXTS = [
+    "",
+    "a cat",
+    'quo"te',
+    "back\\slash",
+    "two\nlines",
+    "tab\there",
+    "ünï 🐈 \u202e bidi",
+    "# no comment",
+    "'''",
+    '"""',
+    "[x]",
+]
 
 
 def _read_back(config: Config, **options: bool) -> Config:
@@ -95,7 +107,9 @@ def test_relative_paths_are_taken_from_where_they_were_written(tmp_path: Path, m
     (there / "my model").mkdir()
     monkeypatch.chdir(here)
     path = there / "a.toml"
-    path.write_text('[model]\nbase = "my model"\n[data]\npath = "pics"\n[output]\npath = "/abs"\n[memory]\ncache_path = "~/c"\n')
+    path.write_text(
+        '[model]\nbase = "my model"\n[data]\npath = "pics"\n[output]\npath = "/abs"\n[memory]\ncache_path = "~/c"\n'
+    )
     config = files.read(Path("../there/a.toml"), {"sample.prompt_file": "p.txt"})
     assert config.model.base == f"{here}/../there/my model"
     assert config.data.path is not None and config.data.path.resolve() == there / "pics"

@@ -42,8 +42,32 @@ def test_lines(line: str, changed: dict) -> None:
     assert parse(line, DEFAULT, "f") == replace(DEFAULT, **changed)
 
 
-REFUSED = ["w 99999999", "h 99999999", "w 15", "w", "w -64", "w 6e2", "w 64.0", "w 64 64", "w \u0663\u0663", "s 1000000000", "s 0", "s 10^9"]
-REFUSED += ["d " + "9" * 101, "d -1", "d 9223372036854775808", "l 1.2.3", "l nan", "l inf", "l -1", "l 101", "l", "cn /etc/passwd"]
+REFUSED = [
+    "w 99999999",
+    "h 99999999",
+    "w 15",
+    "w",
+    "w -64",
+    "w 6e2",
+    "w 64.0",
+    "w 64 64",
+    "w \u0663\u0663",
+    "s 1000000000",
+    "s 0",
+    "s 10^9",
+]
+REFUSED += [
+    "d " + "9" * 101,
+    "d -1",
+    "d 9223372036854775808",
+    "l 1.2.3",
+    "l nan",
+    "l inf",
+    "l -1",
+    "l 101",
+    "l",
+    "cn /etc/passwd",
+]
 REFUSED += ["ss os.system", "ss", "w64", "help", "n x --cn y", "fs 3", "g 3.5"]
 
 
@@ -58,7 +82,14 @@ def test_refusals_name_the_flag_and_do_not_repeat_a_novel(flag: str) -> None:
 
 
 def test_all_prompts_fill_in_and_round_down() -> None:
-    raw = {"sample": {"prompts": ["a --w 100 --h 99", "b", "c --d 5 --s 3 --w 16"], "seed": 2**63 - 1, "negative": "x", "height": 96}}
+    raw = {
+        "sample": {
+            "prompts": ["a --w 100 --h 99", "b", "c --d 5 --s 3 --w 16"],
+            "seed": 2**63 - 1,
+            "negative": "x",
+            "height": 96,
+        }
+    }
     assert all_prompts(files.build(raw, {}), resolution=70, size_step=16) == [
         Prompt("a", "x", 96, 96, 20, 7.0, 2**63 - 1, "ddim"),
         Prompt("b", "x", 64, 96, 20, 7.0, 0, "ddim"),
@@ -93,7 +124,7 @@ def test_a_prompt_file_may_have_bom_crlf_and_comments(tmp_path: Path) -> None:
 )
 def test_prompt_files_that_are_refused(tmp_path: Path, name: str, content: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="sample.prompt_file") as caught:
+    with pytest.raises(UserError, match=r"sample\.prompt_file") as caught:
         read_lines(tmp_path / name)
     assert said in str(caught.value)
 

@@ -120,7 +120,10 @@ def test_gradients_reach_what_is_trained_and_nothing_else(tiny_model, section):
 def test_half_the_rate_is_the_text_encoders_default(tiny_model):
     adapter = adapters.make(SECTIONS["lora, both"])
     adapter.attach(load(tiny_model), 0)
-    assert [(g["name"], g["lr"]) for g in adapter.parameter_groups(Optimizer(), 2e-4)] == [("denoiser", 2e-4), ("text_encoder", 1e-4)]
+    assert [(g["name"], g["lr"]) for g in adapter.parameter_groups(Optimizer(), 2e-4)] == [
+        ("denoiser", 2e-4),
+        ("text_encoder", 1e-4),
+    ]
 
 
 def test_a_fresh_adapter_takes_the_state_over_to_the_bit(tiny_model, section):

@@ -65,7 +65,17 @@ def their_fit_without_upscaling(size: Size, side: int, steps: int) -> tuple[Size
 
 def some_sizes(seed: int) -> list[Size]:
     rng = random.Random(seed)
-    usual = [(512, 512), (640, 480), (480, 640), (1920, 1080), (1080, 1920), (4032, 3024), (1024, 1024), (832, 1216), (300, 300)]
+    usual = [
+        (512, 512),
+        (640, 480),
+        (480, 640),
+        (1920, 1080),
+        (1080, 1920),
+        (4032, 3024),
+        (1024, 1024),
+        (832, 1216),
+        (300, 300),
+    ]
     return usual + [(rng.randint(64, 5000), rng.randint(64, 5000)) for _ in range(400)]
 
 

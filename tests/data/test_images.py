@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -52,7 +53,9 @@ def quarters(size: tuple[int, int]) -> Image.Image:
     return out
 
 
-@pytest.mark.parametrize(("ending", "options"), [("jpg", {"quality": 100, "subsampling": 0}), ("png", {}), ("webp", {"lossless": True})])
+@pytest.mark.parametrize(
+    ("ending", "options"), [("jpg", {"quality": 100, "subsampling": 0}), ("png", {}), ("webp", {"lossless": True})]
+)
 def test_a_turned_photograph_is_upright(tmp_path: Path, ending: str, options: dict) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be seen upright, turn it a quarter to the right
@@ -76,7 +79,10 @@ def test_transparency_lies_on_white(tmp_path: Path) -> None:
     assert colour(load(half, WHOLE)) == (255, 255, 255)
     assert colour(load(saved(Image.new("RGBA", (16, 16), (0, 0, 0, 128)), tmp_path / "half.png"), WHOLE)) == (127, 127, 127)
     assert colour(load(saved(Image.new("LA", (16, 16), (0, 0)), tmp_path / "la.png"), WHOLE)) == (255, 255, 255)
-    assert colour(load(saved(Image.new("RGBA", (16, 16), (9, 9, 9, 0)), tmp_path / "a.webp", lossless=True, exact=True), WHOLE)) == (255,) * 3
+    assert (
+        colour(load(saved(Image.new("RGBA", (16, 16), (9, 9, 9, 0)), tmp_path / "a.webp", lossless=True, exact=True), WHOLE))
+        == (255,) * 3
+    )
     palette = Image.new("P", (16, 16), 1)
     palette.putpalette([0, 0, 0, 10, 20, 30])
     assert colour(load(saved(palette, tmp_path / "p.png"), WHOLE)) == (10, 20, 30)
@@ -146,6 +152,7 @@ def test_too_many_pixels_are_refused_unread(tmp_path: Path) -> None:
         load(tmp_path / "b.png", WHOLE)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damage_anywhere_gives_pixels_or_a_user_error(tmp_path: Path) -> None:
     rng = random.Random(0)
     exif = Image.Exif()
@@ -163,3 +170,15 @@ def test_damage_anywhere_gives_pixels_or_a_user_error(tmp_path: Path) -> None:
                 assert load(path, WHOLE).shape == (3, 16, 16)
             except UserError as error:
                 assert error.findings[0].field == str(path)
+
+
+def test_damaged_exif_data_is_a_users_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow writes the EXIF data again when it turns a picture, and stumbles over damaged ones in its own way."""
+    path = saved(Image.new("RGB", (16, 16)), tmp_path / "a.png")
+
+    def stumble(_: Image.Image) -> Image.Image:
+        raise struct.error("required argument is not an integer")
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", stumble)
+    with pytest.raises(UserError, match="does not open"):
+        load(path, WHOLE)

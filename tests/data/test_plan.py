@@ -32,7 +32,9 @@ def test_an_epoch_shows_each_picture_exactly_as_often_as_asked(batch_size: int, 
     batches = order(batch_size).epoch(epoch)
     assert Counter(flat(batches)) == Counter({i: n for i, n in enumerate(REPEATS) if n})
     assert len(batches) == order(batch_size).num_micro_batches
-    assert len(batches) == sum(ceil(sum(n for n, b in zip(REPEATS, BUCKETS, strict=True) if b == k) / batch_size) for k in range(3))
+    assert len(batches) == sum(
+        ceil(sum(n for n, b in zip(REPEATS, BUCKETS, strict=True) if b == k) / batch_size) for k in range(3)
+    )
     assert all(len({BUCKETS[i] for i in b}) == 1 and 0 < len(b) <= batch_size for b in batches)
 
 
@@ -86,7 +88,14 @@ def test_assembling_a_config_and_pictures() -> None:
 
 @pytest.mark.parametrize(
     ("given", "num_pictures", "steps"),
-    [({"steps": 7}, 20, 7), ({}, 20, 2000), ({}, 2, 500), ({}, 1000, 3000), ({"batch_size": 4}, 100, 2500), ({"epochs": 2}, 20, 40)],
+    [
+        ({"steps": 7}, 20, 7),
+        ({}, 20, 2000),
+        ({}, 2, 500),
+        ({}, 1000, 3000),
+        ({"batch_size": 4}, 100, 2500),
+        ({"epochs": 2}, 20, 40),
+    ],
 )
 def test_the_length_follows_the_pictures_unless_given(given: dict, num_pictures: int, steps: int) -> None:
     base = Base("x", None, "folder", "sd1", "epsilon", 512, 64, 8)

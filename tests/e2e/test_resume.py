@@ -8,7 +8,7 @@ import signal
 import time
 
 import pytest
-from trainer import Moment, config, kinds, launch, new_run, result, states, train
+from trainer import Moment, config, launch, new_run, result, states, train
 
 PROMPT = {"prompts": ["picture number 1 --s 2 --w 16 --h 16"], "every_steps": 6}
 VARIANTS = {
@@ -24,16 +24,15 @@ VARIANTS = {
 ENDINGS = {
     "asked": [Moment("stop", "step", 4)],
     "terminated twice": [Moment("term", "step", 2), Moment("term", "step", 3)],
-    "killed in a step": [Moment("kill", "step", 5), Moment("kill", "step", 2), Moment("kill", "step", 4)],
-    "killed while caching": [Moment("kill", "cache", 1), Moment("kill", "cache", 1), Moment("kill", "cache", 2)],
-    "killed while saving": [Moment("kill", "file", n) for n in (1, 2, 4, 3)],
-    "killed while renaming": [Moment("kill", "rename", n) for n in (9, 15, 22, 30)],
+    "killed": [Moment("kill", "step", 5), Moment("kill", "file", 2), Moment("kill", "step", 4)],
+    "killed while caching": [Moment("kill", "cache", 1), Moment("kill", "cache", 2)],
+    "killed while renaming": [Moment("kill", "rename", 9), Moment("kill", "rename", 18)],
 }
-CASES = [(v, e) for v in VARIANTS for e in (ENDINGS if v == "lora" else ["killed in a step", "killed while saving"])]
+CASES = [("lora", e) for e in ENDINGS] + [(v, "killed") for v in VARIANTS if v != "lora"]
 
 
 @pytest.fixture(scope="module")
-def references(tmp_path_factory):
+def references():
     """Results of the uninterrupted runs, each made when first asked for."""
     return {}
 
@@ -52,12 +51,11 @@ def test_resuming_is_exact(tiny_model, pictures, references, variant, ending):
         assert [s[0] for s in references[variant]["steps"]] == list(range(1, 13))
         if ending == "killed while caching":
             shutil.rmtree(whole.path.parent.parent / "cache")
-    run, interrupted = make(tiny_model, pictures, variant), 0
+    run = make(tiny_model, pictures, variant)
     for moment in ENDINGS[ending]:
         code = train(run, moment)
         expected = -signal.SIGKILL if moment.what == "kill" else 0
         assert code == expected, (moment, run.tail())
-        interrupted += 1
         state = run.state()
         assert state.status == ("failed" if moment.what == "kill" else "stopped"), state
     assert train(run) == 0, run.tail()
@@ -67,14 +65,14 @@ def test_resuming_is_exact(tiny_model, pictures, references, variant, ending):
 
 @pytest.mark.slow
 def test_kills_at_random_moments(tiny_model, pictures):
-    chosen = config(tiny_model, pictures, train={"steps": 30, "accumulation": 2, "ema": 0.9}, output={"state_every_steps": 2})
+    chosen = config(tiny_model, pictures, train={"steps": 20, "accumulation": 2, "ema": 0.9}, output={"state_every_steps": 2})
     whole = new_run(chosen)
     assert train(whole) == 0
     shutil.rmtree(whole.path.parent.parent / "cache")
     run, rng, kills = new_run(chosen), random.Random(5), 0
     while kills < 40:
         process = launch(run)
-        process.join(rng.uniform(0.2, 1.2) + kills * 0.05)
+        process.join(rng.uniform(0.3, 1.5) + kills * 0.3)
         if process.exitcode is None:
             process.kill()
             process.join()
@@ -88,6 +86,7 @@ def test_kills_at_random_moments(tiny_model, pictures):
     assert result(run) == result(whole)
 
 
+@pytest.mark.slow
 def test_a_damaged_state_is_passed_over(tiny_model, pictures):
     whole = make(tiny_model, pictures, "lora")
     assert train(whole) == 0
@@ -106,6 +105,7 @@ def test_a_damaged_state_is_passed_over(tiny_model, pictures):
     assert result(run) == result(whole)
 
 
+@pytest.mark.slow
 def test_without_any_state_the_run_starts_anew(tiny_model, pictures):
     whole = make(tiny_model, pictures, "lora")
     assert train(whole) == 0
@@ -114,10 +114,12 @@ def test_without_any_state_the_run_starts_anew(tiny_model, pictures):
     for path in states(run):
         shutil.rmtree(path)
     assert train(run) == 0
-    assert kinds(run).count("start") == 2 and "resume" not in kinds(run)
+    starts = [(e["event"], e["step"]) for e, _ in run.events() if e["event"] in ("start", "resume")]
+    assert starts == [("start", 0), ("resume", 0)]
     assert result(run) == result(whole)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(tiny_model, pictures):
     run = make(tiny_model, pictures, "lora")
     assert train(run) == 0
@@ -126,6 +128,19 @@ def test_a_finished_run_is_not_trained_again(tiny_model, pictures):
     assert train(run) == 0
     assert result(run) == before and run.state().status == "done"
     assert file.stat().st_mtime_ns == changed
+
+
+@pytest.mark.parametrize("what", ["stop", "term"])
+def test_a_stop_while_caching(tiny_model, pictures, what):
+    """It ends before the first step, and what was encoded is not encoded again."""
+    run = make(tiny_model, pictures, "lora")
+    assert train(run, Moment(what, "cache", 1)) == 0, run.tail()
+    state = run.state()
+    assert (state.status, state.step, states(run)) == ("stopped", 0, [])
+    assert train(run) == 0
+    assert run.state().status == "done"
+    cached = [(e["latents"], e["captions"]) for e, _ in run.events() if e["event"] == "cached"]
+    assert cached == [(4, 0)]  # the captions' only shard was written before the end
 
 
 def test_stopping_at_once_is_quick(tiny_model, pictures):

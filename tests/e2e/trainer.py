@@ -29,17 +29,17 @@ class Moment:
     """Where a trainer meets its end: before the `count`-th call of a function, counted within one process."""
 
     what: str
-    """stop (a request), term (a signal), kill (a signal)."""
+    """stop (a request), term, kill (signals), poison (all weights become huge)."""
     where: str
-    """step (one was finished), latents or texts (a shard is written), state or weights (a file of it is written)."""
+    """step (one was finished), cache (a shard is added), file (a safetensors file is written), rename (anything is)."""
     count: int
 
 
-def config(model: Path, data: Path, **sections: dict[str, Any]) -> Config:
+def config(model: Path, pictures: Path, **sections: dict[str, Any]) -> Config:
     """A configuration for the tiny model: short, exact, on the CPU."""
     given: dict[str, Any] = {
         "model": {"base": str(model)},
-        "data": {"path": str(data), "resolution": 32, "bucket_min_px": 16, "bucket_max_px": 64, "bucket_step_px": 8},
+        "data": {"path": str(pictures), "resolution": 32, "bucket_min_px": 16, "bucket_max_px": 64, "bucket_step_px": 8},
         "adapter": {"rank": 4},
         "train": {"steps": 12, "batch_size": 2, "seed": 3},
         "optimizer": {"lr": 1e-2, "schedule": "cosine", "warmup_steps": 2},
@@ -105,11 +105,24 @@ def _arm(moment: Moment, run: Run) -> None:
         if calls == moment.count:
             if moment.what == "stop":
                 run.request("stop")
+            elif moment.what == "poison":
+                _poison()
             else:
                 os.kill(os.getpid(), {"term": signal.SIGTERM, "kill": signal.SIGKILL}[moment.what])
         return original(*args, **kwargs)
 
     setattr(owner, name, counted)
+
+
+def _poison() -> None:
+    """Multiply what is trained by so much that the next loss is no number any more."""
+    import gc
+
+    from limner.engine.train import Training
+
+    (job,) = (o for o in gc.get_objects() if isinstance(o, Training))
+    for p in job.params:
+        p.data.mul_(1e30)
 
 
 # --- what is left behind ----------------------------------------------------------------------------------------------

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
+import tiny
 from limner.config.prompts import Prompt
 from limner.engine import paint
 from limner.engine.runtime import Runtime
@@ -109,7 +109,8 @@ def test_fp16_variant_folder_loads(tiny_model, tmp_path):
     noisy, t = inputs()
     with torch.no_grad():
         cond = family.encode_captions(["x", "y"])
-        assert (family.predict(noisy, t, cond) - original.predict(noisy, t, original.encode_captions(["x", "y"]))).abs().max() < 0.02
+        expected = original.predict(noisy, t, original.encode_captions(["x", "y"]))
+        assert (family.predict(noisy, t, cond) - expected).abs().max() < 0.02
 
 
 def test_folder_without_tokenizer_uses_clips(tiny_model, tmp_path):
@@ -125,7 +126,9 @@ def test_text_encoder_of_a_single_file(tiny_model, tmp_path, monkeypatch):
     shutil.copytree(tiny_model / "text_encoder", configs / "text_encoder")
     shutil.copytree(sd1.CONFIGS / "scheduler", configs / "scheduler")
     monkeypatch.setattr(sd1, "CONFIGS", configs)
-    weights = {k.removeprefix("text_model."): v for k, v in load_file(tiny_model / "text_encoder" / "model.safetensors").items()}
+    weights = {
+        k.removeprefix("text_model."): v for k, v in load_file(tiny_model / "text_encoder" / "model.safetensors").items()
+    }
     state = {f"cond_stage_model.transformer.text_model.{k}": v for k, v in weights.items()}
     state["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(state | {"model.diffusion_model.out.2.bias": torch.zeros(4)}, tmp_path / "one.safetensors")

@@ -45,11 +45,11 @@ class LoraLayer(nn.Module):
         if self.down.ndim == 2:
             return self.scale * (self.up @ self.down)
         # a 1x1 convolution after a kxk one is one kxk convolution
-        return self.scale * torch.einsum("or...,ri...->oi...", self.up.flatten(1), self.down.flatten(1)).view(self.base[0].weight.shape)
+        return self.scale * (self.up.flatten(1) @ self.down.flatten(1)).view(self.base[0].weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         base = self.base[0]
-        y = type(base).forward(base, x)
+        y = type(base).forward(base, x)  # type: ignore[arg-type]
         if isinstance(base, nn.Linear):
             update = F.linear(F.linear(x, self.down), self.up)
         else:
@@ -166,8 +166,8 @@ class LoraAdapter:
             if state[k].numel() != own[k].numel()
         ]
         if faults:
-            more = [Finding("adapter", f"{len(faults) - 3} more tensors do not fit.", severity="note")] if len(faults) > 3 else []
-            raise UserError([*faults[:3], *more])
+            more = f"{len(faults) - 3} more tensors do not fit."
+            raise UserError([*faults[:3], *([Finding("adapter", more, severity="note")] if len(faults) > 3 else [])])
         for name, (_, layer) in self.layers.items():
             if state[f"{name}.alpha"] != own[f"{name}.alpha"]:  # the same alpha must keep the same scale to the last bit
                 layer.scale = float(state[f"{name}.alpha"]) / layer.rank

@@ -90,7 +90,9 @@ def _tag(variant: type[BaseModel]) -> str:
     return get_args(variant.model_fields["kind"].annotation)[0]
 
 
-def _kind_option(name: str, tags: list[str], field: FieldInfo, sections: list[tuple[str, str | None, type[BaseModel]]]) -> Option:
+def _kind_option(
+    name: str, tags: list[str], field: FieldInfo, sections: list[tuple[str, str | None, type[BaseModel]]]
+) -> Option:
     doc = " ".join(f'"{t}": {" ".join((v.__doc__ or "").split())}' for n, t, v in sections if n == name)
     default = field.default.kind if field.default is not PydanticUndefined else tags[0]
     return Option(f"{name}.kind", None, doc, default, (), tuple(tags), None, None, (False, False), False, "", "", False)
@@ -98,7 +100,9 @@ def _kind_option(name: str, tags: list[str], field: FieldInfo, sections: list[tu
 
 def _option(path: str, tag: str | None, info: FieldInfo) -> Option:
     kinds, choices, optional, inner = _flatten(info.annotation)
-    limits = {k: getattr(m, k) for m in (*info.metadata, *inner) for k in ("ge", "gt", "le", "lt") if getattr(m, k, None) is not None}
+    limits = {
+        k: getattr(m, k) for m in (*info.metadata, *inner) for k in ("ge", "gt", "le", "lt") if getattr(m, k, None) is not None
+    }
     extra: dict[str, Any] = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     return Option(
         path=path,

@@ -209,11 +209,18 @@ def _finding(path: str, error: Any, text: str, source: str) -> Finding:
         expected = option.type_words() + (f", {limit}" if limit else "")
         detail = f": {error['msg'].removeprefix('Value error, ')}" if kind == "value_error" else ""
         message = f"{shown} is not allowed{detail}{f' ({where})' if where else ''}."
-        return Finding(path, message, f"Expected: {expected}. {_TYPE_REMEDIES.get(kind, '') if not option.choices else ''}".strip())
+        return Finding(
+            path, message, f"Expected: {expected}. {_TYPE_REMEDIES.get(kind, '') if not option.choices else ''}".strip()
+        )
     if kind in ("union_tag_invalid", "union_tag_not_found"):
+        where = _where(f"{path}.kind", text, source)
         names = ", ".join(t for n, t, _ in section_types() if n == path and t)
         given = value.get("kind") if isinstance(value, dict) else value
-        return Finding(f"{path}.kind", f"{printable(repr(given), 60)} is not known{f' ({where})' if where else ''}.", f"Choose one of: {names}.")
+        return Finding(
+            f"{path}.kind",
+            f"{printable(repr(given), 60)} is not known{f' ({where})' if where else ''}.",
+            f"Choose one of: {names}.",
+        )
     return Finding(path, f"{shown} is not a table of options{f' ({where})' if where else ''}.", f"Write a section: [{path}].")
 
 
@@ -260,9 +267,19 @@ def _section_options(name: str, tag: str | None) -> Iterable[Option]:
 
 def render_reference() -> str:
     """The reference page of all options, in Markdown."""
-    out = ["# Options", "", "Made from the schema by `limner config docs`. An option's name is its flag: `--optimizer.lr 1e-4`.", ""]
+    out = [
+        "# Options",
+        "",
+        "Made from the schema by `limner config docs`. An option's name is its flag: `--optimizer.lr 1e-4`.",
+        "",
+    ]
     for name, tag, variant in section_types():
-        out += [f"## {name}{f' (kind = {tag!r})' if tag else ''}".replace("'", '"'), "", " ".join((variant.__doc__ or "").split()), ""]
+        out += [
+            f"## {name}{f' (kind = {tag!r})' if tag else ''}".replace("'", '"'),
+            "",
+            " ".join((variant.__doc__ or "").split()),
+            "",
+        ]
         for option in _section_options(name, tag):
             default = "not given" if option.default is None else f"`{_toml(option.default)}`"
             facts = [option.type_words(), option.range_words(), option.unit, f"default {default}"]

@@ -89,7 +89,9 @@ def all_prompts(config: Config, resolution: int, size_step: int) -> list[Prompt]
     section = config.sample
     lines = [(line, f"sample.prompts[{i}]") for i, line in enumerate(section.prompts)]
     if section.prompt_file is not None:
-        lines += [(line, f"{section.prompt_file.name}, prompt {i}") for i, line in enumerate(read_lines(section.prompt_file), 1)]
+        lines += [
+            (line, f"{section.prompt_file.name}, prompt {i}") for i, line in enumerate(read_lines(section.prompt_file), 1)
+        ]
     side = resolution // size_step * size_step
     prompts, faults = [], list[Finding]()
     for i, (line, field) in enumerate(lines):

@@ -6,8 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from limner.config import Config
-from limner.config import defaults
+from limner.config import Config, defaults
 from limner.data.buckets import Buckets, Fit
 from limner.data.plan import Order, repeated
 from limner.data.scan import Picture

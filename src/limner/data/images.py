@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def load(path: str | Path, fit: Fit) -> Tensor:
                 raise wrong(str(path), f"is {opened.width} x {opened.height}, too large.", "Make it smaller or remove it.")
             opened.draft("RGB", fit.resized)  # a JPEG decodes at a half, quarter or eighth of its size if that suffices
             picture = _to_rgb(ImageOps.exif_transpose(opened))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError, ArithmeticError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError, ArithmeticError, struct.error) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise wrong(str(path), f"does not open ({reason}).", "Replace or remove it, or set data.skip_broken = true.") from None
     picture = picture.resize(_covering(picture, fit), Image.Resampling.LANCZOS)

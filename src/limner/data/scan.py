@@ -53,10 +53,14 @@ def scan(data: Data) -> Scan:
             said = "is a file, not a folder" if root.exists() else "does not exist"
             raise wrong("data.path", f"{root} {said}.", "Give the folder that holds the pictures.")
     except (OSError, ValueError):
-        raise wrong("data.path", f"{str(root)!r} is not a path on this system.", "Give the folder that holds the pictures.") from None
+        raise wrong(
+            "data.path", f"{str(root)!r} is not a path on this system.", "Give the folder that holds the pictures."
+        ) from None
     out, without, ignored = Scan(), 0, set()
     for folder, names, files in _folders(root, out):
-        repeats, fallback = _kohya(folder.name, data) if folder != root or _KOHYA_FOLDER.fullmatch(folder.name) else (data.repeats, None)
+        repeats, fallback = (
+            _kohya(folder.name, data) if folder != root or _KOHYA_FOLDER.fullmatch(folder.name) else (data.repeats, None)
+        )
         if repeats == 0:
             ignored.add(folder)
             continue
@@ -70,7 +74,9 @@ def scan(data: Data) -> Scan:
         out.warnings.append(Finding("data.path", said, "Rename it to 1_… to use them.", "warning"))
     if without:
         said = f"{without} of {len(out.pictures)} pictures have no caption; they are trained with an empty one."
-        out.warnings.append(Finding("data.trigger", said, "Set data.trigger, or put a .txt file beside each picture.", "warning"))
+        out.warnings.append(
+            Finding("data.trigger", said, "Set data.trigger, or put a .txt file beside each picture.", "warning")
+        )
     _check_trigger(data, out)
     return out
 
@@ -81,7 +87,9 @@ def _check_trigger(data: Data, out: Scan) -> None:
     lacking = sum(data.trigger.lower() not in p.caption.lower() for p in out.pictures)
     if lacking:
         said = f"the trigger {data.trigger!r} is missing in {lacking} of {len(out.pictures)} captions."
-        out.warnings.append(Finding("data.trigger", said, "Pictures are called up only by words of their captions; add it there.", "warning"))
+        out.warnings.append(
+            Finding("data.trigger", said, "Pictures are called up only by words of their captions; add it there.", "warning")
+        )
 
 
 def _folders(root: Path, out: Scan) -> Iterator[tuple[Path, list[str], set[str]]]:
@@ -165,7 +173,9 @@ def _is_picture(start: bytes) -> bool:
     return start.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")
 
 
-def _caption(folder: Path, name: str, files: set[str], extensions: tuple[str, ...]) -> tuple[str | None, tuple[str, str] | None]:
+def _caption(
+    folder: Path, name: str, files: set[str], extensions: tuple[str, ...]
+) -> tuple[str | None, tuple[str, str] | None]:
     """(caption or None if there is none, (file, what is wrong) or None)."""
     stem = os.path.splitext(name)[0]
     for extension in extensions:

@@ -32,10 +32,10 @@ def leading_grid(process: Discrete, steps: int, scheduler: dict) -> Grid:
     return Grid(timesteps, torch.tensor(1.0) if one else process.alphas_cumprod[0], stride)
 
 
-def ddim(predict: Predict, noise: Tensor, process: Discrete, grid: Grid, progress: Callable[[int], None] | None = None) -> Tensor:
+def ddim(predict: Predict, noise: Tensor, process: Discrete, grid: Grid) -> Tensor:
     """Deterministic DDIM (arXiv:2010.02502, eq. 12 with sigma 0)."""
     x = noise
-    for i, step in enumerate(grid.timesteps):
+    for step in grid.timesteps:
         t = torch.full((len(x),), step, device=x.device)
         before = step - grid.stride
         alpha = process.alphas_cumprod[step].to(x)
@@ -44,12 +44,10 @@ def ddim(predict: Predict, noise: Tensor, process: Discrete, grid: Grid, progres
         x0 = process.denoised(pred, x, t)
         eps = (x - alpha.sqrt() * x0) / (1 - alpha).sqrt()
         x = alpha_before.sqrt() * x0 + (1 - alpha_before).sqrt() * eps
-        if progress is not None:
-            progress(i + 1)
     return x
 
 
-def euler(predict: Predict, noise: Tensor, process: Discrete, grid: Grid, progress: Callable[[int], None] | None = None) -> Tensor:
+def euler(predict: Predict, noise: Tensor, process: Discrete, grid: Grid) -> Tensor:
     """Euler steps in sigma = s_t / a_t (arXiv:2206.00364, algorithm 2 without churn)."""
     sigmas = [((1 - process.alphas_cumprod[t]) / process.alphas_cumprod[t]).sqrt().to(noise) for t in grid.timesteps]
     x = noise * (sigmas[0] ** 2 + 1).sqrt()
@@ -59,8 +57,6 @@ def euler(predict: Predict, noise: Tensor, process: Discrete, grid: Grid, progre
         slope = (x - process.denoised(predict(scaled, t), scaled, t)) / sigma
         following = sigmas[i + 1] if i + 1 < len(sigmas) else torch.zeros_like(sigma)
         x = x + slope * (following - sigma)
-        if progress is not None:
-            progress(i + 1)
     return x
 
 

@@ -13,7 +13,7 @@ import filelock
 
 from limner import disk, machine, runs
 from limner.config import defaults
-from limner.errors import UserError, printable
+from limner.errors import StopRequested, UserError, printable
 from limner.runs import Run, State
 
 
@@ -105,11 +105,13 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
         job = prepare.prepare(run, config, process, journal, lambda: flag.is_set)
         first_step = _resume(run, job, checkpoint, journal)
         finished = train.train(job, first_step)
+        journal.flush()
+    except StopRequested:
+        finished = False  # while caching: nothing to save, what is cached stays
     finally:
         process.close()
-    journal.flush()
     status = "done" if finished else "stopped"
-    journal.say(status=status, phase="", progress=(journal.state.step, job.dataset.total_steps))
+    journal.say(status=status, phase="", progress=(journal.state.step, journal.state.steps))
     journal.event("stop", step=journal.state.step, status=status)
     return 0
 
@@ -120,7 +122,9 @@ def _resume(run: Run, job, checkpoint, journal) -> int:
     for fault in faults:
         journal.event("warning", message=f"a damaged training state was passed over: {fault}")
     if path is None:
-        journal.event("start", step=0, steps=job.dataset.total_steps)
+        # a run starts once: begun again from nothing it resumes at step 0, and what came before counts no more
+        began = any(event.get("event") == "start" for event, _ in run.events())
+        journal.event("resume" if began else "start", step=0, steps=job.dataset.total_steps)
         return 0
     facts = checkpoint.load_state(path, job.adapter, job.optimizer, job.average)
     job.written = list(facts.get("written", []))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from PIL import Image
@@ -27,7 +27,6 @@ def paint(
     runtime: Runtime,
     prompts: Sequence[Prompt],
     encoded: Sequence[tuple[Conditioning, Conditioning]],
-    progress: Callable[[int, int], None] | None = None,
     together: int = 1,
 ) -> Iterator[Tensor]:
     """Paint each prompt; yields pixels (3, H, W) in [-1, 1] in the prompts' order. Denoiser and VAE must be loaded.
@@ -40,8 +39,7 @@ def paint(
         end = start + 1
         while end < len(prompts) and end - start < together and _kind(prompts[end]) == _kind(prompts[start]):
             end += 1
-        pixels = _paint_alike(family, runtime, prompts[start:end], encoded[start:end], lambda s: progress and progress(start, s))
-        yield from pixels
+        yield from _paint_alike(family, runtime, prompts[start:end], encoded[start:end])
         start = end
 
 
@@ -55,7 +53,6 @@ def _paint_alike(
     runtime: Runtime,
     prompts: Sequence[Prompt],
     encoded: Sequence[tuple[Conditioning, Conditioning]],
-    progress: Callable[[int], object],
 ) -> Tensor:
     first, device = prompts[0], runtime.device
     factor = family.base.latent_factor
@@ -74,7 +71,7 @@ def _paint_alike(
         return negative + first.guidance * (positive - negative)  # arXiv:2207.12598, eq. 6, guidance = 1 + w
 
     grid = leading_grid(family.process, first.steps, family.scheduler)
-    latents = SOLVERS[first.solver](predict, noise, family.process, grid, progress)
+    latents = SOLVERS[first.solver](predict, noise, family.process, grid)
     return family.decode_latents(latents).clamp(-1, 1)
 
 

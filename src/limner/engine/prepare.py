@@ -20,9 +20,9 @@ from limner.data.dataset import Dataset, assemble
 from limner.engine import paint
 from limner.engine.journal import Journal
 from limner.engine.runtime import Runtime
-from limner.engine.samples import Samples
+from limner.engine.samples import Progress, Samples
 from limner.engine.train import Training
-from limner.errors import UserError, wrong
+from limner.errors import StopRequested, UserError, wrong
 from limner.formats.base import Base, recognise
 from limner.formats.metadata import tag_frequency
 from limner.models import family as families
@@ -81,7 +81,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     if runtime.is_main:
         disk.write_json(run.path / "plan.json", plan(config, dataset, base, rate, runtime))
 
-    encoded = _encode(samples, prompts, journal)
+    encoded = _encode(samples, prompts, journal, _watched(run, runtime, journal, stop_requested))
     journal.say(phase="loading", steps=dataset.total_steps)
     trains_whole = config.adapter.kind == "none"
     family.load("denoiser", torch.float32 if trains_whole else runtime.dtype, runtime.device)
@@ -92,10 +92,10 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     adapter = adapters.make(config.adapter)
     adapter.attach(family, config.train.seed)
     if config.memory.checkpointing:
-        family.denoiser.enable_gradient_checkpointing()
+        family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         family.denoiser.train()  # diffusers recomputes only in train mode; no family here has dropout in its denoiser
         for encoder in family.text_encoders.values() if samples.trains_text else ():
-            encoder.gradient_checkpointing_enable()
+            encoder.gradient_checkpointing_enable()  # type: ignore[operator]
             encoder.train()
     facts = metadata_facts(config, dataset, family, cache, rate, runtime) if runtime.is_main else {}
     return Training(
@@ -111,7 +111,21 @@ def _with_copied_prompts(config: Config, run: Run) -> Config:
     return config.model_copy(update={"sample": config.sample.model_copy(update={"prompt_file": copy})})
 
 
-def _encode(samples: Samples, prompts: list[Prompt], journal: Journal) -> list:
+def _watched(run: Run, runtime: Runtime, journal: Journal, stop_requested: Callable[[], bool]) -> Progress:
+    """Progress of the caching phase; raises StopRequested if somebody asked for it meanwhile. What is cached stays."""
+
+    def progress(done: int, total: int) -> None:
+        journal.say(phase="caching", progress=(done, total))
+        if runtime.world > 1:
+            return  # several processes stop together, which they can only do in the loop
+        requests = run.take_requests()
+        if stop_requested() or "stop" in requests or "stop-now" in requests:
+            raise StopRequested
+
+    return progress
+
+
+def _encode(samples: Samples, prompts: list[Prompt], journal: Journal, progress: Progress) -> list:
     """Fill the caches, one encoder in memory at a time; returns the encoded prompts."""
     family, runtime = samples.family, samples.runtime
     latents, texts = samples.missing()
@@ -119,9 +133,9 @@ def _encode(samples: Samples, prompts: list[Prompt], journal: Journal) -> list:
     fills_latents, fills_texts = runtime.any(bool(latents)), runtime.any(bool(texts))
     encoded: list = []
     if fills_texts or (prompts and not samples.trains_text):
-        journal.say(phase="caching", progress=(0, texts))
+        progress(0, texts)
         family.load("text", runtime.dtype, runtime.device)
-        samples.fill_texts(lambda done, total: journal.say(progress=(done, total)))
+        samples.fill_texts(progress)
         if not samples.trains_text:
             encoded = paint.encode_prompts(family, runtime, prompts)
         for i, picture in enumerate(samples.dataset.pictures):
@@ -129,9 +143,9 @@ def _encode(samples: Samples, prompts: list[Prompt], journal: Journal) -> list:
                 journal.event("warning", message=f"the caption of {Path(picture.path).name} is too long; its end is cut off")
         family.free("text")
     if fills_latents:
-        journal.say(phase="caching", progress=(0, latents))
+        progress(0, latents)
         family.load("vae", torch.float32, runtime.device)
-        samples.fill_latents(lambda done, total: journal.say(progress=(done, total)))
+        samples.fill_latents(progress)
         family.free("vae")
     if latents or texts:
         journal.event("cached", latents=latents, captions=texts)

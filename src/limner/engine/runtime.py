@@ -75,4 +75,5 @@ def start(device: str, precision: str) -> Runtime:
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu")
+    assert state.device is not None
     return Runtime(state.device, precision, state.process_index, state.num_processes)

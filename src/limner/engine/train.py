@@ -173,7 +173,8 @@ def save_weights(job: Training, step: int) -> None:
             with_average(job)
         job.journal.event("checkpoint", step=step, path=str(path))
         if step < total:
-            job.written = checkpoint.prune_checkpoints(job.config, folder, [*(n for n in job.written if n != path.name), path.name])
+            written = [*(n for n in job.written if n != path.name), path.name]
+            job.written = checkpoint.prune_checkpoints(job.config, folder, written)
     job.runtime.barrier()
     job.journal.say(phase="training", progress=(step, total))
 

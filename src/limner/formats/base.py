@@ -11,9 +11,11 @@ from typing import Any, Literal
 from limner.disk import read_json
 from limner.errors import wrong
 from limner.formats.header import Header, read_header
+from limner.formats.original import TEXT, UNET, VAE
 from limner.pocket import MODEL as POCKET
 
 FIELD = "model.base"
+_CONFIG = "model.config"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -29,6 +31,8 @@ class Base:
     resolution_px: int
     bucket_step_px: int
     latent_factor: int
+    config: Path | None = None
+    """The diffusers folder whose configuration files describe a single file; None: those of the family do."""
 
     @property
     def is_pocket(self) -> bool:
@@ -48,7 +52,7 @@ def recognise(source: str, revision: str | None = None, config: Path | None = No
         cached = cached_snapshot(source, revision)
         # Facts of a model that is not here yet are SD 1's; the trainer looks again once it is.
         return _folder(source, cached) if cached else Base(source, None, "folder", "sd1", "epsilon", 512, 64, 8)
-    raise wrong(FIELD, f"{source!r} is neither a folder, nor a file, nor a Hugging Face id.", "Give one of these, or \"pocket\".")
+    raise wrong(FIELD, f"{source!r} is neither a folder, nor a file, nor a Hugging Face id.", 'Give one of these, or "pocket".')
 
 
 def _is(path: Path, what: str) -> bool:
@@ -63,10 +67,10 @@ def cached_snapshot(source: str, revision: str | None) -> Path | None:
     return Path(index).parent if isinstance(index, str) else None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, field: str = FIELD) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
-        raise wrong(FIELD, f"{path} is missing or is not JSON.", "A diffusers folder needs it; copy the model again.")
+        raise wrong(field, f"{path} is missing or is not JSON.", "A diffusers folder needs it; copy the model again.")
     return content
 
 
@@ -74,7 +78,9 @@ def _folder(source: str, path: Path) -> Base:
     index = _json(path / "model_index.json")
     pipeline = index.get("_class_name")
     if "unet" not in index:
-        raise wrong(FIELD, f"{source} is a {pipeline} model, which Limner cannot train yet.", "Choose a Stable Diffusion 1 model.")
+        raise wrong(
+            FIELD, f"{source} is a {pipeline} model, which Limner cannot train yet.", "Choose a Stable Diffusion 1 model."
+        )
     unet = _json(path / "unet" / "config.json")
     if "text_encoder_2" in index or unet.get("addition_embed_type") or unet.get("use_linear_projection"):
         found = "SDXL" if "text_encoder_2" in index else "Stable Diffusion 2"
@@ -90,18 +96,18 @@ def _folder(source: str, path: Path) -> Base:
     return Base(source, path, "folder", "sd1", *_facts(path))
 
 
-def _facts(folder: Path) -> tuple[Literal["epsilon", "v_prediction"], int, int, int]:
+def _facts(folder: Path, field: str = FIELD) -> tuple[Literal["epsilon", "v_prediction"], int, int, int]:
     """(prediction, resolution, bucket step, latent factor) from a diffusers folder's configuration files."""
-    unet, vae = _json(folder / "unet" / "config.json"), _json(folder / "vae" / "config.json")
+    unet, vae = (_json(folder / part / "config.json", field) for part in ("unet", "vae"))
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     prediction = scheduler.get("prediction_type", "epsilon") if isinstance(scheduler, dict) else "epsilon"
     if prediction not in ("epsilon", "v_prediction"):
-        raise wrong(FIELD, f"{folder} predicts {prediction!r}, which Limner does not know.", "Choose another base model.")
+        raise wrong(field, f"{folder} predicts {prediction!r}, which Limner does not know.", "Choose another base model.")
     levels = [len(v) if isinstance(v := c.get("block_out_channels", [0] * 4), list) else 0 for c in (vae, unet)]
     sample = unet.get("sample_size") or 64
     sides = sample if isinstance(sample, list) else [sample]
     if not all(1 <= n <= 10 for n in levels) or not all(type(s) is int and 0 < s <= 4096 for s in sides):
-        raise wrong(FIELD, f"the configuration files in {folder} are damaged.", "Copy the model again.")
+        raise wrong(field, f"the configuration files in {folder} are damaged.", "Copy the model again.")
     factor = 2 ** (levels[0] - 1)
     return prediction, max(sides) * factor, factor * 2 ** (levels[1] - 1), factor
 
@@ -115,22 +121,28 @@ def weight_files(path: Path, part: str) -> list[Path]:
 
 def _file(source: str, path: Path, config: Path | None) -> Base:
     if path.suffix.lower() != ".safetensors":
-        raise wrong(FIELD, f"{path.name} is not a .safetensors file.", "Convert it first; pickled files can run code when opened.")
+        raise wrong(
+            FIELD, f"{path.name} is not a .safetensors file.", "Convert it first; pickled files can run code when opened."
+        )
     header = read_header(path, FIELD)
-    found = family_of(header)
-    if config is not None and f"{_UNET}input_blocks.0.0.weight" in header.tensors:
-        return Base(source, path, "file", "sd1", *_facts(config))
+    width = 768
+    if config is not None:
+        unet, _ = (_json(config / part / "config.json", _CONFIG) for part in ("unet", "text_encoder"))
+        width = unet.get("cross_attention_dim", 0)
+    found = family_of(header, width)
     if found != "sd1":
         remedy = "Choose a whole Stable Diffusion 1 checkpoint."
         raise wrong(FIELD, f"{path.name} is {found}, which Limner cannot use as a base model.", remedy)
+    if config is not None:
+        return Base(source, path, "file", "sd1", *_facts(config, _CONFIG), config)
     return Base(source, path, "file", "sd1", "epsilon", 512, 64, 8)
 
 
-_UNET = "model.diffusion_model."
+def family_of(header: Header, text_width: int = 768) -> str:
+    """What a single file holds, in words ("sd1" if it is a whole SD 1 checkpoint): by names and widths of its tensors.
 
-
-def family_of(header: Header) -> str:
-    """What a single file holds, in words ("sd1" if it is a whole SD 1 checkpoint): by names and widths of its tensors."""
+    `text_width` is that of the captions' vectors which the UNet attends to; models of unusual shape have another one.
+    """
     names = header.tensors
     if any(n.startswith(("lora_unet_", "lora_te", "lora_transformer_")) or ".lora_" in n for n in names):
         return "a LoRA"
@@ -138,15 +150,16 @@ def family_of(header: Header) -> str:
         return "a Flux model"
     if any("joint_blocks." in n for n in names):
         return "an SD 3 model"
-    if f"{_UNET}label_emb.0.0.weight" in names or any(n.startswith("conditioner.embedders.") for n in names):
+    if f"{UNET}label_emb.0.0.weight" in names or any(n.startswith("conditioner.embedders.") for n in names):
         return "an SDXL model"
-    key = f"{_UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-    if key not in names or len(names[key].shape) != 2:
+    key = next((n for n in names if n.startswith(UNET) and n.endswith(".attn2.to_k.weight")), None)
+    if key is None or len(names[key].shape) != 2:
         return "no checkpoint that Limner recognises"
-    if names[key].shape[1] != 768:
-        return f"a model with text width {names[key].shape[1]} (SD 2 has 1024)"
-    first = names.get(f"{_UNET}input_blocks.0.0.weight")
+    if names[key].shape[1] != text_width:
+        return f"a model with text width {names[key].shape[1]} instead of {text_width} (SD 2 has 1024)"
+    first = names.get(f"{UNET}input_blocks.0.0.weight")
     if first is None or len(first.shape) != 4 or first.shape[1] != 4:
         return "an inpainting or damaged SD 1 model"
-    missing = [p for p in ("first_stage_model.", "cond_stage_model.") if not any(n.startswith(p) for n in names)]
-    return f"an SD 1 model without its {'VAE' if 'first' in missing[0] else 'text encoder'}" if missing else "sd1"
+    parts = {VAE: "VAE", TEXT: "text encoder"}
+    missing = [part for prefix, part in parts.items() if not any(n.startswith(prefix) for n in names)]
+    return f"an SD 1 model without its {' and its '.join(missing)}" if missing else "sd1"

@@ -65,6 +65,10 @@ class Family(Protocol):
 
     def encode_captions(self, captions: Sequence[str]) -> Conditioning: ...
 
+    def is_too_long(self, caption: str) -> bool:
+        """Whether the end of a caption does not fit into the text encoder and is cut off."""
+        ...
+
     def predict(self, noisy: Tensor, timesteps: Tensor, cond: Conditioning) -> Tensor:
         """The denoiser's prediction, of `noisy`'s shape."""
         ...

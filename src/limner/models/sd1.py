@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -33,14 +34,15 @@ transformers_logging.set_verbosity_error()
 class StableDiffusion1:
     """The family `sd1`; see `models.family.Family` for what each member promises."""
 
-    denoiser: UNet2DConditionModel
-    vae: AutoencoderKL
+    # Any: the annotations of diffusers and transformers do not describe what their models return
+    denoiser: Any
+    vae: Any
 
     def __init__(self, base: Base) -> None:
         assert base.path is not None, "the model must be on this machine"
         self.base = base
         self.text_encoders: dict[str, nn.Module] = {}
-        self._configs = base.path if base.layout == "folder" else CONFIGS
+        self._configs = base.path if base.layout == "folder" else base.config or CONFIGS
         scheduler = self._configs / "scheduler" / "scheduler_config.json"
         fallback = CONFIGS / "scheduler" / "scheduler_config.json"
         self.scheduler = json.loads((scheduler if scheduler.exists() else fallback).read_text(encoding="utf-8"))
@@ -67,7 +69,7 @@ class StableDiffusion1:
     def _load_diffusers(self, kind: type, folder: str, dtype: torch.dtype):
         assert self.base.path is not None
         if self.base.layout == "file":
-            config = str(CONFIGS)
+            config = str(self._configs)  # without one diffusers asks the hub, local_files_only or not
             model = kind.from_single_file(str(self.base.path), config=config, subfolder=folder, torch_dtype=dtype, local_files_only=True)
         else:
             files = weight_files(self.base.path, folder)
@@ -77,10 +79,10 @@ class StableDiffusion1:
             )
         return model.eval().requires_grad_(False)
 
-    def _load_text_encoder(self, dtype: torch.dtype) -> CLIPTextModel:
+    def _load_text_encoder(self, dtype: torch.dtype) -> Any:
         assert self.base.path is not None
         folder = self._configs / "text_encoder"
-        config = CLIPTextConfig.from_pretrained(folder)
+        config = CLIPTextConfig.from_pretrained(folder, local_files_only=True)
         files = [self.base.path] if self.base.layout == "file" else weight_files(self.base.path, "text_encoder")
         state: dict[str, Tensor] = {}
         for file in files:
@@ -89,7 +91,7 @@ class StableDiffusion1:
             state = {k.removeprefix(_SINGLE_FILE_TEXT): v for k, v in state.items() if k.startswith(_SINGLE_FILE_TEXT)}
         # transformers >= 5.6 has no `text_model.` level; every file written by others has one
         state = {k.removeprefix("text_model."): v for k, v in state.items() if not k.endswith("position_ids")}
-        model = CLIPTextModel(config)
+        model: Any = CLIPTextModel(config)
         if lacking := sorted(model.state_dict().keys() - state.keys()):
             raise KeyError(f"{len(lacking)} tensors are missing, the first is {lacking[0]}")
         model.load_state_dict({k: state[k] for k in model.state_dict()})
@@ -113,9 +115,10 @@ class StableDiffusion1:
     def part_files(self, part: Part) -> list[Path]:
         path = self.base.path
         assert path is not None
-        if self.base.layout == "file":
-            return [path]
         folders = {"denoiser": ["unet"], "vae": ["vae"], "text": ["text_encoder", "tokenizer"]}[part]
+        if self.base.layout == "file":
+            described = [self.base.config / name for name in folders] if self.base.config else []
+            return [path, *(f for folder in described for f in sorted(folder.glob("*")) if f.suffix in (".json", ".txt"))]
         return [f for name in folders for f in sorted((path / name).glob("*")) if f.suffix in (".json", ".safetensors", ".txt")]
 
     # --- what they compute ---
@@ -162,14 +165,15 @@ class StableDiffusion1:
         unet = self.denoiser if self.has("denoiser") else self._load_diffusers(UNet2DConditionModel, "unet", dtype)
         vae = self.vae if self.has("vae") else self._load_diffusers(AutoencoderKL, "vae", dtype)
         text = self.text_encoders["text_encoder"] if self.has("text") else self._load_text_encoder(dtype)
-        StableDiffusionPipeline(
+        pipeline: Any = StableDiffusionPipeline  # its annotations demand parts that it does not need
+        pipeline(
             vae=_copy(vae, dtype),
             unet=_copy(unet, dtype),
             text_encoder=_copy(text, dtype),
             tokenizer=self.tokenizer,
             scheduler=DDIMScheduler.from_config(self.scheduler),
-            safety_checker=None,  # type: ignore[arg-type]
-            feature_extractor=None,  # type: ignore[arg-type]
+            safety_checker=None,
+            feature_extractor=None,
             requires_safety_checker=False,
         ).save_pretrained(path, safe_serialization=True)
         _restore_text_model(path / "text_encoder" / "model.safetensors")

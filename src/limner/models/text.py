@@ -20,7 +20,8 @@ def clip_tokenizer() -> CLIPTokenizer:
     lines = gzip.decompress(_BPE.read_bytes()).decode("utf-8").split("\n")
     merges = [(a, b) for a, b in (line.split() for line in lines[1 : 49152 - 256 - 2 + 1])]
     tokens = [*bytes_, *(b + "</w>" for b in bytes_), *(a + b for a, b in merges), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=merges, model_max_length=77)
+    vocabulary = {t: i for i, t in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)  # pyright: ignore[reportArgumentType]
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:

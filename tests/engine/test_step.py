@@ -1,0 +1,154 @@
+"""One training step against an independent reference in float64, from the papers' formulas."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+import tiny
+from limner.adapters import adapter as adapters
+from limner.config import Lora
+from limner.diffusion.draws import noise_like, uniform_timesteps
+from limner.engine.journal import Journal
+from limner.engine.prepare import prepare
+from limner.engine.runtime import Runtime
+from limner.engine.train import accumulate_gradients
+from limner.randomness import mix
+
+CPU = torch.device("cpu")
+STEP = 4
+
+
+def job_for(model, folder, **sections):
+    """A prepared training job with its adapter moved away from zero."""
+    from limner import jobs
+    from limner.config import files
+
+    given = {
+        "model": {"base": str(model)},
+        "data": {"path": str(folder), "resolution": 32, "bucket_min_px": 16, "bucket_step_px": 8},
+        "adapter": {"rank": 3, "alpha": 2.0},
+        "train": {"steps": 10, "batch_size": 2, "accumulation": 2, "seed": 7},
+        "launch": {"device": "cpu"},
+    }
+    config = files.build({**given, **sections}, {})
+    run = jobs.prepare(config)
+    job = prepare(run, config, Runtime(CPU, "fp32"), Journal(run, "token", is_main=True), lambda: False)
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in job.params:
+            p.add_(torch.randn(p.shape, generator=rng) * 0.05)
+    return job
+
+
+def reference(job, prediction: str, gamma: float | None) -> tuple[float, torch.Tensor]:
+    """(loss, gradient of one up matrix) of a step: float64, diffusers' UNet with the LoRA merged in by hand."""
+    unet = copy.deepcopy(job.family.denoiser)
+    for module in unet.modules():
+        module.__dict__.pop("forward", None)
+    unet = unet.double()
+    name, (target, layer) = next((n, v) for n, v in job.adapter.layers.items() if n.endswith("attn2_to_v"))
+    up = layer.up.detach().double().requires_grad_()
+    for other, (place, change) in job.adapter.layers.items():
+        weight = unet.get_parameter(f"{place.name}.weight").detach()
+        matrix = up if other == name else change.up.detach().double().flatten(1)
+        merged = weight + (2.0 / 3) * (matrix @ change.down.detach().double().flatten(1)).view(weight.shape)
+        owner, _, _ = f"{place.name}.weight".rpartition(".")
+        module = unet.get_submodule(owner)
+        del module.weight
+        module.weight = merged
+    assert target.part == "denoiser"
+
+    alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+    losses, position = [], 0
+    for indices in job.dataset.order.step(STEP):
+        for i in indices:
+            entry = job.samples._latents(i)
+            rng = torch.Generator().manual_seed(mix(7, "posterior", STEP, position))
+            x0 = entry["mean"].double() + entry["deviation"].double() * torch.randn(entry["mean"].shape, generator=rng).double()
+            eps = noise_like(x0[None].float(), 7, STEP, [position]).double()[0]
+            t = int(uniform_timesteps(1000, 7, STEP, [position], CPU))
+            a, s = math.sqrt(alphas[t]), math.sqrt(1 - alphas[t])
+            text = job.samples._text_of(i)["text"].double()
+            pred = unet((a * x0 + s * eps)[None], t, encoder_hidden_states=text[None]).sample[0]
+            target_ = eps if prediction == "epsilon" else a * eps - s * x0
+            snr = a**2 / s**2
+            weight = 1.0 if gamma is None else min(snr, gamma) / (snr if prediction == "epsilon" else snr + 1)
+            losses.append(weight * ((pred - target_) ** 2).mean())
+            position += 1
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    return loss.item(), up.grad
+
+
+@pytest.mark.parametrize(("prediction", "gamma"), [("epsilon", None), ("epsilon", 5.0), ("v_prediction", 5.0)])
+def test_loss_and_gradient(tmp_path, prediction, gamma):
+    model = tiny.build(tmp_path / "model", prediction)
+    job = job_for(model, tiny.pictures(tmp_path / "p"), objective={"min_snr_gamma": gamma or "off"})
+    loss = accumulate_gradients(job, STEP)
+    expected_loss, expected_gradient = reference(job, prediction, gamma)
+    assert float(loss) == pytest.approx(expected_loss, rel=1e-5)
+    _, (_, layer) = next((n, v) for n, v in job.adapter.layers.items() if n.endswith("attn2_to_v"))
+    difference = (layer.up.grad.double() - expected_gradient).norm() / expected_gradient.norm()
+    assert difference < 1e-5
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An order that cuts the same pictures into micro-batches of our choice."""
+
+    parts: tuple[tuple[int, ...], ...]
+
+    def step(self, step: int) -> tuple[tuple[int, ...], ...]:  # noqa: ARG002
+        return self.parts
+
+
+def test_accumulation_equals_one_large_batch(tiny_model, tmp_path):
+    """The same pictures at the same positions, cut otherwise: the same loss and gradient."""
+    job = job_for(tiny_model, tiny.pictures(tmp_path / "p", ((40, 40),) * 4))
+    found = []
+    for parts in (((0, 1, 2, 3),), ((0, 1), (2, 3)), ((0,), (1, 2, 3)), ((0,), (1,), (2,), (3,))):
+        job.dataset = replace(job.dataset, order=Cut(parts))
+        loss = accumulate_gradients(job, 0)
+        found.append((float(loss), torch.cat([p.grad.flatten() for p in job.params])))
+        job.optimizer.zero_grad()
+    loss, gradient = found[0]
+    for other_loss, other in found[1:]:
+        assert other_loss == pytest.approx(loss, rel=1e-6)
+        assert (other - gradient).norm() / gradient.norm() < 1e-5
+
+
+def test_gradient_checkpointing_changes_little(tiny_model, tmp_path):
+    """Recomputing gives the same loss to the bit, for the text encoder too, and the same gradients."""
+    found = []
+    for on in (False, True):
+        section = {"rank": 3, "alpha": 2.0, "text_encoder": True}
+        job = job_for(tiny_model, tiny.pictures(tmp_path / "p"), adapter=section, memory={"checkpointing": on})
+        loss = accumulate_gradients(job, STEP)
+        found.append((float(loss), [p.grad.clone() for p in job.params]))
+    (plain, gradients), (again, recomputed) = found
+    assert again == plain
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-9) for a, b in zip(gradients, recomputed, strict=True))
+    assert sum(int(g.abs().max() > 0) for g in recomputed) > 0.9 * len(recomputed)
+
+
+def test_checkpointing_recomputes(tiny_model, tmp_path):
+    job = job_for(tiny_model, tiny.pictures(tmp_path / "p"), memory={"checkpointing": True})
+    calls, block = [], job.family.blocks()[-1].resnets[0]
+    block.register_forward_pre_hook(lambda *_: calls.append(1))  # the second pass ends before the hooks behind it
+    accumulate_gradients(job, STEP)
+    assert len(calls) == 2 * len(job.dataset.order.step(STEP))
+
+
+def test_scale_of_a_section():
+    """The same alpha means the same scale, however the section came about."""
+    for section, scale in (
+        (Lora(rank=8), 1.0),
+        (Lora(rank=8, alpha=4.0), 0.5),
+        (Lora(rank=16, alpha=4.0, rank_stabilized=True), 1.0),
+    ):
+        assert adapters.make(section)._rank_and_scale(False) == (section.rank, scale)  # type: ignore[attr-defined]

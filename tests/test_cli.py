@@ -1,0 +1,143 @@
+"""The commands as a user types them: real processes, exit codes, messages without tracebacks."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from limner import runs
+from limner.config import files
+
+
+def limner(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "limner.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path) -> Path:
+    """A folder with pictures and a configuration, its name with spaces and beyond ASCII."""
+    folder = tmp_path / "my pictures é 猫"
+    tiny.pictures(folder / "pics")
+    text = tiny.toml(
+        model={"base": str(tiny_model)},
+        data={"path": "pics", "resolution": 32},
+        train={"steps": 3, "batch_size": 2},
+        output={"name": "tiny"},
+    )
+    (folder / "run.toml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    for word in words:
+        assert word in done.stderr
+
+
+def test_help_lists_every_command():
+    done = limner("--help")
+    assert done.returncode == 0
+    for word in ("train", "check", "command", "sample", "demo", "config", "doctor", "runs"):
+        assert word in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+
+
+def test_every_command_answers_help():
+    for words in (["train"], ["check"], ["command"], ["sample"], ["demo"], ["doctor"], ["config", "new"], ["runs", "show"]):
+        assert limner(*words, "--help").returncode == 0, words
+
+
+def test_new_configuration_is_the_default_one(tmp_path: Path):
+    done = limner("config", "new", tmp_path / "a.toml", "--family", "sd1", "--kind", "lora")
+    assert done.returncode == 0, done.stderr
+    assert files.read(tmp_path / "a.toml") == files.build({"model": {"family": "sd1"}}, {})
+    refused(limner("config", "new", tmp_path / "a.toml"), "exists already")
+    assert limner("config", "new", "--kind", "none").stdout.count('kind = "none"') == 1
+    refused(limner("config", "new", "--kind", "lara"), "adapter.kind", "lora")
+
+
+def test_options_are_found_by_kohya_name():
+    assert "--adapter.rank" in limner("config", "options", "network_dim").stdout
+
+
+def test_check_reports_everything_at_once(project: Path):
+    done = limner("check", project / "run.toml", "--train.precision", "fp16", "--output.name", "a/b", "--train.epochs", "3")
+    refused(done, "train.precision", "output.name", "train.epochs")
+    assert done.stderr.count("error:") == 3
+
+
+def test_check_passes_and_says_the_plan(project: Path):
+    done = limner("check", project / "run.toml")
+    assert done.returncode == 0, done.stderr
+    assert "sd1 · lora · 4 pictures in 4 buckets at 32 px · 3 steps of 2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--optimizer.lerning_rate", "1"], "optimizer.lr"),
+        (["--data.pth", "x"], "data.path"),
+        (["nonsense.toml"], "nonsense.toml"),
+        (["--data.path", "does-not-exist"], "does-not-exist"),
+        (["--train.steps", "1e999"], "train.steps"),
+        (["--model.base", "no/such/thing/at/all"], "model.base"),
+        (["--data.path", "."], "data.path"),
+        (["--output.name", "con"], "output.name"),
+        (["--output.path", "/proc/nowhere"], "output.path"),
+        (["stray.toml", "words"], "words"),
+    ],
+)
+def test_mistakes_are_refused_in_words(words: list[str], named: str, tmp_path: Path):
+    refused(limner("train", *words, cwd=tmp_path), named)
+    assert not runs.all_runs()
+
+
+def test_the_whole_path_by_words(project: Path):
+    done = limner("train", project / "run.toml", "--sample.prompts", "a picture --s 2")
+    assert done.returncode == 0, done.stderr
+    assert "Done: 3 steps." in done.stdout
+    run = runs.find("last")
+    assert (run.checkpoints / "tiny.safetensors").exists()
+    assert len(list(run.samples.glob("*.png"))) == 1
+    listed = limner("runs", "list")
+    assert run.id in listed.stdout and "done" in listed.stdout and "3/3" in listed.stdout
+    assert "tiny.safetensors" in limner("runs", "show", "last").stdout
+    refused(limner("runs", "resume", "last"), "finished")
+    refused(limner("runs", "show", "nothing"), "nothing")
+    picture = project / "out.png"
+    words = ["a picture", "--model", files.read(run.path / "config.toml").model.base, "--out", picture, "--steps", "2"]
+    assert limner("sample", *words, "--lora", run.checkpoints / "tiny.safetensors").returncode == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    refused(limner("sample", *words, "--lora", project / "none.safetensors"), "--lora")
+    assert limner("runs", "delete", "last").returncode == 0
+    assert not runs.all_runs()
+
+
+def test_printed_command_can_be_pasted(project: Path):
+    done = limner("command", project / "run.toml", "--output.name", "it's; $(touch x)")
+    assert done.returncode == 0, done.stderr
+    words = shlex.split(done.stdout)
+    environment = dict(w.split("=", 1) for w in words if "=" in w and not w.startswith("-"))
+    command = [w for w in words if "=" not in w or w.startswith("-")]
+    assert command[1:3] == ["-m", "limner.engine"]
+    if os.name != "nt":
+        shell = subprocess.run(["sh", "-c", done.stdout], capture_output=True, text=True, timeout=300, cwd=project)
+        assert shell.returncode == 0, shell.stderr
+        assert runs.find("last").state().status == "done"
+        assert not (project / "x").exists()
+    assert environment["PYTHONUNBUFFERED"] == "1"
+
+
+def test_doctor_names_torch_and_devices():
+    done = limner("doctor")
+    assert done.returncode == 0
+    assert "torch" in done.stdout and "device    cpu" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 120

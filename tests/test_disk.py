@@ -1,0 +1,197 @@
+"""Whatever happens while writing, a reader finds the old file or the new one, whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from limner import disk
+
+
+class Crash(BaseException):
+    """The machine stops here."""
+
+
+CALLS = ("os.replace", "os.fsync")
+
+
+def crashing(monkeypatch: pytest.MonkeyPatch, at: int, after: bool) -> Callable[[], int]:
+    """Crash at (or just after) the at-th call of replace or fsync; returns how many calls there were."""
+    made = 0
+
+    def wrap(real: Callable) -> Callable:
+        def call(*arguments):
+            nonlocal made
+            made += 1
+            if made == at and not after:
+                raise Crash
+            out = real(*arguments)
+            if made == at:
+                raise Crash
+            return out
+
+        return call
+
+    for name in CALLS:
+        monkeypatch.setattr(name, wrap(getattr(os, name.split(".")[1])))
+    return lambda: made
+
+
+def states(work: Callable[[], None], reset: Callable[[], None], read: Callable[[], str]) -> Iterator[str]:
+    """What a reader finds after a crash at each point of `work`, then without one."""
+    for after in (False, True):
+        for at in range(1, 100):
+            reset()
+            with pytest.MonkeyPatch.context() as patch:
+                calls = crashing(patch, at, after)
+                with contextlib.suppress(Crash):
+                    work()
+            if calls() < at:
+                break
+            yield read()
+    reset()
+    work()
+    yield read()
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [p.name for p in folder.iterdir() if p.name.startswith(disk.TEMPORARY)]
+
+
+def test_a_file_is_the_old_or_the_new_one_at_every_crash(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    found = list(states(lambda: disk.write_text(path, "new"), lambda: path.write_text("old"), path.read_text))
+    assert len(found) == 7 and set(found) == {"old", "new"} and found[-1] == "new"
+    assert leftovers(tmp_path) == []
+
+
+def test_a_folder_is_the_old_or_the_new_one_at_every_crash(tmp_path: Path) -> None:
+    folder = tmp_path / "step-1"
+
+    def read() -> str:
+        disk.sweep(tmp_path)
+        assert disk.manifest_faults(folder) == []
+        return (folder / "a").read_text() + (folder / "sub" / "b").read_text()
+
+    found = list(states(lambda: fill(folder, "new"), lambda: fill(folder, "old"), read))
+    assert set(found) == {"oldold", "newnew"} and found[-1] == "newnew"
+    assert leftovers(tmp_path) == []
+
+
+def fill(folder: Path, content: str) -> None:
+    def write(temporary: Path) -> None:
+        (temporary / "a").write_text(content)
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "b").write_text(content)
+
+    disk.write_folder(folder, write)
+
+
+def test_a_folder_killed_between_its_two_renames_is_put_back(tmp_path: Path) -> None:
+    """A process that is killed does not clean up: the old folder has given its name away, the new one has none yet."""
+    folder = tmp_path / "step-1"
+    fill(folder, "old")
+    folder.rename(tmp_path / f"{disk.TEMPORARY}was-step-1")
+    (tmp_path / f"{disk.TEMPORARY}123456").mkdir()
+    disk.sweep(tmp_path)
+    assert (folder / "a").read_text() == "old" and os.listdir(tmp_path) == ["step-1"]
+    fill(folder, "new")
+    (tmp_path / f"{disk.TEMPORARY}was-step-1").mkdir()
+    disk.sweep(tmp_path)
+    assert (folder / "a").read_text() == "new" and os.listdir(tmp_path) == ["step-1"]
+
+
+def test_a_failing_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail() -> None:
+        with disk.replacing(path) as temporary:
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        fail()
+    with pytest.raises(ValueError, match="JSON"):
+        disk.write_json(path, {"a": float("nan")})
+    with pytest.raises(ZeroDivisionError):
+        disk.write_folder(tmp_path / "folder", lambda _: 1 // 0)  # type: ignore[arg-type, return-value]
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.json"
+    value = {"ü": ["猫", 1, 1.5, None, True], "text": "a\nb\r\n\u2028"}
+    disk.write_json(path, value)
+    assert disk.read_json(path) == value
+    disk.write_text(path, os.fsdecode(b"caf\xe9\n"))
+    assert path.read_bytes() == b"caf\xe9\n"
+    disk.write_bytes(path, b"\x00\r\n\xff")
+    assert path.read_bytes() == b"\x00\r\n\xff"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="255 bytes on POSIX")
+def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 255)
+    disk.write_text(path, "x")
+    assert path.read_text() == "x"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b'{"a": 1', b"\xff\xfe", b"[" * 100_000, b"9" * 5000])
+def test_what_is_no_json_reads_as_none(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert disk.read_json(path) is None
+    assert disk.read_json(tmp_path) is None
+    path.write_text('{"a": 12345}')
+    assert disk.read_json(path, limit=5) is None
+
+
+def test_a_manifest_finds_every_fault(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    fill(folder, "content")
+    assert disk.manifest_faults(folder) == []
+    manifest = json.loads((folder / disk.MANIFEST).read_text())
+    assert manifest["files"]["sub/b"] == {
+        "bytes": 7,
+        "sha256": "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73",
+    }
+    (folder / "extra").write_text("more")
+    assert disk.manifest_faults(folder) == []
+    (folder / "a").write_text("cOntent")
+    assert disk.manifest_faults(folder) == ["a is damaged"]
+    (folder / "sub" / "b").unlink()
+    (folder / "a").write_text("content more")
+    assert disk.manifest_faults(folder) == ["a is damaged", "sub/b is missing"]
+    for content in (
+        "",
+        "[]",
+        '{"files": []}',
+        '{"files": {"a": 3}}',
+        '{"files": {"a": {}}}',
+        '{"files": {"../x": {"bytes": 0}}}',
+    ):
+        (folder / disk.MANIFEST).write_text(content)
+        assert disk.manifest_faults(folder) != []
+    assert disk.manifest_faults(tmp_path / "none") == [f"{disk.MANIFEST} is missing or unreadable"]
+
+
+def test_sweeping_takes_temporary_names_only(tmp_path: Path) -> None:
+    for name in (f"{disk.TEMPORARY}a", "a.tmp", "keep", f"sub/{disk.TEMPORARY}b"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / f"{disk.TEMPORARY}folder" / "x").mkdir(parents=True)
+    disk.sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["a.tmp", "keep", "sub"] and os.listdir(tmp_path / "sub") == [f"{disk.TEMPORARY}b"]
+    disk.sweep(tmp_path / "none")
+
+
+def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    assert disk.free_bytes(tmp_path / "a" / "b") == pytest.approx(disk.free_bytes(tmp_path), rel=0.05)
+    assert disk.free_bytes(tmp_path) > 0

@@ -1,0 +1,223 @@
+"""Everything that can be known before the start is said at once, each thing with its field and what to do."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import tiny
+from limner.config import files
+from limner.errors import Finding
+from limner.machine import Device, Machine
+from limner.preflight import Records, examine
+
+CPU = Machine("2.13.0", "cpu", (Device("cpu", "x86", 16_000, True),), 2, 16_000, "")
+GPU = Machine("2.13.0", "12.8", (*CPU.devices, Device("cuda", "GTX 1080", 8_000, False)), 8, 16_000, "")
+NEW_GPU = Machine("2.13.0", "12.8", (*CPU.devices, Device("cuda", "H200", 140_000, True)), 8, 16_000, "")
+UNUSED_GPU = Machine("2.13.0", "cpu", CPU.devices, 2, 16_000, "RTX 4090")
+
+
+@pytest.fixture
+def good(tiny_model: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """A configuration without fault, as nested dicts."""
+    pictures = tiny.pictures(tmp_path / "pics")
+    return {"model": {"base": str(tiny_model)}, "data": {"path": str(pictures)}, "train": {"steps": 5}}
+
+
+def look(
+    raw: dict[str, dict[str, Any]], machine: Machine = CPU, deep: bool = False, **sections: dict
+) -> tuple[list[Finding], Records]:
+    merged = {k: {**raw.get(k, {}), **sections.get(k, {})} for k in {*raw, *sections}}
+    findings, records = examine(files.build(merged, {}), machine, deep=deep)
+    for f in findings:
+        assert f.field and f.message.endswith("."), f
+        assert f.remedy or f.severity != "error", f
+        assert str(f).isprintable()
+    assert [f.severity for f in findings] == sorted((f.severity for f in findings), key=("error", "warning", "note").index)
+    return findings, records
+
+
+def test_a_good_configuration_has_no_findings_and_leaves_what_was_learnt(good: dict) -> None:
+    findings, records = look(good, deep=True)
+    assert findings == []
+    assert records.base is not None and records.base.resolution_px == 32
+    assert records.scan is not None and len(records.scan.pictures) == 4
+    assert records.dataset is not None and records.dataset.total_steps == 5
+
+
+CASES: list[tuple[str, str, str, dict[str, dict[str, Any]]]] = [
+    ("model.base", "error", "neither a folder", {"model": {"base": "no such/thing at all"}}),
+    ("model.base", "error", "neither a folder", {"model": {"base": "~nobody-of-this-name/x"}}),
+    ("model.base", "note", "will be fetched", {"model": {"base": "nobody/nothing-of-this-name"}}),
+    ("model.config", "error", "is not a folder", {"model": {"config": "/no/such/folder"}}),
+    ("model.config", "warning", "no effect on a diffusers folder", {"model": {"config": "/"}}),
+    ("objective.prediction", "warning", "v_prediction is asked for", {"objective": {"prediction": "v_prediction"}}),
+    ("data.path", "error", "no folder of pictures is given", {"data": {"path": None}}),
+    ("data.path", "error", "does not exist", {"data": {"path": "/no/such/folder"}}),
+    ("data.trigger", "warning", "missing in 4 of 4", {"data": {"trigger": "zwx"}}),
+    ("data.resolution", "error", "less than a bucket step", {"data": {"resolution": 32, "bucket_step_px": 64}}),
+    ("data.resolution", "warning", "will be blurred", {"data": {"resolution": 512}}),
+    ("data.bucket_step_px", "error", "not a multiple of 2", {"data": {"bucket_step_px": 9}}),
+    ("data.bucket_step_px", "warning", "not a multiple of 4", {"data": {"bucket_step_px": 10}}),
+    ("data.bucket_min_px", "error", "lies outside", {"data": {"bucket_min_px": 100, "resolution": 64}}),
+    ("data.bucket_min_px", "error", "lies outside", {"data": {"bucket_max_px": 32, "resolution": 64}}),
+    ("data.bucket_min_px", "warning", "no effect without buckets", {"data": {"bucket_min_px": 16, "buckets": False}}),
+    ("data.bucket_max_px", "warning", "no effect without buckets", {"data": {"bucket_max_px": 64, "buckets": False}}),
+    ("data.bucket_step_px", "warning", "no effect without buckets", {"data": {"bucket_step_px": 8, "buckets": False}}),
+    ("train.epochs", "error", "both steps and epochs", {"train": {"epochs": 3}}),
+    ("optimizer.warmup_steps", "error", "as long as the whole training of 5", {"optimizer": {"warmup_steps": 5}}),
+    ("output.save_every_steps", "warning", "it never happens", {"output": {"save_every_steps": 6}}),
+    ("sample.every_steps", "warning", "it never happens", {"sample": {"every_steps": 6, "prompts": ["a"]}}),
+    ("sample.prompts", "warning", "there is no prompt", {"sample": {"every_steps": 2}}),
+    ("sample.prompts[1]", "error", "--w 'x'", {"sample": {"prompts": ["a", "b --w x"]}}),
+    ("sample.prompt_file", "error", "not a file", {"sample": {"prompt_file": "/no/such.txt"}}),
+    ("adapter.denoiser", "error", "nothing is trained", {"adapter": {"denoiser": False}}),
+    ("adapter.conv_alpha", "warning", "without conv_rank", {"adapter": {"conv_alpha": 4.0}}),
+    ("optimizer.text_encoder_lr", "warning", "is not trained", {"optimizer": {"text_encoder_lr": 1e-4}}),
+    ("memory.cache_text", "note", "not cached", {"adapter": {"text_encoder": True}}),
+    ("output.keep_last", "warning", "no checkpoints are saved", {"output": {"keep_last": 2}}),
+    ("output.author", "warning", "whole model's folder", {"adapter": {"kind": "none"}, "output": {"author": "me"}}),
+    ("launch.device", "error", "has no cuda", {"launch": {"device": "cuda"}}),
+    ("launch.num_processes", "error", "3 processes on 2 cores", {"launch": {"num_processes": 3}}),
+    ("train.precision", "error", "hundreds of times slower", {"train": {"precision": "fp16"}}),
+    ("output.name", "error", "cannot be a file name", {"output": {"name": ".."}}),
+    ("output.path", "error", "cannot be written", {"output": {"path": "/proc/none"}}),
+    ("memory.cache_path", "error", "cannot be written", {"memory": {"cache_path": "/dev/null/x"}}),
+]
+
+
+@pytest.mark.parametrize(("field", "severity", "words", "change"), CASES, ids=[f"{c[0]}-{c[2]}" for c in CASES])
+@pytest.mark.skipif(os.name == "nt", reason="the paths are POSIX")
+def test_each_finding(good: dict, field: str, severity: str, words: str, change: dict) -> None:
+    if change.get("data", {}).get("path", "") is None:
+        good, change = {**good, "data": {}}, {}
+    findings, _ = look(good, **change)
+    matching = [f for f in findings if f.field == field and words in f.message]
+    assert [f.severity for f in matching] == [severity], findings
+
+
+def test_all_are_found_at_once(good: dict) -> None:
+    good["data"]["path"] = "/no/such/folder"
+    findings, _ = look(
+        good,
+        model={"base": "no such/thing at all"},
+        train={"epochs": 3, "precision": "fp16"},
+        adapter={"denoiser": False},
+        sample={"prompts": ["--x", "--w 1"]},
+        output={"name": ""},
+        launch={"num_processes": 99},
+    )
+    expected = {"model.base", "data.path", "train.epochs", "train.precision", "adapter.denoiser", "sample.prompts[0]"}
+    expected |= {"sample.prompts[1]", "output.name", "launch.num_processes"}
+    assert {f.field for f in findings if f.severity == "error"} == expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "sections", "found"),
+    [
+        (GPU, {}, []),
+        (GPU, {"train": {"precision": "fp16"}}, []),
+        (GPU, {"train": {"precision": "bf16"}}, [("train.precision", "error")]),
+        (NEW_GPU, {"train": {"precision": "bf16"}}, []),
+        (NEW_GPU, {"launch": {"num_processes": 2}}, [("launch.num_processes", "error")]),
+        (NEW_GPU, {"launch": {"device": "cpu", "num_processes": 2}}, []),
+        (NEW_GPU, {"launch": {"device": "mps"}}, [("launch.device", "error")]),
+        (UNUSED_GPU, {}, [("launch.device", "warning")]),
+        (UNUSED_GPU, {"launch": {"device": "cpu"}}, []),
+    ],
+)
+def test_machines(good: dict, machine: Machine, sections: dict, found: list[tuple[str, str]]) -> None:
+    assert [(f.field, f.severity) for f in look(good, machine, **sections)[0]] == found
+
+
+BAD_NAMES = [
+    "",
+    " ",
+    ".",
+    "..",
+    "a/b",
+    "a\\b",
+    "a:b",
+    'a"b',
+    "a|b",
+    "a\nb",
+    "CON",
+    "nul.txt",
+    "com1",
+    "-x",
+    ".hidden",
+    "a.",
+    " a",
+    "a ",
+    "ü" * 101,
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_that_are_no_file_names_everywhere(good: dict, name: str) -> None:
+    assert [(f.field, f.severity) for f in look(good, output={"name": name})[0]] == [("output.name", "error")]
+
+
+@pytest.mark.parametrize("name", ["cat", "my cat v1.5", "猫", "x" * 200, "console", "a-b_c"])
+def test_names_that_are(good: dict, name: str) -> None:
+    assert look(good, output={"name": name})[0] == []
+
+
+def test_broken_pictures_stop_the_start_or_are_skipped(good: dict, tmp_path: Path) -> None:
+    for i in range(60):
+        (tmp_path / "pics" / f"bad{i:02}.png").write_bytes(b"")
+    findings, _ = look(good)
+    assert len(findings) == 51 and {f.severity for f in findings} == {"error"}
+    assert findings[0].field.endswith("bad00.png") and "10 more" in findings[-1].message
+    findings, records = look(good, data={"skip_broken": True})
+    assert {f.severity for f in findings} == {"warning"}
+    assert records.dataset is not None and len(records.dataset.pictures) == 4
+
+
+def test_no_usable_picture(good: dict, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "pics")
+    (tmp_path / "pics").mkdir()
+    assert [(f.field, f.severity) for f in look(good)[0]] == [("data.path", "error")]
+
+
+def test_a_deep_look_decodes_every_picture(good: dict, tmp_path: Path) -> None:
+    path = tmp_path / "pics" / "half.jpg"
+    noise = Image.frombytes("RGB", (64, 64), random.Random(0).randbytes(64 * 64 * 3))
+    noise.save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    path.with_suffix(".txt").write_text("a caption")
+    assert look(good)[0] == []
+    [finding] = look(good, deep=True)[0]
+    assert (finding.field, finding.severity) == (str(path), "error") and "does not open" in finding.message
+    assert [f.severity for f in look(good, deep=True, data={"skip_broken": True})[0]] == ["warning"]
+
+
+def test_a_full_disk(good: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limner.disk.free_bytes", lambda _: 10 << 20)
+    [finding] = look(good)[0]
+    assert finding.field == "output.path" and finding.message.startswith("10 MiB are free, about 150 MiB are needed")
+    assert look(good, adapter={"kind": "none"})[0][0].message.endswith("MiB are needed.")
+
+
+def test_a_thousand_pictures_take_under_two_seconds(good: dict, tmp_path: Path) -> None:
+    content = (tmp_path / "pics" / "p0.png").read_bytes()
+    for i in range(1000):
+        (tmp_path / "pics" / f"{i}.png").write_bytes(content)
+        (tmp_path / "pics" / f"{i}.txt").write_text("a caption")
+    start = time.process_time()
+    findings, records = look(good)
+    assert time.process_time() - start < 2
+    assert findings == [] and records.dataset is not None and len(records.dataset.pictures) == 1004
+
+
+def test_nothing_is_left_behind(good: dict, tmp_path: Path, home: Path) -> None:
+    look(good, output={"path": str(tmp_path / "out")}, memory={"cache_path": str(tmp_path / "cache")})
+    for folder in (home, tmp_path / "out", tmp_path / "cache"):
+        assert not folder.exists() or os.listdir(folder) == []
