@@ -41,7 +41,9 @@ def start(run: Run, device: str) -> subprocess.Popen[bytes]:
     disk.write_json(run.path / "command.json", {"argv": words, "environment": extra})
     (run.path / "exit.json").unlink(missing_ok=True)
     _rotate(run.log)
-    group: dict[str, Any] = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if sys.platform == "win32" else {"start_new_session": True}
+    group: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     with run.log.open("ab") as log:
         return subprocess.Popen[bytes](
             words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **extra}, **group
@@ -76,7 +78,8 @@ def follow(run: Run, process: subprocess.Popen[bytes], watch: Callable[[], None]
             else:
                 run.request("stop")
                 asked = True
-                print("\nStopping after this step; its state will be saved. Press ctrl-C again to stop at once.", file=sys.stderr)
+                said = "Stopping after this step; its state will be saved. Press ctrl-C again to stop at once."
+                print(f"\n{said}", file=sys.stderr)
     note_exit(run, code)
     watch()
     return code

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from limner import disk
+from limner.errors import wrong
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,21 @@ def describe(home: Path, *, refresh: bool = False) -> Machine:
             return _from_json(cached["machine"])
         except (KeyError, TypeError):
             pass
-    answer = subprocess.run([sys.executable, "-m", "limner.engine.probe"], capture_output=True, text=True, timeout=120, check=True)
-    found = json.loads(answer.stdout.splitlines()[-1])
+    found = _ask()
     disk.write_json(path, {"key": key, "machine": found})
     return _from_json(found)
+
+
+def _ask() -> dict:
+    """The probe's answer. Raises UserError with its last words if torch cannot even be imported."""
+    try:
+        asked = [sys.executable, "-m", "limner.engine.probe"]
+        answer = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
+        return json.loads(answer.stdout.splitlines()[-1])
+    except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
+        timed_out = isinstance(error, subprocess.TimeoutExpired)
+        words = "no answer in two minutes" if timed_out else (answer.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise wrong("torch", f"cannot be used here: {words}", "Install it again; the README says how.") from None
 
 
 def _from_json(raw: dict) -> Machine:

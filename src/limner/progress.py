@@ -52,7 +52,8 @@ class Watcher:
         self._printed = 0.0
 
     def __call__(self) -> None:
-        for event, self._offset in self.run.events(self._offset):
+        for event, offset in self.run.events(self._offset):
+            self._offset = offset
             self._take(event)
         line = self.line(self.run.state())
         if self._live:

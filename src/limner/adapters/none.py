@@ -22,7 +22,7 @@ class NoAdapter:
         self.section = section
         self.parts: dict[str, nn.Module] = {}
 
-    def attach(self, family: Family, seed: int) -> None:  # noqa: ARG002: there is nothing to initialise
+    def attach(self, family: Family, seed: int) -> None:  # noqa: ARG002 (there is nothing to initialise)
         if self.section.denoiser:
             self.parts["denoiser"] = family.denoiser
         if self.section.text_encoder:

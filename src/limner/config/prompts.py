@@ -109,5 +109,6 @@ def all_prompts(config: Config, resolution: int, size_step: int) -> list[Prompt]
             faults.append(Finding(field, f"{width} x {height} is too large to paint.", "Choose a smaller --w and --h."))
         prompts.append(replace(prompt, width=width, height=height))
     if faults:
-        raise UserError(faults)
+        more = [Finding("sample.prompts", f"{len(faults) - 20} more mistakes.", "", "note")] if len(faults) > 20 else []
+        raise UserError([*faults[:20], *more])
     return prompts

@@ -75,7 +75,8 @@ def explain(error: Exception) -> str:
 
     words = printable(f"{type(error).__name__}: {error}", 400)
     if isinstance(error, torch.OutOfMemoryError):
-        return f"The device ran out of memory. Set memory.checkpointing = true, or a smaller train.batch_size or data.resolution. ({words})"
+        remedy = "Set memory.checkpointing = true, or a smaller train.batch_size or data.resolution."
+        return f"The device ran out of memory. {remedy} ({words})"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return f"The computer ran out of memory. Lower train.batch_size or data.resolution, or close other programs. ({words})"
     if isinstance(error, OSError) and error.errno == 28:

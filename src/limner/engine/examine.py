@@ -47,7 +47,10 @@ def examine(lora: Path, num_scenes: int) -> tuple[dict, Painted, Painted]:
     distances = exam.nearest_distances(after.thing, training)
     backgrounds = [scene.background for scene, _ in asked]
     report = {
-        "new_thing": {"before": exam.score_thing(before.thing, backgrounds), "after": exam.score_thing(after.thing, backgrounds)},
+        "new_thing": {
+            "before": exam.score_thing(before.thing, backgrounds),
+            "after": exam.score_thing(after.thing, backgrounds),
+        },
         "nearest_training_picture_rms": {"least": min(distances), "median": float(np.median(distances))},
         "other_captions": {
             "before": exam.score_scenes(before.scenes, wanted),
@@ -88,7 +91,8 @@ def write_grid(path: Path, before: Painted, after: Painted) -> None:
             canvas.text((gap, y + 28 + 14 * i), line, fill=(30, 30, 30))
         for column in range(4):
             source = before if column < 2 else after
-            picture = Image.fromarray(source.thing[row * exam.NUM_SEEDS + column % 2]).resize((side, side), Image.Resampling.LANCZOS)
+            picture = Image.fromarray(source.thing[row * exam.NUM_SEEDS + column % 2])
+            picture = picture.resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(picture, (text_width + column * (side + gap) + (gap if column >= 2 else 0), y))
     with disk.replacing(path) as temporary:
         sheet.crop((0, 0, width, top + head + len(captions) * (side + gap))).save(temporary, format="PNG")

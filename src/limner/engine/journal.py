@@ -31,7 +31,9 @@ class Journal:
         self._pending: list[tuple[int, Tensor, Tensor | None, dict[str, float]]] = []
         self._written = self._flushed = 0.0
 
-    def say(self, status: Status | None = None, phase: Phase | None = None, progress: tuple[int, int] = (0, 0), **values) -> None:
+    def say(
+        self, status: Status | None = None, phase: Phase | None = None, progress: tuple[int, int] = (0, 0), **values
+    ) -> None:
         """Publish a change of state at once, mere progress at most twice a second."""
         changed = (status or self.state.status, phase if phase is not None else self.state.phase)
         is_news = changed != (self.state.status, self.state.phase) or bool(values)

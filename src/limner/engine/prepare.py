@@ -12,7 +12,7 @@ import torch
 
 from limner import disk, runs
 from limner.adapters import adapter as adapters
-from limner.config import Config, defaults
+from limner.config import Config, Lora, defaults
 from limner.config.prompts import Prompt, all_prompts
 from limner.data import scan
 from limner.data.cache import Cache
@@ -47,9 +47,10 @@ def fetch(name: str, revision: str | None) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["model_index.json", "*/config.json", "tokenizer*/*", "scheduler/*", *(f"{p}/*.safetensors" for p in ("unet", "vae"))]
+    patterns = ["model_index.json", "*/*.json", "tokenizer/*"]
+    patterns += [f"{part}/*.safetensors" for part in ("unet", "vae", "text_encoder")]
     try:
-        snapshot_download(name, revision=revision, allow_patterns=[*patterns, "text_encoder*/*.safetensors", "*/*.json"])
+        snapshot_download(name, revision=revision, allow_patterns=patterns)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         remedy = "Check the name and the network, or give a local folder or .safetensors file."
@@ -79,7 +80,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     prompts = all_prompts(_with_copied_prompts(config, run), dataset.buckets.resolution, base.bucket_step_px)
     rate = defaults.learning_rate(config, base.family, base.is_pocket)
     if runtime.is_main:
-        disk.write_json(run.path / "plan.json", plan(config, dataset, base, rate, runtime))
+        disk.write_json(run.path / "plan.json", plan(dataset, base, rate, runtime))
 
     encoded = _encode(samples, prompts, journal, _watched(run, runtime, journal, stop_requested))
     journal.say(phase="loading", steps=dataset.total_steps)
@@ -92,11 +93,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     adapter = adapters.make(config.adapter)
     adapter.attach(family, config.train.seed)
     if config.memory.checkpointing:
-        family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        family.denoiser.train()  # diffusers recomputes only in train mode; no family here has dropout in its denoiser
-        for encoder in family.text_encoders.values() if samples.trains_text else ():
-            encoder.gradient_checkpointing_enable()  # type: ignore[operator]
-            encoder.train()
+        family.enable_checkpointing(text=samples.trains_text)
     facts = metadata_facts(config, dataset, family, cache, rate, runtime) if runtime.is_main else {}
     return Training(
         config, run, runtime, journal, family, adapter, dataset, samples, rate, facts, prompts, encoded, stop_requested
@@ -152,7 +149,7 @@ def _encode(samples: Samples, prompts: list[Prompt], journal: Journal, progress:
     return encoded
 
 
-def plan(config: Config, dataset: Dataset, base: Base, rate: float, runtime: Runtime) -> dict[str, Any]:
+def plan(dataset: Dataset, base: Base, rate: float, runtime: Runtime) -> dict[str, Any]:
     """What was derived before the start, for `plan.json`."""
     return {
         "family": base.family,
@@ -172,7 +169,9 @@ def plan(config: Config, dataset: Dataset, base: Base, rate: float, runtime: Run
     }
 
 
-def metadata_facts(config: Config, dataset: Dataset, family: Family, cache: Cache, rate: float, runtime: Runtime) -> dict[str, Any]:
+def metadata_facts(
+    config: Config, dataset: Dataset, family: Family, cache: Cache, rate: float, runtime: Runtime
+) -> dict[str, Any]:
     """What the files' metadata tell beside the config."""
     folders: dict[str, dict[str, int]] = {}
     for picture in dataset.pictures:
@@ -182,8 +181,6 @@ def metadata_facts(config: Config, dataset: Dataset, family: Family, cache: Cach
     assert base.path is not None
     weights = family.part_files("denoiser")
     whole = weights[0] if base.layout == "file" else next(f for f in weights if f.suffix == ".safetensors")
-    from limner.config import Lora
-
     alpha = None
     if isinstance(config.adapter, Lora):
         lora = config.adapter

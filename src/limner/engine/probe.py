@@ -30,7 +30,8 @@ def _probe() -> Machine:
         for i in range(torch.cuda.device_count()):
             facts = torch.cuda.get_device_properties(i)
             # bf16 in hardware since Ampere (8.0); older cards emulate it, slowly
-            devices.append(Device("cuda", facts.name, facts.total_memory >> 20, bf16=facts.major >= 8 or bool(torch.version.hip)))
+            bf16 = facts.major >= 8 or bool(torch.version.hip)
+            devices.append(Device("cuda", facts.name, facts.total_memory >> 20, bf16))
     if torch.backends.mps.is_available():
         devices.append(Device("mps", "Apple GPU", memory, bf16=True))
     build = torch.version.cuda or torch.version.hip or "cpu"

@@ -73,6 +73,10 @@ class Family(Protocol):
         """The denoiser's prediction, of `noisy`'s shape."""
         ...
 
+    def enable_checkpointing(self, *, text: bool) -> None:
+        """Compute activations again in the backward pass: in the denoiser, and in the text encoders if asked."""
+        ...
+
     def blocks(self) -> list[nn.Module]:
         """The denoiser's layers in order of use: for checkpointing, compiling, swapping."""
         ...

@@ -64,19 +64,19 @@ class StableDiffusion1:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = str(error).strip().split("\n")[0]
-            raise wrong(FIELD, f"the {part} of {self.base.source} cannot be loaded: {reason}", "Download the model again.") from error
+            said = f"the {part} of {self.base.source} cannot be loaded: {reason}"
+            raise wrong(FIELD, said, "Download the model again.") from error
 
-    def _load_diffusers(self, kind: type, folder: str, dtype: torch.dtype):
-        assert self.base.path is not None
+    def _load_diffusers(self, kind: Any, folder: str, dtype: torch.dtype) -> Any:
+        path, options = self.base.path, {"subfolder": folder, "torch_dtype": dtype, "local_files_only": True}
+        assert path is not None
         if self.base.layout == "file":
-            config = str(self._configs)  # without one diffusers asks the hub, local_files_only or not
-            model = kind.from_single_file(str(self.base.path), config=config, subfolder=folder, torch_dtype=dtype, local_files_only=True)
+            # without a config diffusers asks the hub, local_files_only or not
+            model = kind.from_single_file(str(path), config=str(self._configs), **options)
         else:
-            files = weight_files(self.base.path, folder)
-            variant = files[0].name.split(".")[1] if files[0].name.count(".") > 1 and "-of-" not in files[0].name else None
-            model = kind.from_pretrained(
-                self.base.path, subfolder=folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, variant=variant
-            )
+            name = weight_files(path, folder)[0].name
+            variant = name.split(".")[1] if name.count(".") > 1 and "-of-" not in name else None
+            model = kind.from_pretrained(path, use_safetensors=True, variant=variant, **options)
         return model.eval().requires_grad_(False)
 
     def _load_text_encoder(self, dtype: torch.dtype) -> Any:
@@ -134,7 +134,8 @@ class StableDiffusion1:
     def token_ids(self, captions: Sequence[str]) -> Tensor:
         """(B, 77) token ids, cut at the encoder's length."""
         length = self.tokenizer.model_max_length
-        return self.tokenizer(list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
+        options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
+        return self.tokenizer(list(captions), **options).input_ids
 
     def is_too_long(self, caption: str) -> bool:
         """Whether the end of a caption is cut off."""
@@ -147,6 +148,15 @@ class StableDiffusion1:
 
     def predict(self, noisy: Tensor, timesteps: Tensor, cond: Conditioning) -> Tensor:
         return self.denoiser(noisy, timesteps, encoder_hidden_states=cond["text"], return_dict=False)[0]
+
+    def enable_checkpointing(self, *, text: bool) -> None:
+        # both libraries recompute in train mode only; neither model has dropout
+        self.denoiser.enable_gradient_checkpointing()
+        self.denoiser.train()
+        for encoder in self.text_encoders.values() if text else ():
+            model: Any = encoder
+            model.gradient_checkpointing_enable()
+            model.train()
 
     def blocks(self) -> list[nn.Module]:
         return [*self.denoiser.down_blocks, self.denoiser.mid_block, *self.denoiser.up_blocks]
