@@ -205,7 +205,7 @@ def check_adapter(config: Config, machine: Machine, records: Records) -> Iterabl
             "Set output.save_every_steps.",
             "warning",
         )
-    if adapter.kind == "none":
+    if adapter.trains_base:
         for name in ("author", "description", "license", "title"):
             if getattr(config.output, name) is not None:
                 yield Finding(f"output.{name}", "is not written into a whole model's folder.", "Remove it.", "warning")
@@ -287,7 +287,7 @@ def _needed_mib(config: Config, records: Records) -> int:
     pictures = len(records.scan.pictures) if records.scan else 0
     side = config.data.resolution or (records.base.resolution_px if records.base else 512)
     caches = pictures * (2 * 4 * 4 * (side // 8) ** 2 + 77 * 768 * 4) >> 20
-    if config.adapter.kind == "none" and records.base and records.base.path and records.base.path.is_dir():
+    if config.adapter.trains_base and records.base and records.base.path and records.base.path.is_dir():
         weights = sum(f.stat().st_size for f in records.base.path.rglob("*.safetensors")) >> 20
         return caches + 8 * weights + 50
     return caches + 150

@@ -33,7 +33,7 @@ def say_plan(config: Config, records: Records) -> None:
         return
     counts = records.dataset.bucket_counts()
     buckets = f"{len(counts)} bucket{'s' * (len(counts) != 1)}"
-    what = config.adapter.kind if config.adapter.kind != "none" else "the whole model"
+    what = "the whole model" if config.adapter.trains_base else config.adapter.kind
     pictures = len(records.dataset.pictures)
     print(f"{records.base.family} · {what} · {pictures} pictures in {buckets} at {records.dataset.buckets.resolution} px"
           f" · {records.dataset.total_steps} steps of {config.train.batch_size * config.train.accumulation}")  # fmt: skip

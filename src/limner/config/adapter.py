@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from limner.config.base import Section, option
 
 
 class Lora(Section):
     """A low-rank adapter (LoRA, arXiv:2106.09685): small, and loads beside the base model."""
+
+    trains_base: ClassVar[bool] = False
 
     kind: Literal["lora"] = "lora"
 
@@ -40,6 +42,9 @@ class Lora(Section):
 
 class NoAdapter(Section):
     """No adapter: the weights of the model itself are trained (fine-tuning, DreamBooth)."""
+
+    trains_base: ClassVar[bool] = True
+    """Whether the base model's own weights are trained: they are kept in float32 then, and saved as a whole model."""
 
     kind: Literal["none"] = "none"
 

@@ -40,7 +40,7 @@ def checkpoint_name(config: Config, step: int, total: int) -> str:
 def save_checkpoint(config: Config, family: Family, adapter: Adapter, folder: Path, facts: dict[str, Any]) -> Path:
     """Write the weights to use at this step, whole or not at all; returns the file, or the folder of a whole model."""
     name = checkpoint_name(config, facts["step"], facts["total_steps"])
-    if config.adapter.kind == "none":
+    if config.adapter.trains_base:
         path = folder / name
         disk.write_folder(path, lambda temporary: family.save(temporary, _DTYPES[config.output.dtype]))
         return path

@@ -84,10 +84,10 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
 
     encoded = _encode(samples, prompts, journal, _watched(run, runtime, journal, stop_requested))
     journal.say(phase="loading", steps=dataset.total_steps)
-    trains_whole = config.adapter.kind == "none"
-    family.load("denoiser", torch.float32 if trains_whole else runtime.dtype, runtime.device)
+    dtype = torch.float32 if config.adapter.trains_base else runtime.dtype
+    family.load("denoiser", dtype, runtime.device)
     if samples.trains_text or not samples.caches_text:
-        family.load("text", torch.float32 if trains_whole else runtime.dtype, runtime.device)
+        family.load("text", dtype, runtime.device)
     if not config.memory.cache_latents:
         family.load("vae", torch.float32, runtime.device)
     adapter = adapters.make(config.adapter)
