@@ -85,15 +85,15 @@ def test_a_zombie_is_dead() -> None:
 @pytest.mark.parametrize(
     ("exit_file", "said"),
     [
-        ({"code": -9, "token": "t"}, "the trainer was killed (signal 9)"),
-        ({"code": 3, "token": "t"}, "the trainer ended with exit code 3"),
-        ({"code": -9, "token": "of another start"}, "the trainer is gone"),
-        ({"code": "x", "token": "t"}, "the trainer is gone"),
+        ({"code": -9, "pid": 99}, "the trainer was killed (signal 9)"),
+        ({"code": 3, "pid": 98}, "the trainer ended with exit code 3"),
+        ({"code": -9, "pid": 97}, "the trainer is gone"),
+        ({"code": "x", "pid": 99}, "the trainer is gone"),
         ([], "the trainer is gone"),
     ],
 )
 def test_why_a_run_died(run: Run, exit_file: object, said: str) -> None:
-    run.write_state(State(status="running", token="t", **dead()))
+    run.write_state(State(status="running", token="t", pid=99, process_started=1.0, parent=98))
     disk.write_json(run.path / "exit.json", exit_file)
     assert run.state().status == "failed" and run.state().error.startswith(said)
 

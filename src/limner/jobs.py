@@ -55,11 +55,10 @@ def _rotate(log: Path, limit: int = 5 << 20) -> None:
         os.replace(log, log.with_name("log.1.txt"))
 
 
-def note_exit(run: Run, code: int) -> None:
+def note_exit(run: Run, pid: int, code: int) -> None:
     """Record how the process ended; the runner's side of the truth."""
     with contextlib.suppress(OSError):
-        token = State.read(run.path / "state.json").token
-        disk.write_json(run.path / "exit.json", {"code": code, "time": time.time(), "token": token})
+        disk.write_json(run.path / "exit.json", {"code": code, "time": time.time(), "pid": pid})
 
 
 def follow(run: Run, process: subprocess.Popen[bytes], watch: Callable[[], None], interval: float = 0.2) -> int:
@@ -80,7 +79,7 @@ def follow(run: Run, process: subprocess.Popen[bytes], watch: Callable[[], None]
                 asked = True
                 said = "Stopping after this step; its state will be saved. Press ctrl-C again to stop at once."
                 print(f"\n{said}", file=sys.stderr)
-    note_exit(run, code)
+    note_exit(run, process.pid, code)
     watch()
     return code
 

@@ -50,6 +50,8 @@ class State:
     steps: int = 0
     pid: int = 0
     process_started: float = 0.0
+    parent: int = 0
+    """The process that started it: of several trainers, the launcher whose exit code tells of them all."""
     token: str = ""
     error: str = ""
     updated: float = 0.0
@@ -147,7 +149,9 @@ class Run:
         out: list[dict[str, Any]] = []
         for event, _ in self.events():
             if event.get("event") == "resume":
-                out = [e for e in out if e.get("step", 0) <= event.get("step", 0)]
+                # at step 0 there was no state yet: everything but the start is done again
+                step = event.get("step", 0)
+                out = [e for e in out if (e.get("step", 0) <= step if step else e.get("event") == "start")]
             out.append(event)
         return out
 
@@ -163,7 +167,7 @@ class Run:
 
     def _why_dead(self, state: State) -> str:
         ended = disk.read_json(self.path / "exit.json")
-        if isinstance(ended, dict) and ended.get("token") == state.token and isinstance(ended.get("code"), int):
+        if isinstance(ended, dict) and ended.get("pid") in (state.pid, state.parent) and isinstance(ended.get("code"), int):
             code = ended["code"]
             return f"the trainer was killed (signal {-code})" if code < 0 else f"the trainer ended with exit code {code}"
         return "the trainer is gone (killed, or the machine was restarted)"
@@ -195,6 +199,10 @@ class Run:
                         os.replace(entry.path, folder / f".taken-{entry.name}")
                         taken.append(entry.name)
         return taken
+
+    def is_asked_to_stop(self) -> bool:
+        """Whether a stop is pending; leaves it, and all else that was asked, to be taken later."""
+        return any((self.path / "control" / name).exists() for name in ("stop", "stop-now"))
 
     def drop_requests(self) -> None:
         shutil.rmtree(self.path / "control", ignore_errors=True)

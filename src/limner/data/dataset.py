@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,11 @@ class Dataset:
     buckets: Buckets
     order: Order
     total_steps: int
+
+    def fingerprint(self) -> str:
+        """A hash of what decides the order and the content of every step, as far as headers and captions tell."""
+        facts = [(p.path, p.caption, p.repeats, f.bucket) for p, f in zip(self.pictures, self.fits, strict=True)]
+        return hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass")).hexdigest()
 
     def bucket_counts(self) -> Counter[tuple[int, int]]:
         """Pictures shown per epoch in each bucket (width, height)."""

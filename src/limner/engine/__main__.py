@@ -85,19 +85,19 @@ def explain(error: Exception) -> str:
 
 
 def _train(run: Run, journal, flag: StopFlag) -> int:
+    journal.say(status="starting", phase="loading")
+    from limner.engine import checkpoint, prepare, runtime, train
+
     config = run.config()
     if journal.is_main:
         run.end_last_line()
-        for folder in (run.path, run.states, run.checkpoints, run.samples):
+        for folder in (run.path, run.states, run.samples, checkpoint.output_folder(config, run.checkpoints)):
             disk.sweep(folder)
         run.drop_requests()
-    journal.say(status="starting", phase="loading")
     if config.launch.num_threads is not None:
         import torch
 
         torch.set_num_threads(config.launch.num_threads)
-    from limner.engine import checkpoint, prepare, runtime, train
-
     here = machine.describe(runs.home())
     device = config.launch.device or here.best().kind
     facts = here.first(device)
@@ -131,6 +131,10 @@ def _resume(run: Run, job, checkpoint, journal) -> int:
     job.written = list(facts.get("written", []))
     if facts.get("scaler"):
         job.scaler.load_state_dict(facts["scaler"])
+    job.facts |= facts.get("session", {})
+    if facts.get("data", "") != job.dataset.fingerprint():
+        said = "pictures or captions changed since the run was stopped; it goes on with them as they are now"
+        journal.event("warning", message=said)
     journal.event("resume", step=facts["step"], steps=job.dataset.total_steps)
     return facts["step"]
 

@@ -77,7 +77,9 @@ def prune_checkpoints(config: Config, folder: Path, written: list[str]) -> list[
 # --- training states --------------------------------------------------------------------------------------------------
 
 
-def save_state(folder: Path, step: int, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None, extra: dict) -> None:
+def save_state(
+    folder: Path, step: int, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None, extra: dict[str, Any]
+) -> None:
     """Write everything that resuming at `step` needs, then prune older states."""
 
     def fill(temporary: Path) -> None:

@@ -26,7 +26,8 @@ class Journal:
     def __init__(self, run: Run, token: str, *, is_main: bool) -> None:
         self.run, self.is_main = run, is_main
         process = psutil.Process()
-        self.state = State(status="starting", pid=os.getpid(), process_started=process.create_time(), token=token)
+        me = {"pid": os.getpid(), "process_started": process.create_time(), "parent": os.getppid()}
+        self.state = State(status="starting", token=token, **me)
         self._process = process
         self._pending: list[tuple[int, Tensor, Tensor | None, dict[str, float]]] = []
         self._written = self._flushed = 0.0

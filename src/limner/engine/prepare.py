@@ -115,8 +115,7 @@ def _watched(run: Run, runtime: Runtime, journal: Journal, stop_requested: Calla
         journal.say(phase="caching", progress=(done, total))
         if runtime.world > 1:
             return  # several processes stop together, which they can only do in the loop
-        requests = run.take_requests()
-        if stop_requested() or "stop" in requests or "stop-now" in requests:
+        if stop_requested() or run.is_asked_to_stop():
             raise StopRequested
 
     return progress

@@ -86,7 +86,7 @@ def train(job: Training, first_step: int) -> bool:
 
         requests = job.run.take_requests() if runtime.is_main else []
         stopping = runtime.any(job.stop_requested() or "stop" in requests or "stop-now" in requests)
-        if runtime.any("sample" in requests) or (not stopping and is_sample_due(job, step)):
+        if runtime.any("sample" in requests) or ((not stopping or step == total) and is_sample_due(job, step)):
             sample(job, step)
         if step == total or runtime.any("save" in requests) or is_checkpoint_due(job, step):
             save_weights(job, step)
@@ -185,7 +185,9 @@ def save_state(job: Training, step: int) -> None:
     job.journal.say(phase="saving", step=step)
     if job.runtime.is_main:
         refuse_non_finite(job, step)
-        extra = {"written": job.written, "scaler": job.scaler.state_dict()}
+        session = {k: job.facts[k] for k in ("session_id", "started_at")}
+        extra = {"written": job.written, "scaler": job.scaler.state_dict(), "session": session}
+        extra["data"] = job.dataset.fingerprint()
         checkpoint.save_state(job.run.states, step, job.adapter, job.optimizer, job.average, extra)
         job.journal.event("state", step=step)
     job.runtime.barrier()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -175,6 +175,8 @@ class StableDiffusion1:
         unet = self.denoiser if self.has("denoiser") else self._load_diffusers(UNet2DConditionModel, "unet", dtype)
         vae = self.vae if self.has("vae") else self._load_diffusers(AutoencoderKL, "vae", dtype)
         text = self.text_encoders["text_encoder"] if self.has("text") else self._load_text_encoder(dtype)
+        from diffusers import DDIMScheduler, StableDiffusionPipeline  # seconds of import that training does not need
+
         pipeline: Any = StableDiffusionPipeline  # its annotations demand parts that it does not need
         pipeline(
             vae=_copy(vae, dtype),
