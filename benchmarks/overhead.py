@@ -86,7 +86,7 @@ def measure(model: str, blocks: int, block: int, batch: int, resolution: int | N
             seen["bare"].append((state["begin"] - now) / block)
         return False
 
-    job = prepare.prepare(run, config, runtime, Journal(run, "bench", is_main=True), hook)
+    job = prepare.prepare(run, config, runtime, Journal(run, is_main=True), hook)
     family = families.make(job.family.base)
     family.load("denoiser", torch.float32, runtime.device)
     other = adapters.make(config.adapter)
@@ -183,6 +183,7 @@ def main() -> None:
         if args.model == "pocket":
             report["start_up"] = start_up()
     path = Path(__file__).parent / "results" / f"overhead-{report['model']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))
 

@@ -202,7 +202,7 @@ def test_a_deep_look_decodes_every_picture(good: dict, tmp_path: Path) -> None:
 def test_a_full_disk(good: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("limner.disk.free_bytes", lambda _: 10 << 20)
     [finding] = look(good)[0]
-    assert finding.field == "output.path" and finding.message.startswith("10 MiB are free, about 150 MiB are needed")
+    assert finding.field == "output.path" and finding.message.startswith("10 MiB are free, about 53 MiB are needed")
     assert look(good, adapter={"kind": "none"})[0][0].message.endswith("MiB are needed.")
 
 

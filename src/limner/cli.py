@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from limner.errors import Finding, UserError, wrong
+from limner.errors import Finding, UserError, printable, wrong
 
 app = App(name="limner", help="Teach a diffusion model what you show it.", version_flags=["--version"])
 config_app = App(name="config", help="Write and read configurations.")
@@ -35,6 +35,12 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {printable(where)}{error.strerror or error}. Choose another place, or free the one given.", file=sys.stderr
+        )
+        sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -135,7 +141,7 @@ def sample(
     guidance: float = 7.0,
     seed: int = 0,
     solver: str = "ddim",
-    device: str | None = None,
+    device: Literal["cpu", "cuda", "mps"] | None = None,
 ) -> int:
     """Paint one picture from a prompt, with or without a LoRA."""
     from limner.engine import sampling
@@ -233,7 +239,7 @@ def runs_stop(name: str, *, now: bool = False) -> int:
 
     state = jobs.stop(runs.find(name), now=now)
     print(f"{state.status} at step {state.step} of {state.steps}")
-    return 0
+    return 1 if state.status == "failed" else 0
 
 
 @runs_app.command(name="resume")

@@ -26,7 +26,7 @@ def demo_config(steps: int | None) -> Config:
     """What the demo trains: the pocket model's own defaults, and three prompts to look at on the way."""
     raw = {
         "data": {"path": str(PICTURES), "trigger": world.TRIGGER},
-        "train": {"batch_size": 8, "steps": steps or 400},
+        "train": {"batch_size": 8, "steps": 400 if steps is None else steps},
         "output": {"name": world.TRIGGER, "title": "Zibbo, the demo's little house", "license": "CC0-1.0"},
         "sample": {"prompts": [s.caption for s in thing_scenes()[1][:3]], "guidance": 4.0, "every_steps": 100},
     }
@@ -41,6 +41,7 @@ def run(out: Path, steps: int | None) -> int:
     findings, records = preflight.examine(config, here)
     if errors := [f for f in findings if f.severity == "error"]:
         raise UserError(errors)
+    disk.write_json(out / "report.json", {"state": "training"})  # now, rather than after minutes, is the time to find out
     print(f"Teaching the pocket model a thing that it has never seen, called {world.TRIGGER!r}.")
     progress.say_plan(config, records)
     device = here.best().kind
@@ -49,14 +50,15 @@ def run(out: Path, steps: int | None) -> int:
     if code or job.state().status != "done":
         return code or 1
     trained = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
     lora = out / f"{world.TRIGGER}.safetensors"
     with disk.replacing(lora) as temporary:
         shutil.copyfile(job.checkpoints / lora.name, temporary)
     print("Painting before and after ...")
     # a process of its own, in the trainer's environment: the allocator settings make painting several times faster too
     words = [sys.executable, "-m", "limner.engine.examine", str(lora.absolute()), str(out.absolute()), str(NUM_SCENES)]
-    subprocess.run(words, check=True, env={**os.environ, **launch.environment(config, device)})
+    if subprocess.run(words, check=False, env={**os.environ, **launch.environment(config, device)}).returncode:
+        print(f"error: painting failed; the LoRA itself is {lora}.", file=sys.stderr)
+        return 1
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     report["seconds"] = {"training": round(trained - started, 1), "in_all": round(time.monotonic() - started, 1)}
     report["run"] = job.id

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,18 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
+def _rename(source: Path, target: Path) -> None:
+    """os.replace; on Windows tried for two seconds, since a reader that has the target open forbids it."""
+    for attempt in range(40):
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if os.name != "nt" or attempt == 39:
+                raise
+            time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes `path`, on any failure it is removed."""
@@ -45,7 +58,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         fsync(temporary)
-        os.replace(temporary, path)
+        _rename(temporary, path)
         fsync(path.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -85,8 +98,10 @@ def sha256(path: Path) -> str:
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Make `folder` appear at once and complete: filled under a temporary name, with a manifest of sizes and hashes, then
-    renamed. An existing folder of that name is replaced.
+    renamed. An earlier folder of ours of that name is replaced; one that has no manifest is not ours: FileExistsError.
     """
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise FileExistsError(17, "exists and was not written by Limner", str(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(folder)
     temporary.mkdir()
@@ -100,8 +115,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         previous = folder.with_name(_REPLACED + folder.name)
         if folder.exists():
             shutil.rmtree(previous, ignore_errors=True)
-            os.replace(folder, previous)  # a crash before the next line is put right by `sweep`
-        os.replace(temporary, folder)
+            _rename(folder, previous)  # a crash before the next line is put right by `sweep`
+        _rename(temporary, folder)
         fsync(folder.parent)
         shutil.rmtree(previous, ignore_errors=True)
     finally:
@@ -113,7 +128,7 @@ def _restore(folder: Path) -> None:
     """Give a folder its name back if its replacement did not come to be."""
     previous = folder.with_name(_REPLACED + folder.name)
     if previous.is_dir() and not folder.exists():
-        os.replace(previous, folder)
+        _rename(previous, folder)
 
 
 def manifest_faults(folder: Path) -> list[str]:

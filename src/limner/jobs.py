@@ -23,7 +23,7 @@ from limner import disk, launch, runs
 from limner.config import Config
 from limner.runs import LIVE, Run, State
 
-GRACE_SECONDS = 30.0
+GRACE_SECONDS = 10.0
 
 
 def prepare(config: Config) -> Run:
@@ -43,7 +43,7 @@ def start(run: Run, device: str) -> subprocess.Popen[bytes]:
     _rotate(run.log)
     group: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
-        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+        group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
     with run.log.open("ab") as log:
         return subprocess.Popen[bytes](
             words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **extra}, **group
@@ -85,26 +85,27 @@ def follow(run: Run, process: subprocess.Popen[bytes], watch: Callable[[], None]
 
 
 def stop(run: Run, *, now: bool = False, grace_seconds: float = GRACE_SECONDS) -> State:
-    """Stop a run: ask, wait, terminate, wait, kill. Returns the state it ended in."""
-    state = run.state()
-    if state.status not in LIVE:
-        return state
-    if not now:
-        run.request("stop")
-        if _gone(state, grace_seconds):
-            return run.state()
-    if runs.is_alive(state.pid, state.process_started):
-        psutil.Process(state.pid).terminate()
-        if not _gone(state, 5 if now else grace_seconds):
+    """Stop a run; returns the state it ended in.
+
+    Politely: ask, and wait however long the step or the save takes. Now: ask, wait, terminate, wait, kill.
+    """
+    if run.state().status not in LIVE and not run.is_locked():
+        return run.state()
+    run.request("stop-now" if now else "stop")
+    if not _gone(run, grace_seconds if now else None):
+        state = run.state()
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(state.pid).terminate()
+        if not _gone(run, grace_seconds):
             kill(state.pid)
-            _gone(state, 10)
+            _gone(run, 10)
     return run.state()
 
 
-def _gone(state: State, seconds: float) -> bool:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if not runs.is_alive(state.pid, state.process_started):
+def _gone(run: Run, seconds: float | None) -> bool:
+    until = None if seconds is None else time.monotonic() + seconds
+    while until is None or time.monotonic() < until:
+        if run.state().status not in LIVE and not run.is_locked():
             return True
         time.sleep(0.1)
     return False

@@ -16,8 +16,8 @@ from limner.config import Config
 
 TRAINER = "limner.engine"
 
-# glibc gives large blocks back to the system and faults them in again; on a CPU that is a fifth of a training step
-# (docs/performance.md), and up to six times on small models.
+# glibc gives large blocks back to the system and faults them in again; on a CPU that is a fifth of a full-size training
+# step, and on small models most of it.
 _MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",

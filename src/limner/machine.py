@@ -5,6 +5,7 @@ The child imports torch; whoever asks does not.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -60,20 +61,23 @@ def describe(home: Path, *, refresh: bool = False) -> Machine:
         except (KeyError, TypeError):
             pass
     found = _ask()
-    disk.write_json(path, {"key": key, "machine": found})
+    with contextlib.suppress(OSError):  # a home that cannot be written is preflight's to report
+        disk.write_json(path, {"key": key, "machine": found})
     return _from_json(found)
 
 
 def _ask() -> dict:
     """The probe's answer. Raises UserError with its last words if torch cannot even be imported."""
+    asked, remedy = [sys.executable, "-m", "limner.engine.probe"], "Install it again; the README says how."
     try:
-        asked = [sys.executable, "-m", "limner.engine.probe"]
         answer = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise wrong("torch", "gives no answer in two minutes.", remedy) from None
+    try:
         return json.loads(answer.stdout.splitlines()[-1])
-    except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
-        timed_out = isinstance(error, subprocess.TimeoutExpired)
-        words = "no answer in two minutes" if timed_out else (answer.stderr.strip().splitlines() or ["no answer"])[-1]
-        raise wrong("torch", f"cannot be used here: {words}", "Install it again; the README says how.") from None
+    except (ValueError, IndexError):
+        words = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise wrong("torch", f"cannot be used here: {words}", remedy) from None
 
 
 def _from_json(raw: dict) -> Machine:

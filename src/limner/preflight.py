@@ -6,23 +6,22 @@ Each check is `(Config, Machine, records) -> Iterable[Finding]`; what needs the 
 from __future__ import annotations
 
 import os
-import struct
 import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from PIL import Image, ImageOps
-
 from limner import disk, runs
-from limner.config import Config, Lora, defaults
+from limner.config import Config, Data, Lora, defaults
 from limner.config.prompts import all_prompts
 from limner.data.dataset import Dataset, assemble, bucket_rule
-from limner.data.scan import MAX_PIXELS, Scan, scan
+from limner.data.decode import decode
+from limner.data.scan import Scan, scan
 from limner.errors import Finding, UserError
-from limner.formats.base import Base, recognise
+from limner.formats.base import Base, recognise, weight_files
+from limner.formats.header import read_header
 from limner.machine import Machine
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
@@ -68,7 +67,7 @@ def check_base(config: Config, machine: Machine, records: Records) -> Iterable[F
         yield Finding(
             "model.base", f"{section.base} is not on this machine; it will be fetched from the Hugging Face hub.", "", "note"
         )
-    if section.revision is not None and "/" not in section.base:
+    if section.revision is not None and (base.layout == "file" or Path(section.base).exists()):
         yield Finding("model.revision", "has no effect on a local model.", "Remove it.", "warning")
     if section.config is not None and base.layout == "folder":
         yield Finding("model.config", "has no effect on a diffusers folder.", "Remove it.", "warning")
@@ -101,24 +100,16 @@ def check_depth(config: Config, machine: Machine, records: Records) -> Iterable[
     if not records.deep or records.scan is None:
         return
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        faults = pool.map(_decodes, (p.path for p in records.scan.pictures))
-        for picture, fault in zip(records.scan.pictures, faults, strict=True):
-            if fault:
-                severity = "warning" if config.data.skip_broken else "error"
-                yield Finding(
-                    picture.path, f"does not open ({fault}).", "Replace or remove it, or set data.skip_broken = true.", severity
-                )
+        for finding in filter(None, pool.map(_fault, (p.path for p in records.scan.pictures))):
+            yield replace(finding, severity="warning", remedy="It will be skipped.") if config.data.skip_broken else finding
 
 
-def _decodes(path: str) -> str:
+def _fault(path: str) -> Finding | None:
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP")) as picture:
-            if prod(picture.size) > MAX_PIXELS:
-                return "too large"
-            ImageOps.exif_transpose(picture)  # decodes it, and its EXIF data, which may be damaged too
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError, ArithmeticError, struct.error) as error:
-        return str(error).split("\n")[0] or type(error).__name__
-    return ""
+        decode(path)
+    except UserError as error:
+        return error.findings[0]
+    return None
 
 
 def check_buckets(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
@@ -126,12 +117,7 @@ def check_buckets(config: Config, machine: Machine, records: Records) -> Iterabl
     if records.base is None:
         return
     data, rule, family_step = config.data, bucket_rule(config, records.base), records.base.bucket_step_px
-    if not data.buckets:
-        for name in ("bucket_step_px", "bucket_min_px", "bucket_max_px"):
-            if getattr(data, name) is not None:
-                yield Finding(
-                    f"data.{name}", "has no effect without buckets.", "Remove it, or set data.buckets = true.", "warning"
-                )
+    yield from _idle_bucket_options(data)
     if rule.resolution < rule.step:
         yield Finding(
             "data.resolution", f"{rule.resolution} is less than a bucket step of {rule.step}.", f"Use at least {rule.step}."
@@ -159,6 +145,21 @@ def check_buckets(config: Config, machine: Machine, records: Records) -> Iterabl
         yield Finding("data.resolution", said, "Use larger pictures or a lower resolution.", "warning")
 
 
+def _idle_bucket_options(data: Data) -> Iterable[Finding]:
+    """Bucket options that the others leave without effect."""
+    if not data.buckets:
+        why, names = "without buckets", ("bucket_step_px", "bucket_min_px", "bucket_max_px")
+        if not data.upscale:
+            yield Finding("data.upscale", "has no effect without buckets.", "Set data.buckets = true.", "warning")
+    elif not data.upscale:
+        why, names = "while pictures are not enlarged", ("bucket_min_px", "bucket_max_px")
+    else:
+        return
+    for name in names:
+        if getattr(data, name) is not None:
+            yield Finding(f"data.{name}", f"has no effect {why}.", "Remove it.", "warning")
+
+
 def check_length(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
     del machine
     if config.train.steps is not None and config.train.epochs is not None:
@@ -169,14 +170,16 @@ def check_length(config: Config, machine: Machine, records: Records) -> Iterable
     if optimizer.warmup_steps >= total:
         said = f"the warm-up of {optimizer.warmup_steps} steps is as long as the whole training of {total}."
         yield Finding("optimizer.warmup_steps", said, "Make it shorter.")
-    for field, every in (
-        ("output.save_every_steps", config.output.save_every_steps),
-        ("sample.every_steps", config.sample.every_steps),
+    epochs = records.dataset.order.epoch_of(total)
+    for field, every, length, unit in (
+        ("output.save_every_steps", config.output.save_every_steps, total, "steps"),
+        ("sample.every_steps", config.sample.every_steps, total, "steps"),
+        ("output.save_every_epochs", config.output.save_every_epochs, epochs, "epochs"),
+        ("sample.every_epochs", config.sample.every_epochs, epochs, "epochs"),
     ):
-        if every is not None and every > total:
-            yield Finding(
-                field, f"{every} is more than the {total} steps of the run, so it never happens.", "Make it smaller.", "warning"
-            )
+        if every is not None and every > length:
+            said = f"{every} is more than the {length} {unit} of the run, so it never happens."
+            yield Finding(field, said, "Make it smaller.", "warning")
 
 
 def check_adapter(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
@@ -206,8 +209,8 @@ def check_adapter(config: Config, machine: Machine, records: Records) -> Iterabl
             "warning",
         )
     if adapter.trains_base:
-        for name in ("author", "description", "license", "title"):
-            if getattr(config.output, name) is not None:
+        for name in ("author", "description", "license", "title", "tags"):
+            if getattr(config.output, name):
                 yield Finding(f"output.{name}", "is not written into a whole model's folder.", "Remove it.", "warning")
 
 
@@ -257,6 +260,7 @@ def check_output(config: Config, machine: Machine, records: Records) -> Iterable
         yield Finding("output.name", f"{name!r} cannot be a file name on every system.", "Use letters, digits, - and _.")
     elif len(os.fsencode(name)) > 200:
         yield Finding("output.name", f"is {len(os.fsencode(name))} bytes long.", "Use at most 200 bytes.")
+    yield from _already_there(config)
     for field, folder in (
         ("output.path", config.output.path),
         ("memory.cache_path", config.memory.cache_path),
@@ -272,6 +276,19 @@ def check_output(config: Config, machine: Machine, records: Records) -> Iterable
         )
 
 
+def _already_there(config: Config) -> Iterable[Finding]:
+    """What lies where the finished files shall go, if they go to a folder of the user's."""
+    if config.output.path is None:
+        return
+    target = config.output.path / (config.output.name + ("" if config.adapter.trains_base else ".safetensors"))
+    if not os.path.lexists(target):
+        return
+    if target.is_dir() and (not config.adapter.trains_base or not (target / disk.MANIFEST).is_file()):
+        yield Finding("output.name", f"{target} is a folder that Limner did not write.", "Choose another name.")
+    else:
+        yield Finding("output.name", f"{target} exists and will be replaced.", "Choose another name to keep it.", "warning")
+
+
 def _writable(field: str, folder: Path) -> Iterable[Finding]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -283,14 +300,21 @@ def _writable(field: str, folder: Path) -> Iterable[Finding]:
 
 
 def _needed_mib(config: Config, records: Records) -> int:
-    """A rough upper bound of what the run writes, in MiB."""
-    pictures = len(records.scan.pictures) if records.scan else 0
-    side = config.data.resolution or (records.base.resolution_px if records.base else 512)
-    caches = pictures * (2 * 4 * 4 * (side // 8) ** 2 + 77 * 768 * 4) >> 20
-    if config.adapter.trains_base and records.base and records.base.path and records.base.path.is_dir():
-        weights = sum(f.stat().st_size for f in records.base.path.rglob("*.safetensors")) >> 20
-        return caches + 8 * weights + 50
-    return caches + 150
+    """About how much the run writes, in MiB: caches, three training states at the peak, the finished file."""
+    base, pictures = records.base, len(records.scan.pictures) if records.scan else 0
+    if base is None or base.path is None:
+        return 200
+    side = (config.data.resolution or base.resolution_px) // base.latent_factor
+    caches = pictures * (2 * 4 * 4 * side**2 + 77 * 768 * 4)
+    weights = [base.path] if base.layout == "file" else weight_files(base.path, "unet")
+    shapes = [t.shape for file in weights for t in read_header(file, "model.base").tensors.values()]
+    if isinstance(config.adapter, Lora):
+        # every matrix of the model as if it were adapted: an upper bound
+        trained = sum((s[0] + prod(s[1:])) * config.adapter.rank for s in shapes if len(s) > 1)
+    else:
+        trained = sum(prod(s) for s in shapes)
+    # weights and two moments in float32, and the finished file
+    return (caches + trained * (3 * 12 + 4)) // 2**20 + 50
 
 
 CHECKS: tuple[Check, ...] = (

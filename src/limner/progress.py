@@ -44,7 +44,8 @@ class Watcher:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._offset = 0
+        events = run.path / "events.jsonl"
+        self._offset = events.stat().st_size if events.exists() else 0  # a resumed run has told its past already
         self._live = sys.stdout.isatty()
         self._recent: list[tuple[float, int, float]] = []  # time, step, loss
         self._memory = 0
@@ -112,10 +113,10 @@ def follow(run: Run, process: subprocess.Popen[bytes]) -> int:
     code = jobs.follow(run, process, watch)
     watch.end()
     state = run.state()
-    if state.status == "done":
+    if state.status == "done" and code == 0:
         print(f"Done: {state.steps} steps.")
         return 0
-    if state.status == "stopped":
+    if state.status == "stopped" and code == 0:
         print(f"Stopped at step {state.step} of {state.steps}. Go on with: limner runs resume {run.id}")
         return 0
     for line in (state.error or f"the trainer ended with exit code {code}").split("\n"):

@@ -12,13 +12,13 @@ import json
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import filelock
 import platformdirs
 import psutil
 
@@ -36,7 +36,7 @@ REQUESTS = ("stop", "stop-now", "sample", "save")
 def home() -> Path:
     """Limner's home: runs, caches, settings. `LIMNER_HOME`, or the platform's data folder."""
     chosen = os.environ.get("LIMNER_HOME")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_data_dir("limner", appauthor=False))
+    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_data_dir("limner", appauthor=False))
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ class State:
     process_started: float = 0.0
     parent: int = 0
     """The process that started it: of several trainers, the launcher whose exit code tells of them all."""
-    token: str = ""
     error: str = ""
     updated: float = 0.0
 
@@ -75,7 +74,6 @@ class Run:
     """One run directory."""
 
     path: Path
-    name: str = field(default="")
 
     @property
     def id(self) -> str:
@@ -204,9 +202,21 @@ class Run:
         """Whether a stop is pending; leaves it, and all else that was asked, to be taken later."""
         return any((self.path / "control" / name).exists() for name in ("stop", "stop-now"))
 
-    def drop_requests(self) -> None:
-        shutil.rmtree(self.path / "control", ignore_errors=True)
-        (self.path / "control").mkdir(exist_ok=True)
+    def drop_requests(self, before: float) -> None:
+        """Forget what was asked of an earlier trainer: requests older than `before` (seconds since the epoch)."""
+        folder = self.path / "control"
+        folder.mkdir(exist_ok=True)
+        for path in folder.iterdir():
+            if path.stat().st_mtime < before:
+                path.unlink(missing_ok=True)
+
+    def is_locked(self) -> bool:
+        """Whether a trainer holds the run, be it only since a moment."""
+        try:
+            with filelock.FileLock(self.path / "lock", timeout=0):
+                return False
+        except filelock.Timeout:
+            return True
 
 
 def is_alive(pid: int, started: float) -> bool:
@@ -239,7 +249,7 @@ def create(config: Config) -> Run:
             (path / name).mkdir()
         run = Run(path)
         disk.write_text(path / "config.toml", config_files.render(config))
-        run.write_state(State(token=secrets.token_hex(8)))
+        run.write_state(State())
         return run
     raise wrong("runs", f"{folder} holds too many runs named {stem}.", "Delete some of them.")
 
@@ -265,7 +275,7 @@ def find(name: str) -> Run:
 
 def delete(run: Run) -> Path:
     """Move a run to the trash folder; returns where it is now. Raises UserError while it is running."""
-    if run.state().status in LIVE:
+    if run.state().status in LIVE or run.is_locked():
         raise wrong("run", f"{run.id} is running.", "Stop it first.")
     trash = home() / "trash"
     trash.mkdir(parents=True, exist_ok=True)

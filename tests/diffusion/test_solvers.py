@@ -72,11 +72,3 @@ def test_a_perfect_prediction_gives_the_picture_back():
     found = ddim(lambda *_: eps, start, process, grid)
     last = process.add_noise(x0, eps, torch.tensor([0, 0]))  # set_alpha_to_one = False ends at the first timestep's noise
     assert (found - last).abs().max() < 1e-4
-
-
-def test_progress_counts_every_step():
-    process = discrete_from(SCHEDULER)
-    for solver in (ddim, euler):
-        seen: list[int] = []
-        solver(predict, noise(), process, leading_grid(process, 4, SCHEDULER), seen.append)
-        assert seen == [1, 2, 3, 4]

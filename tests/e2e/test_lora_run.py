@@ -80,7 +80,7 @@ def test_the_events(finished):
     run, _ = finished
     assert kinds(run) == [
         "cached", "start", "sample", "step", "state", "step", "checkpoint", "state", "step", "sample", "step", "state",
-        "step", "checkpoint", "state", "step", "state", "step", "sample", "step", "sample", "checkpoint", "state", "stop",
+        "step", "checkpoint", "state", "step", "state", "step", "sample", "step", "checkpoint", "state", "sample", "stop",
     ]  # fmt: skip
     events = run.history()
     assert [e["step"] for e in events if e["event"] == "step"] == list(range(1, 13))

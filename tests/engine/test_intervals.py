@@ -47,7 +47,7 @@ def events(run) -> list[dict]:
 
 
 def test_losses_are_written_in_order_when_flushed(run):
-    journal = Journal(run, "t", is_main=True)
+    journal = Journal(run, is_main=True)
     journal.say(status="running", phase="training", steps=3)
     journal._flushed = float("inf")  # not yet time
     for step in (1, 2, 3):
@@ -62,7 +62,7 @@ def test_losses_are_written_in_order_when_flushed(run):
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_the_run(run, loss):
-    journal = Journal(run, "t", is_main=True)
+    journal = Journal(run, is_main=True)
     journal._flushed = float("inf")
     journal.step(1, torch.tensor(0.5), None, {"denoiser": 1e-4})
     journal.step(2, torch.tensor(loss), None, {"denoiser": 0.02})
@@ -73,7 +73,7 @@ def test_a_loss_that_is_no_number_ends_the_run(run, loss):
 
 def test_other_processes_write_nothing(run):
     before = sorted(p.name for p in run.path.iterdir()), (run.path / "state.json").read_bytes()
-    journal = Journal(run, "t", is_main=False)
+    journal = Journal(run, is_main=False)
     journal.say(status="running", phase="training", step=1, steps=9)
     journal.step(1, torch.tensor(0.5), None, {"denoiser": 1e-4})
     journal.flush()

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import tiny
-from limner.adapters import adapter as adapters
 from limner.config import Lora
 from limner.diffusion.draws import noise_like, uniform_timesteps
 from limner.engine.journal import Journal
@@ -37,7 +36,7 @@ def job_for(model, folder, **sections):
     }
     config = files.build({**given, **sections}, {})
     run = jobs.prepare(config)
-    job = prepare(run, config, Runtime(CPU, "fp32"), Journal(run, "token", is_main=True), lambda: False)
+    job = prepare(run, config, Runtime(CPU, "fp32"), Journal(run, is_main=True), lambda: False)
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in job.params:
@@ -151,4 +150,5 @@ def test_scale_of_a_section():
         (Lora(rank=8, alpha=4.0), 0.5),
         (Lora(rank=16, alpha=4.0, rank_stabilized=True), 1.0),
     ):
-        assert adapters.make(section)._rank_and_scale(False) == (section.rank, scale)  # type: ignore[attr-defined]
+        assert section.rank_and_scale(spatial=False) == (section.rank, scale)
+        assert section.file_alpha(spatial=False) == scale * section.rank

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from limner.config import Lora, Optimizer
+from limner.config.defaults import text_encoder_rate
 from limner.errors import Finding, UserError, wrong
 from limner.formats.lora_names import kohya_name
 from limner.randomness import mix
@@ -31,6 +32,7 @@ class LoraLayer(nn.Module):
         super().__init__()
         self.base = [base]  # in a list: not a submodule, so that its weights are not counted as ours
         self.rank, self.scale = rank, scale
+        self.strength = 1.0  # how much of the change is applied; other than 1 only when painting
         device = base.weight.device
         inputs, *kernel = base.weight.shape[1:]
         ones = [1] * len(kernel)
@@ -54,7 +56,7 @@ class LoraLayer(nn.Module):
             update = F.linear(F.linear(x, self.down), self.up)
         else:
             update = F.conv2d(F.conv2d(x, self.down, None, base.stride, base.padding, base.dilation), self.up)
-        return y + update * self.scale
+        return y + update * (self.scale * self.strength)
 
     def attach(self) -> None:
         self.base[0].forward = self.__call__  # type: ignore[method-assign]
@@ -93,6 +95,8 @@ class DoraLayer(LoraLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         base, weight = self.base[0], self._weight()
+        if self.strength != 1:
+            weight = torch.lerp(base.weight.float(), weight, self.strength)
         bias = None if base.bias is None else base.bias.to(weight.dtype)
         x = x if torch.is_autocast_enabled(x.device.type) else x.to(weight.dtype)
         if isinstance(base, nn.Linear):
@@ -122,20 +126,11 @@ class LoraAdapter:
             if not wanted[target.part]:
                 continue
             name = kohya_name(target.part, target.name)
-            rank, scale = self._rank_and_scale(target.is_spatial)
+            rank, scale = section.rank_and_scale(spatial=target.is_spatial)
             self.layers[name] = (target, kind(target.module, rank, scale, mix(seed, f"init {name}")))  # type: ignore[arg-type]
         assert self.layers, "preflight refuses configurations that adapt nothing"
         for _, layer in self.layers.values():
             layer.attach()
-
-    def _rank_and_scale(self, is_spatial: bool) -> tuple[int, float]:
-        section = self.section
-        rank, alpha = section.rank, section.alpha
-        if is_spatial:
-            assert section.conv_rank is not None
-            rank, alpha = section.conv_rank, section.conv_alpha
-        alpha = float(rank) if alpha is None else alpha
-        return rank, alpha / (math.sqrt(rank) if section.rank_stabilized else rank)
 
     def detach(self) -> None:
         for _, layer in self.layers.values():
@@ -143,7 +138,7 @@ class LoraAdapter:
         self.layers.clear()
 
     def parameter_groups(self, optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
-        rates = {"denoiser": lr, "text_encoder": optimizer.text_encoder_lr or lr / 2}
+        rates = {"denoiser": lr, "text_encoder": text_encoder_rate(optimizer, lr)}
         groups = []
         for part, rate in rates.items():
             params = [p for target, layer in self.layers.values() if target.part == part for p in layer.parameters()]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from limner.config import NoAdapter as Section
 from limner.config import Optimizer
+from limner.config.defaults import text_encoder_rate
 from limner.errors import wrong
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class NoAdapter:
     def parameter_groups(self, optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
         rates = {"denoiser": lr}
         return [
-            {"name": name, "params": list(part.parameters()), "lr": rates.get(name, optimizer.text_encoder_lr or lr / 2)}
+            {"name": name, "params": list(part.parameters()), "lr": rates.get(name, text_encoder_rate(optimizer, lr))}
             for name, part in self.parts.items()
         ]
 

@@ -22,7 +22,10 @@ Adapter = Annotated[Lora | NoAdapter, Field(discriminator="kind")]
 
 
 class Config(Section):
-    """Everything a run is asked to do. Frozen; what is derived from it gets a name of its own (see `preflight.Plan`)."""
+    """Everything a run is asked to do.
+
+    Frozen; what is derived from it gets a name of its own (see `data.dataset` and `plan.json`).
+    """
 
     model: Model = Model()
     data: Data = Data()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 from limner.config.base import Section, option
@@ -33,11 +34,23 @@ class Lora(Section):
     """Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA, arXiv:2312.03732). The file's alpha is converted, so
     other programs need not know."""
 
-    denoiser: bool = option(True, kohya="network_train_text_encoder_only", advanced=True)
+    denoiser: bool = option(True, kohya="network_train_text_encoder_only", inverted=True, advanced=True)
     """Adapt the denoiser (UNet or transformer)."""
 
-    text_encoder: bool = option(False, kohya="network_train_unet_only")
+    text_encoder: bool = option(False, kohya="network_train_unet_only", inverted=True)
     """Adapt the text encoder as well. Captions are then encoded anew at every step."""
+
+    def rank_and_scale(self, *, spatial: bool) -> tuple[int, float]:
+        """(rank, factor of the update) of a layer; `spatial` for 3x3 convolutions."""
+        rank, alpha = (self.conv_rank, self.conv_alpha) if spatial else (self.rank, self.alpha)
+        assert rank is not None, "3x3 convolutions are not adapted"
+        alpha = float(rank) if alpha is None else alpha
+        return rank, alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
+
+    def file_alpha(self, *, spatial: bool) -> float:
+        """The alpha that the file says: alpha / rank is the scale every reader will use, whatever rule it came from."""
+        rank, scale = self.rank_and_scale(spatial=spatial)
+        return scale * rank
 
 
 class NoAdapter(Section):

@@ -16,13 +16,17 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-def option(default: Any = ..., *, unit: str = "", kohya: str = "", advanced: bool = False, **limits: Any) -> Any:
+def option(
+    default: Any = ..., *, unit: str = "", kohya: str = "", inverted: bool = False, advanced: bool = False, **limits: Any
+) -> Any:
     """Declare an option.
 
-    `unit` is shown behind the name; `kohya` is the option's name in kohya_ss or sd-scripts; `advanced` folds it away;
+    `unit` is shown behind the name; `kohya` is the option's name in kohya_ss or sd-scripts, `inverted` if true there is
+    false here; `advanced` folds it away;
     `limits` are pydantic's (ge, gt, le, lt).
     """
-    return Field(default, json_schema_extra={"unit": unit, "kohya": kohya, "advanced": advanced}, **limits)
+    metadata: dict[str, Any] = {"unit": unit, "kohya": kohya, "inverted": inverted, "advanced": advanced}
+    return Field(default, json_schema_extra=metadata, **limits)
 
 
 def clean(text: str) -> str:

@@ -41,7 +41,7 @@ class Data(Section):
     bucket_max_px: int | None = option(None, ge=32, le=8192, unit="px", kohya="max_bucket_reso", advanced=True)
     """Longest side of a bucket. Twice the resolution when not given."""
 
-    upscale: bool = option(True, kohya="bucket_no_upscale", advanced=True)
+    upscale: bool = option(True, kohya="bucket_no_upscale", inverted=True, advanced=True)
     """Enlarge pictures that are smaller than their bucket. Without, they are put into a smaller bucket."""
 
     skip_broken: bool = option(False)

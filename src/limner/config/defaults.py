@@ -6,7 +6,7 @@ pocket model's own were measured (docs/pocket-model.md).
 
 from __future__ import annotations
 
-from limner.config import Config
+from limner.config import Config, Optimizer
 
 _LEARNING_RATES = {("sd1", "lora"): 1e-4, ("sd1", "none"): 5e-6}
 _POCKET_LEARNING_RATES = {"lora": 2e-3, "none": 2e-4}
@@ -20,6 +20,11 @@ def learning_rate(config: Config, family: str, is_pocket: bool) -> float:
         return config.optimizer.lr
     kind = config.adapter.kind
     return _POCKET_LEARNING_RATES[kind] if is_pocket else _LEARNING_RATES[family, kind]
+
+
+def text_encoder_rate(optimizer: Optimizer, lr: float) -> float:
+    """The text encoder's learning rate; `lr` is the denoiser's."""
+    return optimizer.text_encoder_lr or lr / 2
 
 
 def total_steps(config: Config, num_pictures: int) -> int | None:

@@ -32,6 +32,7 @@ class Option:
     optional: bool
     unit: str
     kohya: str
+    inverted: bool
     advanced: bool
 
     @property
@@ -95,7 +96,7 @@ def _kind_option(
 ) -> Option:
     doc = " ".join(f'"{t}": {" ".join((v.__doc__ or "").split())}' for n, t, v in sections if n == name)
     default = field.default.kind if field.default is not PydanticUndefined else tags[0]
-    return Option(f"{name}.kind", None, doc, default, (), tuple(tags), None, None, (False, False), False, "", "", False)
+    return Option(f"{name}.kind", None, doc, default, (), tuple(tags), None, None, (False, False), False, "", "", False, False)
 
 
 def _option(path: str, tag: str | None, info: FieldInfo) -> Option:
@@ -117,6 +118,7 @@ def _option(path: str, tag: str | None, info: FieldInfo) -> Option:
         optional=optional,
         unit=str(extra.get("unit", "")),
         kohya=str(extra.get("kohya", "")),
+        inverted=bool(extra.get("inverted", False)),
         advanced=bool(extra.get("advanced", False)),
     )
 

@@ -63,10 +63,16 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     for option in walk():
         section = out.get(option.section)
         value = section.get(option.name) if isinstance(section, dict) else None
-        is_path = Path in option.types or (option.path == "model.base" and isinstance(value, str) and _exists(folder / value))
+        is_path = Path in option.types
+        if option.path == "model.base" and isinstance(value, str) and value != "pocket":
+            # a local model if something of that name lies beside the file, or in the current folder; else a hub id
+            beside = next((f for f in (folder, Path.cwd()) if _exists(f / value)), None)
+            is_path, folder_of = beside is not None, beside or folder
+        else:
+            folder_of = folder
         if is_path and isinstance(value, str) and value.strip() and not value.startswith("~"):
             assert isinstance(section, dict)
-            section[option.name] = str(folder / value)
+            section[option.name] = str(folder_of / value)
     return out
 
 
@@ -160,10 +166,12 @@ def _unknown(path: str, text: str, source: str) -> Finding:
     section, _, name = path.rpartition(".")
     inside = [k for k in known if k.rpartition(".")[0] == section]
     by_name = {k.rpartition(".")[2]: k for k in reversed(inside or known)}
-    kohya = [o.path for options in _options_by_path().values() for o in options if o.kohya and o.kohya == name]
+    kohya = [o for options in _options_by_path().values() for o in options if o.kohya and o.kohya == name]
     near = difflib.get_close_matches(name, by_name, 1, 0.6)
-    match = kohya or [by_name[n] for n in near] or difflib.get_close_matches(path, known, 1, 0.6)
+    match = [o.path for o in kohya] or [by_name[n] for n in near] or difflib.get_close_matches(path, known, 1, 0.6)
     remedy = f"Did you mean {match[0]}?" if match else "`limner config options` lists every option."
+    if kohya and kohya[0].inverted:
+        remedy = f"It is {match[0]} here, and means the opposite."
     where = _where(path, text, source)
     return Finding(path, f"there is no such option{f' ({where})' if where else ''}.", remedy)
 
@@ -283,6 +291,7 @@ def render_reference() -> str:
         for option in _section_options(name, tag):
             default = "not given" if option.default is None else f"`{_toml(option.default)}`"
             facts = [option.type_words(), option.range_words(), option.unit, f"default {default}"]
-            facts += [f"kohya: `{option.kohya}`" if option.kohya else "", "advanced" if option.advanced else ""]
+            kohya = f"kohya: `{option.kohya}`{' (the opposite)' if option.inverted else ''}" if option.kohya else ""
+            facts += [kohya, "advanced" if option.advanced else ""]
             out += [f"### {option.path}", "", option.help, "", "*" + "; ".join(f for f in facts if f) + "*", ""]
     return "\n".join(out)

@@ -22,7 +22,7 @@ class Output(Section):
     save_every_epochs: int | None = option(None, ge=1, kohya="save_every_n_epochs")
     """Save a checkpoint every so many epochs."""
 
-    keep_last: int | None = option(None, ge=1, le=100_000, kohya="save_last_n_steps")
+    keep_last: int | None = option(None, ge=1, le=100_000)
     """Keep only this many of the checkpoints saved on the way. All when not given."""
 
     state_every_steps: int = option(100, ge=1, kohya="save_state")

@@ -13,7 +13,8 @@ class Train(Section):
     """Length, batch, seed and precision."""
 
     steps: int | None = option(None, ge=1, le=10_000_000, kohya="max_train_steps")
-    """Optimiser updates. When neither steps nor epochs are given: about 100 pictures shown per picture, 500 to 3000 steps."""
+    """Optimiser updates. When neither steps nor epochs are given: as many as show each picture about 100 times,
+    at least 500 and at most 3000."""
 
     epochs: int | None = option(None, ge=1, le=100_000, kohya="max_train_epochs")
     """Times that every picture is shown, repeats included. Give either steps or epochs."""

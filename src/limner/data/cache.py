@@ -12,7 +12,7 @@ import os
 import sqlite3
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,16 @@ class Cache:
         with self._index:
             self._index.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (name, *facts, found))
         return found
+
+    def is_sound(self, path: str | Path, check: Callable[[str], bool]) -> bool:
+        """Whether a file passes `check`, which is asked once for each content."""
+        found = self.content_hash(path)
+        row = self._index.execute("SELECT sound FROM sound WHERE hash = ?", (found,)).fetchone()
+        if row is None:
+            row = (int(check(str(path))),)
+            with self._index:
+                self._index.execute("INSERT OR REPLACE INTO sound VALUES (?, ?)", (found, row[0]))
+        return bool(row[0])
 
     # --- entries ---
 
@@ -143,6 +153,7 @@ def _open_index(path: Path) -> sqlite3.Connection:
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, shard TEXT, names TEXT, checksum INT)"
             )
+            connection.execute("CREATE TABLE IF NOT EXISTS sound (hash TEXT PRIMARY KEY, sound INT)")
             return connection
         except sqlite3.DatabaseError as error:
             if connection is not None:

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from limner.data.buckets import Fit
-from limner.data.scan import MAX_PIXELS
-from limner.errors import wrong
-
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Image.open would start other programs for some formats
+from limner.data.decode import decode
 
 
 def load(path: str | Path, fit: Fit) -> Tensor:
     """The picture as pixels (3, H, W) in [-1, 1], upright, resized (Lanczos) and cut from the centre.
 
-    Transparency is laid on white. Raises UserError for a picture that does not open.
+    Raises UserError for a picture that does not open.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise wrong(str(path), f"is {opened.width} x {opened.height}, too large.", "Make it smaller or remove it.")
-            opened.draft("RGB", fit.resized)  # a JPEG decodes at a half, quarter or eighth of its size if that suffices
-            picture = _to_rgb(ImageOps.exif_transpose(opened))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError, ArithmeticError, struct.error) as error:
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise wrong(str(path), f"does not open ({reason}).", "Replace or remove it, or set data.skip_broken = true.") from None
+    picture = decode(path, least=fit.resized)
     picture = picture.resize(_covering(picture, fit), Image.Resampling.LANCZOS)
     left, top = Fit(fit.bucket, picture.size).crop
     picture = picture.crop((left, top, left + fit.bucket[0], top + fit.bucket[1]))
@@ -45,14 +33,3 @@ def _covering(picture: Image.Image, fit: Fit) -> tuple[int, int]:
         return fit.resized
     scale = max(fit.resized[0] / picture.width, fit.resized[1] / picture.height)
     return max(fit.resized[0], round(picture.width * scale)), max(fit.resized[1], round(picture.height * scale))
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        # 16-bit greys: Pillow's own conversion clips at 255 instead of scaling
-        return Image.fromarray((np.asarray(picture, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, picture).convert("RGB")
-    return picture.convert("RGB")

@@ -20,6 +20,7 @@ from limner.errors import Finding, wrong
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 MAX_PIXELS = 64_000_000
 MAX_CAPTION_BYTES = 1 << 20
+_MANY_REPEATS = 200
 _KOHYA_FOLDER = re.compile(r"([0-9]{1,6})_(.*)", re.ASCII | re.DOTALL)
 
 
@@ -58,9 +59,11 @@ def scan(data: Data) -> Scan:
         ) from None
     out, without, ignored = Scan(), 0, set()
     for folder, names, files in _folders(root, out):
-        repeats, fallback = (
-            _kohya(folder.name, data) if folder != root or _KOHYA_FOLDER.fullmatch(folder.name) else (data.repeats, None)
-        )
+        # as in sd-scripts, only the folder itself and those directly in it are read for repeats
+        repeats, fallback = _kohya(folder.name, data) if folder == root or folder.parent == root else (data.repeats, None)
+        if repeats > _MANY_REPEATS and names:
+            said = f"{folder.name} asks for {repeats} repeats."
+            out.warnings.append(Finding("data.path", said, "Rename it if that number is no count of repeats.", "warning"))
         if repeats == 0:
             ignored.add(folder)
             continue

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import sys
 import traceback
 from pathlib import Path
 
 import filelock
+import psutil
 
 from limner import disk, machine, runs
 from limner.config import defaults
 from limner.errors import StopRequested, UserError, printable
-from limner.runs import Run, State
+from limner.runs import Run
 
 
 class StopFlag:
@@ -43,10 +43,16 @@ def main(folder: str) -> int:
     except filelock.Timeout:
         print(f"error: {run.id} is being trained by another process already.", file=sys.stderr)
         return 2
-    token = State.read(run.path / "state.json").token or secrets.token_hex(8)
-    from limner.engine.journal import Journal
+    try:
+        if is_main:
+            run.drop_requests(before=psutil.Process().create_time())
+        from limner.engine.journal import Journal
 
-    journal = Journal(run, token, is_main=is_main)
+        journal = Journal(run, is_main=is_main)
+    except (OSError, ImportError) as error:
+        print(f"error: {run.id} cannot be started: {printable(error)}", file=sys.stderr)
+        lock.release()
+        return 1
     try:
         return _train(run, journal, flag)
     except UserError as error:
@@ -91,9 +97,8 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
     config = run.config()
     if journal.is_main:
         run.end_last_line()
-        for folder in (run.path, run.states, run.samples, checkpoint.output_folder(config, run.checkpoints)):
-            disk.sweep(folder)
-        run.drop_requests()
+        for folder in (run.path, run.states, run.samples, run.checkpoints):
+            disk.sweep(folder)  # not output.path: another run may be writing there
     if config.launch.num_threads is not None:
         import torch
 
@@ -131,6 +136,7 @@ def _resume(run: Run, job, checkpoint, journal) -> int:
     job.written = list(facts.get("written", []))
     if facts.get("scaler"):
         job.scaler.load_state_dict(facts["scaler"])
+    checkpoint.refuse_other_circumstances(facts, job.circumstances())
     job.facts |= facts.get("session", {})
     if facts.get("data", "") != job.dataset.fingerprint():
         said = "pictures or captions changed since the run was stopped; it goes on with them as they are now"

@@ -17,6 +17,7 @@ from limner.adapters.adapter import Adapter
 from limner.config import Config
 from limner.engine.optim import Average, load_state_tensors, state_tensors
 from limner.errors import wrong
+from limner.formats.header import read_header
 from limner.formats.metadata import adapter_metadata, add_hashes, model_spec
 from limner.models.family import Family
 
@@ -52,7 +53,8 @@ def save_checkpoint(config: Config, family: Family, adapter: Adapter, folder: Pa
 def write_adapter(path: Path, state: dict[str, Tensor], config: Config, facts: dict[str, Any]) -> None:
     """A LoRA file in kohya's layout with its metadata."""
     dtype = _DTYPES[config.output.dtype]
-    tensors = {k: v.cpu().to(dtype).contiguous() for k, v in state.items()}
+    # alpha stays in float32: it is the scale of everything, and may not fit into fp16
+    tensors = {k: v.cpu().to(torch.float32 if k.endswith(".alpha") else dtype).contiguous() for k, v in state.items()}
     kohya = adapter_metadata(config, facts)
     with disk.replacing(path) as temporary:
         # the hashes are those of the file with the ss_ keys alone (sd-scripts' rule), so it is written twice
@@ -72,6 +74,15 @@ def prune_checkpoints(config: Config, folder: Path, written: list[str]) -> list[
         else:
             path.unlink(missing_ok=True)
     return written[-keep:]
+
+
+def verify(path: Path) -> None:
+    """Read back what was written. Raises UserError if it is not whole: then nothing older is deleted."""
+    if path.is_dir():
+        if faults := disk.manifest_faults(path):
+            raise wrong(str(path), f"was not written whole: {faults[0]}.", "Check the disk, and resume the run.")
+    else:
+        read_header(path)
 
 
 # --- training states --------------------------------------------------------------------------------------------------
@@ -113,6 +124,15 @@ def newest_state(folder: Path) -> tuple[Path | None, list[str]]:
             return path, faults
         faults.append(f"{path.name}: {'; '.join(wrongs)}")
     return None, faults
+
+
+def refuse_other_circumstances(saved: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raises UserError if a run would go on under circumstances that change its numbers."""
+    before = saved.get("circumstances", here)
+    differing = [k for k in here if before.get(k) != here[k]]
+    if differing:
+        said = "; ".join(f"its {k} was {before.get(k)}, now it is {here[k]}" for k in differing)
+        raise wrong("run", f"it cannot go on as it began: {said}.", "Bring back what was there, or start a new run.")
 
 
 def load_state(path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None) -> dict[str, Any]:

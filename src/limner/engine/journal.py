@@ -23,11 +23,12 @@ _FLUSH_SECONDS = 1.0
 class Journal:
     """The main process's record of a run. In other processes it is silent."""
 
-    def __init__(self, run: Run, token: str, *, is_main: bool) -> None:
+    def __init__(self, run: Run, *, is_main: bool) -> None:
         self.run, self.is_main = run, is_main
         process = psutil.Process()
         me = {"pid": os.getpid(), "process_started": process.create_time(), "parent": os.getppid()}
-        self.state = State(status="starting", token=token, **me)
+        earlier = State.read(run.path / "state.json")  # a resumed run has steps behind it already
+        self.state = State(status="starting", step=earlier.step, steps=earlier.steps, **me)
         self._process = process
         self._pending: list[tuple[int, Tensor, Tensor | None, dict[str, float]]] = []
         self._written = self._flushed = 0.0

@@ -12,18 +12,19 @@ import torch
 
 from limner import disk, runs
 from limner.adapters import adapter as adapters
-from limner.config import Config, Lora, defaults
+from limner.config import Config, defaults
 from limner.config.prompts import Prompt, all_prompts
 from limner.data import scan
 from limner.data.cache import Cache
 from limner.data.dataset import Dataset, assemble
+from limner.data.decode import decode
 from limner.engine import paint
 from limner.engine.journal import Journal
 from limner.engine.runtime import Runtime
 from limner.engine.samples import Progress, Samples
 from limner.engine.train import Training
 from limner.errors import StopRequested, UserError, wrong
-from limner.formats.base import Base, recognise
+from limner.formats.base import Base, recognise, weight_files
 from limner.formats.metadata import tag_frequency
 from limner.models import family as families
 from limner.models.family import Family
@@ -57,31 +58,51 @@ def fetch(name: str, revision: str | None) -> None:
         raise wrong("model.base", f"{name} cannot be fetched from the Hugging Face hub: {reason}", remedy) from error
 
 
-def usable_pictures(config: Config, journal: Journal) -> list[scan.Picture]:
-    """The pictures of the data set. Raises UserError on broken ones unless they are to be skipped."""
+def usable_pictures(config: Config, cache: Cache, journal: Journal) -> list[scan.Picture]:
+    """The pictures of the data set. Raises UserError on broken ones unless they are to be skipped.
+
+    To be skipped they must be known before the order is laid down, so then each is decoded once (and never again).
+    """
     found = scan.scan(config.data)
     if found.broken and not config.data.skip_broken:
         raise UserError(found.broken[:20])
-    for finding in found.broken[:100]:
-        journal.event("warning", message=f"skipped: {finding}")
-    if not found.pictures:
+    pictures = found.pictures
+    if config.data.skip_broken:
+        pictures = [p for p in pictures if cache.is_sound(p.path, decodes)]
+        unsound = {p.path for p in found.pictures} - {p.path for p in pictures}
+        for name in sorted({*unsound, *(f.field for f in found.broken)})[:100]:
+            journal.event("warning", message=f"skipped {name}, which does not open")
+    if not pictures:
         raise wrong("data.path", f"{config.data.path} holds no usable picture.", "Put .png, .jpg, .webp or .bmp files there.")
-    return found.pictures
+    return pictures
+
+
+def decodes(path: str) -> bool:
+    """Whether a picture opens."""
+    try:
+        decode(path)
+    except UserError:
+        return False
+    return True
 
 
 def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_requested: Callable[[], bool]) -> Training:
     """Load, encode, attach; afterwards only what the loop needs is in memory."""
     journal.say(status="running", phase="loading")
     base = find_base(config)
-    dataset = assemble(config, base, usable_pictures(config, journal))
-    family = families.make(base)
     cache = Cache(config.memory.cache_path or runs.home() / "cache")
+    dataset = assemble(config, base, usable_pictures(config, cache, journal))
+    family = families.make(base)
     samples = Samples(config, dataset, family, runtime, cache)
     prompts = all_prompts(_with_copied_prompts(config, run), dataset.buckets.resolution, base.bucket_step_px)
     rate = defaults.learning_rate(config, base.family, base.is_pocket)
     if runtime.is_main:
         disk.write_json(run.path / "plan.json", plan(dataset, base, rate, runtime))
 
+    too_long = [p for p in dataset.pictures if family.is_too_long(p.caption)]
+    if too_long:
+        said = f"{len(too_long)} captions are too long and cut off, the first is that of {Path(too_long[0].path).name}"
+        journal.event("warning", message=said)
     encoded = _encode(samples, prompts, journal, _watched(run, runtime, journal, stop_requested))
     journal.say(phase="loading", steps=dataset.total_steps)
     dtype = torch.float32 if config.adapter.trains_base else runtime.dtype
@@ -134,9 +155,6 @@ def _encode(samples: Samples, prompts: list[Prompt], journal: Journal, progress:
         samples.fill_texts(progress)
         if not samples.trains_text:
             encoded = paint.encode_prompts(family, runtime, prompts)
-        for i, picture in enumerate(samples.dataset.pictures):
-            if family.is_too_long(picture.caption) and i < 100:
-                journal.event("warning", message=f"the caption of {Path(picture.path).name} is too long; its end is cut off")
         family.free("text")
     if fills_latents:
         progress(0, latents)
@@ -178,13 +196,7 @@ def metadata_facts(
         entry["img_count"] += 1
     base = family.base
     assert base.path is not None
-    weights = family.part_files("denoiser")
-    whole = weights[0] if base.layout == "file" else next(f for f in weights if f.suffix == ".safetensors")
-    alpha = None
-    if isinstance(config.adapter, Lora):
-        lora = config.adapter
-        alpha = lora.alpha or float(lora.rank)
-        alpha = alpha * lora.rank**0.5 if lora.rank_stabilized else alpha
+    whole = base.path if base.layout == "file" else weight_files(base.path, "unet")[0]
     started = time.time()
     return {
         "session_id": int(started * 1000) % 2**32,
@@ -192,8 +204,7 @@ def metadata_facts(
         "family": base.family,
         "prediction": base.prediction,
         "lr": rate,
-        "text_encoder_lr": config.optimizer.text_encoder_lr or rate / 2,
-        "file_alpha": alpha,
+        "text_encoder_lr": defaults.text_encoder_rate(config.optimizer, rate),
         "precision": runtime.precision,
         "resolution": dataset.buckets.resolution,
         "bucket_info": dataset.bucket_info(),
@@ -201,8 +212,9 @@ def metadata_facts(
         "tag_frequency": tag_frequency([(Path(p.path).parent.name, p.caption) for p in dataset.pictures]),
         "num_shown_per_epoch": len(dataset.order.items),
         "num_batches_per_epoch": dataset.order.num_micro_batches,
-        "num_epochs": -(-dataset.total_steps // max(1, dataset.order.steps(1))),
+        "num_epochs": -(-dataset.total_steps * dataset.order.micro_batches_per_step // dataset.order.num_micro_batches),
         "total_steps": dataset.total_steps,
-        "model_name": base.path.name if base.layout == "file" else str(config.model.base),
+        # a local folder's whole path is nobody's business
+        "model_name": base.path.name if Path(config.model.base).exists() else config.model.base,
         "model_hash": cache.content_hash(whole),
     }

@@ -62,6 +62,12 @@ class Runtime:
             return flag
         return bool(self.sum_scalar(torch.tensor(float(flag), device=self.device)))
 
+    def agree(self, flags: list[bool]) -> list[bool]:
+        """Each flag, set if it is set in any process: one message for all of them."""
+        if self.world == 1:
+            return flags
+        return [bool(v) for v in self.sum_scalar(torch.tensor(flags, dtype=torch.float32, device=self.device)).tolist()]
+
     def close(self) -> None:
         if self.world > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

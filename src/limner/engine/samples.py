@@ -48,7 +48,7 @@ class Samples:
         self._vae = [self.cache.content_hash(f) for f in self.family.part_files("vae")] if memory.cache_latents else []
         self._text = [self.cache.content_hash(f) for f in self.family.part_files("text")] if self.caches_text else []
         self._latent_keys = [
-            key_of("latents", self.cache.content_hash(p.path), f.bucket, f.resized, self._vae, self.runtime.precision)
+            key_of("latents", self.cache.content_hash(p.path), f.bucket, f.resized, self._vae)
             for p, f in zip(pictures if memory.cache_latents else [], fits, strict=False)
         ]
         self._text_keys = [self._text_key(p.caption) for p in pictures] if self.caches_text else []

@@ -43,12 +43,16 @@ def load_lora(family: Family, path: Path, strength: float = 1.0) -> LoraAdapter:
     adapter.attach(family, 0)
     adapter.load_state_dict({k: v.float() for k, v in state.items()})
     for _, layer in adapter.layers.values():
-        layer.scale *= strength
+        layer.strength = strength
     return adapter
 
 
 def paint_one(*, model: str, lora: Path | None, strength: float, out: Path, device: str | None, values: dict[str, Any]) -> int:
     """`limner sample`: one prompt, one PNG."""
+    if out.suffix.lower() != ".png":
+        raise wrong("--out", f"{out.name} does not end in .png.", "Pictures are written as PNG.")
+    if device is not None and device not in ("cpu", best_device()):
+        raise wrong("--device", f"this machine has no {device} that torch can use.", "See `limner doctor`.")
     chosen = {k: v for k, v in values.items() if k != "prompt" and v is not None}
     sample = {**chosen, "prompts": [values["prompt"]]}
     config = files.build({"model": {"base": model}, "sample": sample}, {})
@@ -60,8 +64,6 @@ def paint_one(*, model: str, lora: Path | None, strength: float, out: Path, devi
         load_lora(family, lora, strength)
     encoded = paint.encode_prompts(family, runtime, prompts)
     pixels = next(paint.paint(family, runtime, prompts, encoded))
-    if out.suffix.lower() != ".png":
-        raise wrong("--out", f"{out.name} does not end in .png.", "Pictures are written as PNG.")
     with disk.replacing(out) as temporary:
         paint.to_image(pixels).save(temporary, format="PNG")
     print(f"Wrote {out}")

@@ -19,7 +19,7 @@ from limner.data.dataset import Dataset
 from limner.diffusion.draws import noise_like, uniform_timesteps
 from limner.diffusion.loss import per_sample_loss, snr_weight
 from limner.engine import checkpoint, paint
-from limner.engine.journal import Journal
+from limner.engine.journal import Journal, diverged
 from limner.engine.optim import Average, make_optimizer, schedule_factor, set_learning_rates
 from limner.engine.runtime import Runtime
 from limner.engine.samples import Batch, Samples, draw_latents
@@ -61,14 +61,23 @@ class Training:
         if self.config.train.ema != "off":
             self.average = Average(self.params, self.config.train.ema)
 
+    def circumstances(self) -> dict[str, Any]:
+        """What must be the same when the run is resumed, or its numbers would be others."""
+        out = {
+            "device": self.runtime.device.type,
+            "precision": self.runtime.precision,
+            "number of steps": self.dataset.total_steps,
+        }
+        return out | ({"base model": self.facts["model_hash"]} if self.facts else {})  # only the main process has hashed it
+
 
 def train(job: Training, first_step: int) -> bool:
     """Run the loop from `first_step` (steps already done). True if it came to the end, False if it was asked to stop."""
     config, runtime, journal, total = job.config, job.runtime, job.journal, job.dataset.total_steps
     step = first_step
     journal.say(status="running", phase="training", progress=(step, total), step=step, steps=total)
-    if step == 0 and config.sample.at_start:
-        sample(job, 0)
+    if is_sample_due(job, step) and not has_samples(job, step):
+        sample(job, step)
     while step < total:
         loss = accumulate_gradients(job, step)
         job.scaler.unscale_(job.optimizer)
@@ -85,14 +94,17 @@ def train(job: Training, first_step: int) -> bool:
         journal.step(step, loss, norm, rates)
 
         requests = job.run.take_requests() if runtime.is_main else []
-        stopping = runtime.any(job.stop_requested() or "stop" in requests or "stop-now" in requests)
-        if runtime.any("sample" in requests) or ((not stopping or step == total) and is_sample_due(job, step)):
-            sample(job, step)
-        if step == total or runtime.any("save" in requests) or is_checkpoint_due(job, step):
+        stop, stop_now, paints, saves = runtime.agree(
+            [job.stop_requested() or "stop" in requests, "stop-now" in requests, "sample" in requests, "save" in requests]
+        )
+        # what was learnt is safe before anything is painted
+        if step == total or saves or is_checkpoint_due(job, step):
             save_weights(job, step)
-        if stopping or step == total or step % config.output.state_every_steps == 0 or is_checkpoint_due(job, step):
+        if stop or stop_now or step == total or step % config.output.state_every_steps == 0 or is_checkpoint_due(job, step):
             save_state(job, step)
-        if stopping:
+        if paints or (not stop_now and is_sample_due(job, step)):
+            sample(job, step)
+        if stop or stop_now:
             return step == total
     return True
 
@@ -148,7 +160,18 @@ def is_checkpoint_due(job: Training, step: int) -> bool:
 
 def is_sample_due(job: Training, step: int) -> bool:
     section = job.config.sample
+    if step == 0:
+        return section.at_start
     return step == job.dataset.total_steps or is_due(job, step, section.every_steps, section.every_epochs)
+
+
+def has_samples(job: Training, step: int) -> bool:
+    """Whether this step's pictures were all painted, before the run was stopped or killed there."""
+    return not job.prompts or sample_path(job, step, len(job.prompts) - 1).exists()
+
+
+def sample_path(job: Training, step: int, number: int) -> Path:
+    return job.run.samples / f"step-{step:08d}_{number:02d}.png"
 
 
 def with_average(job: Training) -> bool:
@@ -171,6 +194,7 @@ def save_weights(job: Training, step: int) -> None:
         path = checkpoint.save_checkpoint(job.config, job.family, job.adapter, folder, facts)
         if averaged:
             with_average(job)
+        checkpoint.verify(path)
         job.journal.event("checkpoint", step=step, path=str(path))
         if step < total:
             written = [*(n for n in job.written if n != path.name), path.name]
@@ -187,7 +211,7 @@ def save_state(job: Training, step: int) -> None:
         refuse_non_finite(job, step)
         session = {k: job.facts[k] for k in ("session_id", "started_at")}
         extra = {"written": job.written, "scaler": job.scaler.state_dict(), "session": session}
-        extra["data"] = job.dataset.fingerprint()
+        extra |= {"data": job.dataset.fingerprint(), "circumstances": job.circumstances()}
         checkpoint.save_state(job.run.states, step, job.adapter, job.optimizer, job.average, extra)
         job.journal.event("state", step=step)
     job.runtime.barrier()
@@ -196,8 +220,6 @@ def save_state(job: Training, step: int) -> None:
 
 def refuse_non_finite(job: Training, step: int) -> None:
     """Never write a weight that is no number."""
-    from limner.engine.journal import diverged
-
     if not all(bool(torch.isfinite(p).all()) for p in job.params):
         raise diverged(step, {g["name"]: g["lr"] for g in job.optimizer.param_groups})
 
@@ -226,7 +248,7 @@ def paint_previews(job: Training, step: int) -> None:
         encoded = paint.encode_prompts(job.family, job.runtime, job.prompts)
     pictures = paint.paint(job.family, job.runtime, job.prompts, encoded)
     for i, pixels in enumerate(pictures):
-        path: Path = job.run.samples / f"step-{step:08d}_{i:02d}.png"
+        path = sample_path(job, step, i)
         with disk.replacing(path) as temporary:
             paint.to_image(pixels).save(temporary, format="PNG")
         prompt = job.prompts[i]

@@ -28,12 +28,12 @@ def _text(value: Any) -> str:
 
 
 def adapter_metadata(config: Config, facts: Mapping[str, Any]) -> dict[str, str]:
-    """kohya's keys for a LoRA. `facts` are what the run found out: see `engine.checkpoint.facts`."""
+    """kohya's keys for a LoRA. `facts` are what the run found out: see `engine.prepare.metadata_facts`."""
     lora = config.adapter
     assert isinstance(lora, Lora)
     network_args: dict[str, Any] = {}
     if lora.conv_rank is not None:
-        network_args |= {"conv_dim": lora.conv_rank, "conv_alpha": lora.conv_alpha or lora.conv_rank}
+        network_args |= {"conv_dim": lora.conv_rank, "conv_alpha": lora.file_alpha(spatial=True)}
     if lora.dora:
         network_args |= {"dora_wd": True}
     values: dict[str, Any] = {
@@ -61,7 +61,7 @@ def adapter_metadata(config: Config, facts: Mapping[str, Any]) -> dict[str, str]
         "ss_max_grad_norm": 0.0 if config.train.clip_norm == "off" else config.train.clip_norm,
         "ss_network_module": "networks.lora" if not lora.dora else "lycoris.kohya",
         "ss_network_dim": lora.rank,
-        "ss_network_alpha": facts["file_alpha"],
+        "ss_network_alpha": lora.file_alpha(spatial=False),
         "ss_network_args": network_args,
         "ss_mixed_precision": {"fp32": "no"}.get(facts["precision"], facts["precision"]),
         "ss_v2": False,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers import logging as transformers_logging
@@ -183,7 +183,7 @@ class StableDiffusion1:
             unet=_copy(unet, dtype),
             text_encoder=_copy(text, dtype),
             tokenizer=self.tokenizer,
-            scheduler=DDIMScheduler.from_config(self.scheduler),
+            scheduler=DDIMScheduler.from_config({**self.scheduler, "prediction_type": self.base.prediction}),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
@@ -202,7 +202,7 @@ def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _restore_text_model(file: Path) -> None:
     """Put the level `text_model.` back that transformers >= 5.6 leaves out and every other program expects."""
-    state = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in load_file(file).items()}
+    state = {k if k.startswith("text_model.") else f"text_model.{k}": v for k, v in load(file.read_bytes()).items()}
     save_file(state, file, {"format": "pt"})
 
 

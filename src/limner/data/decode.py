@@ -1,0 +1,44 @@
+"""Open pictures safely: known formats only, upright, in RGB, with every way of being damaged told alike. No torch."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from limner.data.scan import MAX_PIXELS
+from limner.errors import wrong
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Image.open would start other programs for some formats
+_DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError, ArithmeticError, struct.error)
+
+
+def decode(path: str | Path, least: tuple[int, int] | None = None) -> Image.Image:
+    """The picture in RGB, turned as its EXIF says, transparency laid on white; of an animation the first frame.
+
+    A JPEG decodes at a half, quarter or eighth of its size where that still covers `least`. Raises UserError for a picture
+    that does not open.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise wrong(str(path), f"is {opened.width} x {opened.height}, too large.", "Make it smaller or remove it.")
+            if least is not None:
+                opened.draft("RGB", least)
+            return _to_rgb(ImageOps.exif_transpose(opened))
+    except _DAMAGE as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise wrong(str(path), f"does not open ({reason}).", "Replace or remove it, or set data.skip_broken = true.") from None
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16") or picture.mode == "I":
+        # 16-bit greys: Pillow's own conversion clips at 255 instead of scaling
+        return Image.fromarray((np.asarray(picture, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, picture).convert("RGB")
+    return picture.convert("RGB")
