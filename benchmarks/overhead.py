@@ -94,7 +94,7 @@ def measure(model: str, blocks: int, block: int, batch: int, resolution: int | N
     unet, alphas = family.denoiser, family.process.alphas_cumprod
     params = [p for g in other.parameter_groups(config.optimizer, job.learning_rate) for p in g["params"]]
     optimizer = torch.optim.AdamW(params, lr=job.learning_rate, fused=True)
-    first = job.samples.batch(job.dataset.order.step(0)[0], 0)
+    first = job.samples.batch(job.dataset.order.step(0)[0], 0, 0)
     mean, deviation, text = first.mean, first.deviation, first.cond["text"]  # type: ignore[index]
     state["begin"] = time.perf_counter()
     train.train(job, 0)

@@ -214,6 +214,27 @@ def check_adapter(config: Config, machine: Machine, records: Records) -> Iterabl
                 yield Finding(f"output.{name}", "is not written into a whole model's folder.", "Remove it.", "warning")
 
 
+def check_preservation(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+    del machine, records
+    if config.objective.preserve == "off":
+        if config.data.class_words:
+            yield Finding(
+                "data.class_words", "have no effect without preservation.", "Set objective.preserve = 1.0.", "warning"
+            )
+        return
+    if config.adapter.trains_base:
+        said = "needs the base model beside the trained one, and the base model itself is trained."
+        yield Finding("objective.preserve", said, 'Set it to "off", or adapter.kind = "lora".')
+    if config.adapter.text_encoder:
+        yield Finding(
+            "objective.preserve", "does not work while the text encoder is trained.", "Set adapter.text_encoder = false."
+        )
+    if not config.data.trigger:
+        yield Finding("data.trigger", "is needed by objective.preserve.", "Set it to the word that the captions use.")
+    if not config.data.class_words:
+        yield Finding("data.class_words", "are needed by objective.preserve.", 'Set them, for example ["dog"] for your dog.')
+
+
 def check_device(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
     del records
     device = config.launch.device or machine.best().kind
@@ -324,6 +345,7 @@ CHECKS: tuple[Check, ...] = (
     check_buckets,
     check_length,
     check_adapter,
+    check_preservation,
     check_device,
     check_prompts,
     check_output,

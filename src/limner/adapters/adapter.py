@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -22,6 +23,10 @@ class Adapter(Protocol):
         ...
 
     def detach(self) -> None: ...
+
+    def suspended(self) -> AbstractContextManager[None]:
+        """Inside, the model computes what it would without the adapter. Never asked of one that trains the base."""
+        ...
 
     def parameter_groups(self, optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
         """Groups for the optimiser: `params`, `lr` and a `name`. Not empty."""

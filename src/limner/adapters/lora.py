@@ -9,6 +9,8 @@ by |W0| instead of |V|.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -136,6 +138,16 @@ class LoraAdapter:
         for _, layer in self.layers.values():
             layer.detach()
         self.layers.clear()
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        for _, layer in self.layers.values():
+            layer.detach()
+        try:
+            yield
+        finally:
+            for _, layer in self.layers.values():
+                layer.attach()
 
     def parameter_groups(self, optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
         rates = {"denoiser": lr, "text_encoder": text_encoder_rate(optimizer, lr)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +37,9 @@ class NoAdapter:
         for part in self.parts.values():
             part.requires_grad_(False)
         self.parts.clear()
+
+    def suspended(self) -> AbstractContextManager[None]:
+        raise AssertionError("preflight refuses what needs the base model while it is trained itself")
 
     def parameter_groups(self, optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
         rates = {"denoiser": lr}

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import BeforeValidator
-
-from limner.config.base import FilePath, Section, Text, _to_tuple, option
+from limner.config.base import FilePath, Section, Text, Texts, option
 
 
 class Data(Section):
@@ -18,9 +14,11 @@ class Data(Section):
     trigger: Text | None = option(None, kohya="class_tokens")
     """The word that shall call up what is taught. It is the caption of every picture that has none."""
 
-    caption_extensions: Annotated[tuple[Text, ...], BeforeValidator(_to_tuple)] = option(
-        (".txt", ".caption"), kohya="caption_extension", advanced=True
-    )
+    class_words: Texts = option((), advanced=True)
+    """Ordinary words for the kind of thing that is taught (for your dog: "dog", "puppy"). With objective.preserve they take
+    the trigger's place, a drawn one for each picture at each step."""
+
+    caption_extensions: Texts = option((".txt", ".caption"), kohya="caption_extension", advanced=True)
     """Where a picture's caption lies: the picture's name with the first of these endings that exists."""
 
     repeats: int = option(1, ge=1, le=10_000, kohya="dataset_repeats")

@@ -20,7 +20,7 @@ from limner.models.family import Family
 from limner.pocket import PICTURES, exam
 
 _TOGETHER = 64
-STEPS, GUIDANCE = 20, 4.0
+STEPS, GUIDANCE = 20, 2.0
 
 
 @dataclass

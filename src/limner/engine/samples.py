@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from limner.data.dataset import Dataset
 from limner.diffusion.draws import posterior_sample
 from limner.engine.runtime import Runtime
 from limner.models.family import Conditioning, Family
+from limner.randomness import mix
 
 Progress = Callable[[int, int], None]
 
@@ -26,6 +28,8 @@ class Batch:
     mean: Tensor
     deviation: Tensor
     cond: Conditioning | None
+    class_cond: Conditioning | None
+    """The same pictures under class words, for output preservation."""
     captions: list[str]
     positions: list[int]
 
@@ -51,10 +55,20 @@ class Samples:
             key_of("latents", self.cache.content_hash(p.path), f.bucket, f.resized, self._vae)
             for p, f in zip(pictures if memory.cache_latents else [], fits, strict=False)
         ]
-        self._text_keys = [self._text_key(p.caption) for p in pictures] if self.caches_text else []
+        self._text_keys = {c: self._text_key(c) for c in self._all_captions()} if self.caches_text else {}
 
     def _text_key(self, caption: str) -> str:
         return key_of("text", caption, self._text, self.runtime.precision)
+
+    def _all_captions(self) -> list[str]:
+        words = self.config.data.class_words if self.config.objective.preserve != "off" else ()
+        own = [p.caption for p in self.dataset.pictures]
+        return list(dict.fromkeys([*own, *(self._class_caption(c, w) for c in own for w in words)]))
+
+    def _class_caption(self, caption: str, word: str) -> str:
+        trigger = self.config.data.trigger
+        assert trigger is not None, "preflight refuses preservation without a trigger"
+        return re.sub(re.escape(trigger), lambda _: word, caption, flags=re.IGNORECASE)
 
     # --- filling the caches ---
 
@@ -64,11 +78,11 @@ class Samples:
 
     def fill_texts(self, progress: Progress) -> int:
         """As `fill_latents`, for captions. The text encoder must be loaded."""
-        return self._fill(self._text_keys, self._encode_texts, progress)
+        return self._fill(list(self._text_keys.values()), self._encode_texts, progress)
 
     def missing(self) -> tuple[int, int]:
         """How many latents and captions have no entry yet."""
-        return len(self.cache.missing(self._latent_keys)), len(self.cache.missing(self._text_keys))
+        return len(self.cache.missing(self._latent_keys)), len(self.cache.missing(self._text_keys.values()))
 
     def _fill(self, keys: list[str], encode: Callable[[list[int]], dict[str, Entry]], progress: Progress) -> int:
         first = {}
@@ -88,7 +102,8 @@ class Samples:
         return {self._latent_keys[i]: self._encode_picture(i) for i in indices}
 
     def _encode_texts(self, indices: list[int]) -> dict[str, Entry]:
-        return {self._text_keys[i]: self._encode_caption(self.dataset.pictures[i].caption) for i in indices}
+        captions = list(self._text_keys)
+        return {self._text_keys[captions[i]]: self._encode_caption(captions[i]) for i in indices}
 
     @torch.no_grad()
     def _encode_picture(self, index: int) -> Entry:
@@ -104,22 +119,28 @@ class Samples:
 
     # --- the loop's side ---
 
-    def batch(self, indices: Sequence[int], first_position: int) -> Batch:
-        """The micro-batch of these pictures."""
-        device = self.runtime.device
+    def batch(self, indices: Sequence[int], step: int, first_position: int) -> Batch:
+        """The micro-batch of these pictures in a step."""
+        device, seed, words = self.runtime.device, self.config.train.seed, self.config.data.class_words
         latents = [self._latents(i) for i in indices]
         captions = [self.dataset.pictures[i].caption for i in indices]
-        cond = None
-        if not self.trains_text:
-            texts = [self._text_of(i) for i in indices]
-            cond = {k: torch.stack([t[k] for t in texts]).to(device, non_blocking=True) for k in texts[0]}
+        positions = list(range(first_position, first_position + len(indices)))
+        class_cond = None
+        if self.config.objective.preserve != "off":
+            drawn = [words[mix(seed, "class word", step, p) % len(words)] for p in positions]
+            class_cond = self._conditioning([self._class_caption(c, w) for c, w in zip(captions, drawn, strict=True)])
         return Batch(
             torch.stack([e["mean"] for e in latents]).to(device, non_blocking=True),
             torch.stack([e["deviation"] for e in latents]).to(device, non_blocking=True),
-            cond,
+            None if self.trains_text else self._conditioning(captions),
+            class_cond,
             captions,
-            list(range(first_position, first_position + len(indices))),
+            positions,
         )
+
+    def _conditioning(self, captions: list[str]) -> Conditioning:
+        texts = [self._text_of(c) for c in captions]
+        return {k: torch.stack([t[k] for t in texts]).to(self.runtime.device, non_blocking=True) for k in texts[0]}
 
     def _latents(self, index: int) -> Entry:
         if not self._latent_keys:
@@ -133,15 +154,16 @@ class Samples:
             self.cache.put({self._latent_keys[index]: entry})
         return entry
 
-    def _text_of(self, index: int) -> Entry:
+    def _text_of(self, caption: str) -> Entry:
         if not self._text_keys:
-            return self._encode_caption(self.dataset.pictures[index].caption)
-        entry = self.cache.get(self._text_keys[index])
+            return self._encode_caption(caption)
+        key = self._text_keys[caption]
+        entry = self.cache.get(key)
         if entry is None:
             if not self.family.text_encoders:
                 self.family.load("text", self.runtime.dtype, self.runtime.device)
-            entry = self._encode_caption(self.dataset.pictures[index].caption)
-            self.cache.put({self._text_keys[index]: entry})
+            entry = self._encode_caption(caption)
+            self.cache.put({key: entry})
         return entry
 
 

@@ -118,7 +118,7 @@ def accumulate_gradients(job: Training, step: int) -> Tensor:
     position = 0
     for number, indices in enumerate(micro_batches):
         if number % runtime.world == rank:
-            batch = job.samples.batch(indices, position)
+            batch = job.samples.batch(indices, step, position)
             part = batch_loss(job, batch, step).sum() / count
             job.scaler.scale(part).backward()
             loss += part.detach()
@@ -133,11 +133,26 @@ def batch_loss(job: Training, batch: Batch, step: int) -> Tensor:
     x0 = draw_latents(batch, seed, step)
     noise = noise_like(x0, seed, step, batch.positions)
     t = uniform_timesteps(process.num_timesteps, seed, step, batch.positions, x0.device)
+    noisy = process.add_noise(x0, noise, t)
     with job.runtime.autocast():
         cond = batch.cond if batch.cond is not None else family.encode_captions(batch.captions)
-        pred = family.predict(process.add_noise(x0, noise, t), t, cond)
+        pred = family.predict(noisy, t, cond)
     weight = snr_weight(process, t, process.prediction, job.config.objective.min_snr_gamma)
-    return per_sample_loss(pred, process.target(x0, noise, t)) * weight
+    loss = per_sample_loss(pred, process.target(x0, noise, t)) * weight
+    if batch.class_cond is not None:
+        loss = loss + job.config.objective.preserve * preservation_loss(job, noisy, t, batch.class_cond)
+    return loss
+
+
+def preservation_loss(job: Training, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    """How far the adapted model has moved from the base model's prediction under class words, shape (B,).
+
+    Differential output preservation: no class pictures are needed, the base model itself is the teacher.
+    """
+    with torch.no_grad(), job.adapter.suspended(), job.runtime.autocast():
+        wanted = job.family.predict(noisy, t, cond)
+    with job.runtime.autocast():
+        return per_sample_loss(job.family.predict(noisy, t, cond), wanted)
 
 
 # --- once in a while --------------------------------------------------------------------------------------------------
