@@ -9,7 +9,7 @@ from __future__ import annotations
 from limner.config import Config, Optimizer
 
 _LEARNING_RATES = {("sd1", "lora"): 1e-4, ("sd1", "none"): 5e-6}
-_POCKET_LEARNING_RATES = {"lora": 2e-3, "none": 2e-4}
+_POCKET_LEARNING_RATES = {"lora": 1e-3, "none": 2e-4}
 _SHOWINGS = 100
 _MIN_STEPS, _MAX_STEPS = 500, 3000
 

@@ -14,7 +14,7 @@ class Optimizer(Section):
     """The optimiser: AdamW (arXiv:1711.05101)."""
 
     lr: float | None = option(None, gt=0, le=10, kohya="learning_rate")
-    """Learning rate. When not given: 1e-4 for a LoRA, 5e-6 for a whole SD 1 model (2e-3 and 2e-4 for the pocket model)."""
+    """Learning rate. When not given: 1e-4 for a LoRA, 5e-6 for a whole SD 1 model (1e-3 and 2e-4 for the pocket model)."""
 
     text_encoder_lr: float | None = option(None, gt=0, le=10, kohya="text_encoder_lr")
     """Learning rate of the text encoder. Half of lr when not given."""
