@@ -15,7 +15,7 @@ from limner.diffusion.draws import noise_like, uniform_timesteps
 from limner.engine.journal import Journal
 from limner.engine.prepare import prepare
 from limner.engine.runtime import Runtime
-from limner.engine.train import accumulate_gradients
+from limner.engine.train import accumulate_gradients, preservation_loss
 from limner.randomness import mix
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def reference(job, prediction: str, gamma: float | None) -> tuple[float, torch.T
             eps = noise_like(x0[None].float(), 7, STEP, [position]).double()[0]
             t = int(uniform_timesteps(1000, 7, STEP, [position], CPU))
             a, s = math.sqrt(alphas[t]), math.sqrt(1 - alphas[t])
-            text = job.samples._text_of(i)["text"].double()
+            text = job.samples._text_of(job.dataset.pictures[i].caption)["text"].double()
             pred = unet((a * x0 + s * eps)[None], t, encoder_hidden_states=text[None]).sample[0]
             target_ = eps if prediction == "epsilon" else a * eps - s * x0
             snr = a**2 / s**2
@@ -152,3 +152,27 @@ def test_scale_of_a_section():
     ):
         assert section.rank_and_scale(spatial=False) == (section.rank, scale)
         assert section.file_alpha(spatial=False) == scale * section.rank
+
+
+def test_preservation_asks_the_base_model(tiny_model, tmp_path):
+    """The teacher is the model without its adapter; the pupil is asked under class words, to the bit like any caption."""
+    folder = tiny.pictures(tmp_path / "p")
+    for caption in folder.glob("*.txt"):
+        caption.write_text("a sks thing", encoding="utf-8")
+    data = {"path": str(folder), "resolution": 32, "bucket_min_px": 16, "bucket_step_px": 8}
+    given = {"data": {**data, "trigger": "sks", "class_words": ["red", "blue"]}, "objective": {"preserve": 1.0}}
+    job = job_for(tiny_model, folder, **given)
+    batch = job.samples.batch(job.dataset.order.step(0)[0], 0, 0)
+    assert batch.class_cond is not None and batch.cond is not None
+    assert {job.samples._class_caption("a SKS thing", w) for w in ("red", "blue")} == {"a red thing", "a blue thing"}
+    noisy, t = torch.randn(batch.mean.shape, generator=torch.Generator().manual_seed(3)), torch.full((len(batch.mean),), 500)
+    adapted = job.family.predict(noisy, t, batch.class_cond)
+    with job.adapter.suspended():
+        base = job.family.predict(noisy, t, batch.class_cond)
+    assert torch.equal(adapted, job.family.predict(noisy, t, batch.class_cond)) and not torch.equal(adapted, base)
+    expected = (adapted.double() - base.double()).square().flatten(1).mean(1)
+    assert torch.allclose(preservation_loss(job, noisy, t, batch.class_cond).double(), expected, rtol=1e-5)
+    with torch.no_grad():
+        for p in job.params:
+            p.zero_()
+    assert preservation_loss(job, noisy, t, batch.class_cond).tolist() == [0.0] * len(noisy)
