@@ -45,7 +45,7 @@ def main(folder: str) -> int:
         return 2
     try:
         if is_main:
-            run.drop_requests(before=psutil.Process().create_time())
+            run.drop_requests(before=psutil.Process().create_time() - 1)  # a process's start is known to the second only
         from limner.engine.journal import Journal
 
         journal = Journal(run, is_main=is_main)
@@ -114,6 +114,7 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
         journal.flush()
     except StopRequested:
         finished = False  # while caching: nothing to save, what is cached stays
+        run.take_requests()
     finally:
         process.close()
     status = "done" if finished else "stopped"
