@@ -139,8 +139,9 @@ def batch_loss(job: Training, batch: Batch, step: int) -> Tensor:
         pred = family.predict(noisy, t, cond)
     weight = snr_weight(process, t, process.prediction, job.config.objective.min_snr_gamma)
     loss = per_sample_loss(pred, process.target(x0, noise, t)) * weight
-    if batch.class_cond is not None:
-        loss = loss + job.config.objective.preserve * preservation_loss(job, noisy, t, batch.class_cond)
+    weight_of_base = job.config.objective.preserve
+    if weight_of_base != "off" and batch.class_cond is not None:
+        loss = loss + weight_of_base * preservation_loss(job, noisy, t, batch.class_cond)
     return loss
 
 
