@@ -399,6 +399,7 @@ def save(path: Path, unet, text, optimizer, average: Average, step: int, spent: 
 
 def export(folder: Path, vae, unet, text, tokenizer: CLIPTokenizer) -> None:
     parts = [copy.deepcopy(m).cpu().half() for m in (vae, unet, text)]
+    parts[0].register_to_config(_name_or_path="")  # a path of this machine is nobody's business
     StableDiffusionPipeline(
         vae=parts[0],
         unet=parts[1],
