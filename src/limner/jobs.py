@@ -93,13 +93,19 @@ def stop(run: Run, *, now: bool = False, grace_seconds: float = GRACE_SECONDS) -
         return run.state()
     run.request("stop-now" if now else "stop")
     if not _gone(run, grace_seconds if now else None):
-        state = run.state()
-        with contextlib.suppress(psutil.Error):
-            psutil.Process(state.pid).terminate()
+        _signal(run, lambda pid: psutil.Process(pid).terminate())
         if not _gone(run, grace_seconds):
-            kill(state.pid)
-            _gone(run, 10)
+            _signal(run, kill)
+            _gone(run, grace_seconds)
     return run.state()
+
+
+def _signal(run: Run, act: Callable[[int], None]) -> None:
+    """Do something to the trainer's process, if the pid in its state is still its own and not another's by now."""
+    state = run.state()
+    if runs.is_alive(state.pid, state.process_started):
+        with contextlib.suppress(psutil.Error):
+            act(state.pid)
 
 
 def _gone(run: Run, seconds: float | None) -> bool:
