@@ -1,0 +1,23 @@
+"""The one page: its tabs, each built by the module that knows it."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # must stand before gradio is imported: nothing calls out
+
+import gradio as gr
+
+from limner.web import dataset_tab, new_run_tab, runs_tab
+from limner.web.context import Context
+
+
+def build(context: Context) -> gr.Blocks:
+    """The page as Gradio blocks."""
+    with gr.Blocks(title="Limner", analytics_enabled=False, fill_width=True) as page:
+        with gr.Tabs(elem_id="tabs") as tabs:
+            for number, tab in enumerate((new_run_tab, runs_tab, dataset_tab)):
+                with gr.Tab(context.words(tab.TITLE), id=number, elem_id=f"tab-{tab.NAME}"):
+                    tab.build(context)
+        del tabs
+    return page

@@ -1,0 +1,88 @@
+// What all panels share: building elements, asking the server, words, and looking again only while somebody looks.
+
+// h("button", {class: "x", onclick: f, "data-id": 1}, "text", child): text is always text, never markup.
+export function h(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "class") element.className = value;
+    else if (name in element && typeof value !== "string") element[name] = value;
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat(Infinity).filter((c) => c !== null && c !== undefined && c !== false));
+  return element;
+}
+
+export const url = (path) => new URL(path, document.baseURI).href;
+
+// The server said no: `findings` are [{field, message, remedy, severity}], or one made from the status.
+export class Refused extends Error {
+  constructor(status, findings) {
+    super(findings.map((f) => `${f.field}: ${f.message} ${f.remedy}`.trim()).join("\n"));
+    this.status = status;
+    this.findings = findings;
+  }
+}
+
+// get("api/runs") reads; post("api/runs/x/stop", {...}) changes. Both give the JSON answer or throw Refused.
+export const get = (path, options = {}) => ask(path, options);
+export const post = (path, body = {}) =>
+  ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+
+async function ask(path, options) {
+  let answer;
+  try {
+    answer = await fetch(url(path), { credentials: "same-origin", ...options });
+  } catch {
+    throw new Refused(0, [{ field: t("server"), message: t("does not answer."), remedy: t("Is Limner still running?"), severity: "error" }]);
+  }
+  if (answer.ok) return answer.json();
+  const said = await answer.json().catch(() => ({}));
+  throw new Refused(answer.status, said.findings ?? [{ field: t("server"), message: String(answer.status), remedy: "", severity: "error" }]);
+}
+
+// Calls `look` now and then every `milliseconds`, one call at a time, never while the page or `element` is hidden.
+export function watchWhileSeen(element, look, milliseconds = 1000) {
+  let busy = false;
+  const turn = async () => {
+    if (busy || document.hidden || !element.isConnected || element.offsetParent === null) return;
+    busy = true;
+    try {
+      await look();
+    } finally {
+      busy = false;
+    }
+  };
+  const timer = setInterval(turn, milliseconds);
+  document.addEventListener("visibilitychange", turn);
+  turn();
+  return { now: turn, end: () => clearInterval(timer) };
+}
+
+let words = {};
+export const t = (text) => words[text] ?? text;
+export async function loadWords() {
+  const language = document.documentElement.dataset.language ?? "en";
+  if (language !== "en") words = await get(`studio/words/${language}.json`).catch(() => ({}));
+}
+
+// A passing message in the corner; errors stay until they are clicked away.
+export function say(text, kind = "note") {
+  let corner = document.querySelector(".limner-corner");
+  if (!corner) document.body.append((corner = h("div", { class: "limner-corner", role: "status", "aria-live": "polite" })));
+  const note = h("div", { class: `limner-note ${kind}`, onclick: () => note.remove() }, text);
+  corner.append(note);
+  if (kind !== "error") setTimeout(() => note.remove(), 6000);
+}
+
+export const sayRefused = (error) => {
+  if (!(error instanceof Refused)) throw error;
+  say(error.message, "error");
+};
+
+// Panels open one another: go("runs", {run: id}) shows the tab and tells its panel.
+export function go(tab, detail = {}) {
+  document.querySelector(`#tab-${tab}-button`)?.click();
+  window.dispatchEvent(new CustomEvent(`limner:${tab}`, { detail }));
+}
