@@ -96,7 +96,7 @@ def render(job: tuple[int, int]) -> tuple[list[world.Scene], np.ndarray]:
 def render_clutter(job: tuple[int, int]) -> np.ndarray:
     """Pictures of several random patches in random colours: the VAE must not know the pocket world's single things only.
 
-    Half of them are scattered, half heaped in a box of the size that things have.
+    Half of them are scattered, half heaped in a box of the size that things have, down to the smallest.
     """
     seed, count = job
     rng = random.Random(seed)
@@ -104,7 +104,7 @@ def render_clutter(job: tuple[int, int]) -> np.ndarray:
     for _ in range(count):
         picture = world.draw(world.random_scene(rng), rng).resize((256, 256))
         canvas = ImageDraw.Draw(picture)
-        side = 256 if rng.random() < 0.5 else rng.randint(70, 190)
+        side = 256 if rng.random() < 0.5 else rng.randint(48, 190)
         left, top = rng.randint(0, 256 - side), rng.randint(0, 256 - side)
         for _ in range(rng.randint(2, 5)):
             known = rng.random() < 0.5
@@ -218,9 +218,10 @@ def sharpen_decoder(out: Path, pixels: np.ndarray, minutes: float) -> Autoencode
     if folder.exists():
         return AutoencoderKL.from_pretrained(folder).to(DEVICE)
     with Pool(2) as pool:
-        clutter = np.concatenate(pool.map(render_clutter, [(20_000 + s, 500) for s in range(8)], chunksize=1))
+        clutter = np.concatenate(pool.map(render_clutter, [(20_000 + s, 500) for s in range(16)], chunksize=1))
     torch.manual_seed(3)
-    vae = AutoencoderKL.from_pretrained(out / "vae").to(DEVICE).train()
+    earlier = out / "vae-sharp-1"  # a first, shorter training to go on from
+    vae = AutoencoderKL.from_pretrained(earlier if earlier.exists() else out / "vae").to(DEVICE).train()
     vae.encoder.requires_grad_(False), vae.quant_conv.requires_grad_(False)
     parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)

@@ -51,34 +51,39 @@ def _rename(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; on success it becomes `path`, on any failure it is removed."""
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary path to write to; on success it becomes `path`, on any failure it is removed.
+
+    `durable` waits until it is on the disk; without, a power cut may leave the file from before, or an empty one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
         yield temporary
-        fsync(temporary)
+        if durable:
+            fsync(temporary)
         _rename(temporary, path)
-        fsync(path.parent)
+        if durable:
+            fsync(path.parent)
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Replace `path` by `content`, whole or not at all."""
-    with replacing(path) as temporary:
+    with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(content)
 
 
-def write_text(path: Path, content: str) -> None:
+def write_text(path: Path, content: str, *, durable: bool = True) -> None:
     """Replace `path` by UTF-8 text with plain newlines, whole or not at all."""
-    write_bytes(path, content.encode("utf-8", "surrogateescape"))
+    write_bytes(path, content.encode("utf-8", "surrogateescape"), durable=durable)
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
     """Replace `path` by indented JSON, whole or not at all."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
 
 
 def read_json(path: Path, limit: int = 64 << 20) -> Any:

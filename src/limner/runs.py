@@ -106,8 +106,8 @@ class Run:
 
     # --- what the trainer writes ---
 
-    def write_state(self, state: State) -> None:
-        disk.write_json(self.path / "state.json", asdict(replace(state, updated=time.time())))
+    def write_state(self, state: State, *, durable: bool = True) -> None:
+        disk.write_json(self.path / "state.json", asdict(replace(state, updated=time.time())), durable=durable)
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one event. A line is written by a single call, so that readers see whole lines or none."""

@@ -38,10 +38,11 @@ class Journal:
     ) -> None:
         """Publish a change of state at once, mere progress at most twice a second."""
         changed = (status or self.state.status, phase if phase is not None else self.state.phase)
-        is_news = changed != (self.state.status, self.state.phase) or bool(values)
+        is_turn = changed != (self.state.status, self.state.phase)
         self.state = replace(self.state, status=changed[0], phase=changed[1], progress=progress, **values)
-        if self.is_main and (is_news or time.monotonic() - self._written > 0.5):
-            self.run.write_state(self.state)
+        if self.is_main and (is_turn or values or time.monotonic() - self._written > 0.5):
+            # mere progress need not outlive a power cut, and waiting for the disk would hold the step up
+            self.run.write_state(self.state, durable=is_turn)
             self._written = time.monotonic()
 
     def event(self, kind: str, **values) -> None:
