@@ -124,34 +124,31 @@ def _table() -> Iterator[sqlite3.Connection]:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """The database, made anew from the run folders if there is none or it is damaged."""
-    if path.exists():
-        try:
-            return _connect(path)
-        except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _DAMAGE:
-                raise
-        aside = f"{path.name}.damaged-{datetime.datetime.now():%Y-%m-%d_%H%M%S_%f}"
-        for end in ("-wal", "-shm", ""):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(path.with_name(path.name + end), path.with_name(aside + end))
-    connection = _connect(path)
-    _repair(connection)
-    connection.commit()
-    return connection
+    """The database; a damaged one is set aside, and made anew from the run folders."""
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _DAMAGE:
+            raise
+    aside = f"{path.name}.damaged-{datetime.datetime.now():%Y-%m-%d_%H%M%S_%f}"
+    for end in ("-wal", "-shm", ""):
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path.with_name(path.name + end), path.with_name(aside + end))
+    return _connect(path)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=_BUSY_SECONDS)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS queue (position INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL UNIQUE)"
-        )
-        connection.execute("SELECT position, run FROM queue LIMIT 1")
         ((word,),) = connection.execute("PRAGMA quick_check(1)")
         if word != "ok":
             raise sqlite3.DatabaseError(word)
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'queue'").fetchone() is None:
+            connection.execute("CREATE TABLE queue (position INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL UNIQUE)")
+            _repair(connection)
+            connection.commit()
+        connection.execute("SELECT position, run FROM queue LIMIT 1")
     except BaseException:
         connection.close()
         raise
