@@ -13,13 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-import tiny_runner
 
+import tiny_runner
 from limner import disk, jobs, queue, runner, runs
 from limner.config import Config, Launch, Output
 from limner.errors import wrong
-from limner.runs import Run, State
 from limner.runner import Runner
+from limner.runs import Run, State
 
 
 class World:
