@@ -3,8 +3,8 @@
     python benchmarks/overhead.py                  pocket model, 200 alternated blocks of 10 steps; start-up times
     python benchmarks/overhead.py --model FOLDER   another model (scripts/random_sd15.py makes one of SD 1.5's size)
 
-Blocks alternate in one process, so that the machine's drift meets both alike; the ratio is taken block by block, its 95 %
-interval by bootstrap. The blocks of Limner are the real `engine.train.train`: the other loop runs inside its stop query.
+Blocks alternate in one process, so that the machine's drift meets both alike, and both have batches of the same sizes; the
+ratio is taken block by block, its 95 % interval by bootstrap. The blocks of Limner are the real `engine.train.train`: the other loop runs inside its stop query.
 Results go to benchmarks/results/.
 """
 
@@ -80,8 +80,9 @@ def measure(model: str, blocks: int, block: int, batch: int, resolution: int | N
         if state["steps"] % block == 0:
             now = time.perf_counter()
             seen["limner"].append((now - state["begin"]) / block)
-            for _ in range(block):
-                bare_step(unet, optimizer, params, mean, deviation, text, alphas)
+            for step in range(state["steps"] - block, state["steps"]):
+                count = len(job.dataset.order.step(step)[0])  # as many pictures as Limner's step had: epochs end in smaller ones
+                bare_step(unet, optimizer, params, mean[:count], deviation[:count], text[:count], alphas)
             state["begin"] = time.perf_counter()
             seen["bare"].append((state["begin"] - now) / block)
         return False
@@ -94,7 +95,7 @@ def measure(model: str, blocks: int, block: int, batch: int, resolution: int | N
     unet, alphas = family.denoiser, family.process.alphas_cumprod
     params = [p for g in other.parameter_groups(config.optimizer, job.learning_rate) for p in g["params"]]
     optimizer = torch.optim.AdamW(params, lr=job.learning_rate, fused=True)
-    first = job.samples.batch(job.dataset.order.step(0)[0], 0, 0)
+    first = job.samples.batch(range(batch), 0, 0)
     mean, deviation, text = first.mean, first.deviation, first.cond["text"]  # type: ignore[index]
     state["begin"] = time.perf_counter()
     train.train(job, 0)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import tiny
-from limner import runs
-from limner.config import files
+from limner import queue, runs
+from limner.config import Config, Launch, Output, files
+from limner.runs import Run, State
 
 
 def limner(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -119,6 +123,59 @@ def test_the_whole_path_by_words(project: Path):
     refused(limner("sample", *words, "--lora", project / "none.safetensors"), "--lora")
     assert limner("runs", "delete", "last").returncode == 0
     assert not runs.all_runs()
+
+
+@pytest.fixture
+def busy() -> Iterator[Run]:
+    """A run that keeps the CPU busy, as long as the test lasts: this process says that it trains it."""
+    run = runs.create(Config(output=Output(name="busy"), launch=Launch(device="cpu")))
+    run.write_state(replace(run.starting(os.getpid()), status="running"))
+    yield run
+    run.write_state(State("done"))
+    with runs.lock("runner", 60):
+        pass  # the runner has left
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_training_waits_for_the_device_and_ctrl_c_takes_it_out_of_the_queue(project: Path, busy: Run):
+    words = [sys.executable, "-u", "-m", "limner.cli", "train", str(project / "run.toml"), "--launch.device", "cpu"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = [next(process.stdout) for _ in range(3)]
+        assert said[2] == f"waiting for {busy.id} to finish on cpu\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    run = runs.find("tiny")
+    assert (process.returncode, err) == (0, "")
+    assert out == f"stopped\nTaken out of the queue before it started. Start it with: limner runs resume {run.id}\n"
+    assert run.state().status == "stopped" and queue.waiting() == [] and not (run.path / "log.txt").exists()
+
+
+@pytest.mark.slow
+def test_the_queue_by_words(busy: Run):
+    made = [runs.create(Config(output=Output(name=name), launch=Launch(device="cpu"))) for name in "abc"]
+    assert limner("runs", "queue").stdout == "No run is waiting.\n"
+    refused(limner("runs", "move", "_a", "1"), "is not waiting")
+    for run in made:
+        queue.enqueue(run)
+    listed = limner("runs", "queue").stdout.splitlines()
+    assert [line.split()[:2] for line in listed] == [[str(i), run.id] for i, run in enumerate(made, 1)]
+    assert all(f"waiting for {busy.id} to finish on cpu" in line for line in listed)
+    assert limner("runs", "move", "_c", "1").returncode == 0
+    assert queue.waiting() == [made[2].id, made[0].id, made[1].id]
+    for place in ("0", "4"):
+        refused(limner("runs", "move", "_c", place), "places 1 to 3")
+    done = limner("runs", "stop", "_a")
+    assert (done.returncode, done.stdout) == (0, "stopped: it had not started\n")
+    assert queue.waiting() == [made[2].id, made[1].id]
+    refused(limner("runs", "resume", "_b"), "in the queue already")
+    refused(limner("runs", "delete", "_b"), "waiting in the queue")
+    refused(limner("runs", "sample", "_b"), "is not running")
+    assert limner("runs", "sample", "busy").returncode == limner("runs", "save", "busy").returncode == 0
+    assert sorted(busy.take_requests()) == ["sample", "save"]
+    for run in made:
+        queue.remove(run)
 
 
 def test_printed_command_can_be_pasted(project: Path):

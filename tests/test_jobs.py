@@ -1,13 +1,16 @@
-"""Stopping: only the process that wrote the state is ever signalled."""
+"""Starting what still waits, and stopping: only the process that wrote the state is ever signalled."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import filelock
+import psutil
+import pytest
 
-from limner import jobs, runs
+from limner import disk, jobs, launch, queue, runs
 from limner.config import Config
 from limner.runs import State
 
@@ -32,3 +35,57 @@ def test_stopping_what_is_over_asks_nothing() -> None:
     run.write_state(State(status="done", step=3, steps=3))
     assert jobs.stop(run).status == "done"
     assert run.take_requests() == []
+
+
+def test_stopping_a_waiting_run_takes_it_out_of_the_queue() -> None:
+    run = runs.create(Config())
+    queue.enqueue(run)
+    assert jobs.stop(run).status == "stopped"
+    assert queue.waiting() == [] and run.take_requests() == []
+
+
+def test_a_started_run_says_so_before_its_trainer_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And goes on in a session of its own, its output in the log, what was there before kept."""
+    words = [sys.executable, "-c", "import sys; print('hello'); sys.stdin.read(); print('bye')"]
+    monkeypatch.setattr(launch, "argv", lambda config, path, device: words)
+    run = runs.create(Config())
+    run.log.write_bytes(b"before\n")
+    disk.write_json(run.path / "exit.json", {"code": 1, "pid": 1})
+    run.write_state(State("waiting", step=4, steps=9))
+    process = jobs.start(run, "cpu")
+    assert process is not None
+    state = State.read(run.path / "state.json")
+    assert (state.status, state.pid, state.step, state.steps) == ("starting", process.pid, 4, 9)
+    assert state.parent == os.getpid() and not (run.path / "exit.json").exists()
+    assert abs(state.process_started - psutil.Process(process.pid).create_time()) < 1
+    assert disk.read_json(run.path / "command.json")["argv"] == words
+    assert process.wait(60) == 0 and run.log.read_bytes() == b"before\nhello\nbye\n"
+    jobs.note_exit(run, process.pid, 0)
+    assert (run.state().status, run.state().error) == ("failed", "the trainer ended with exit code 0")
+
+
+@pytest.mark.parametrize("status", ["stopped", "done", "failed", "running"])
+def test_only_a_new_or_waiting_run_is_started(status: runs.Status, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "spawn", lambda *words: pytest.fail("started"))
+    run = runs.create(Config())
+    run.write_state(State(status, pid=os.getpid(), process_started=psutil.Process().create_time()))
+    assert jobs.start(run, "cpu") is None
+    jobs.fail(run, "never said")
+    assert (run.state().status, run.state().error) == (status, "")
+
+
+def test_a_run_that_is_being_trained_is_not_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs.Run, "hold", lambda self: filelock.FileLock(self.path / "lock", timeout=0.1))
+    run = runs.create(Config())
+    with filelock.FileLock(run.path / "lock"):
+        assert jobs.start(run, "cpu") is None
+    assert run.state().status == "queued" and not (run.path / "command.json").exists()
+
+
+def test_a_long_log_begins_anew_and_the_one_before_is_kept(tmp_path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_bytes(b"x" * 11)
+    jobs.rotate(log, 11)
+    assert log.exists()
+    jobs.rotate(log, 10)
+    assert not log.exists() and (tmp_path / "log.1.txt").stat().st_size == 11

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from trainer import config, kinds
 
 import tiny
-from limner import disk, jobs, machine, runs
+from limner import disk, jobs, progress, queue
 from limner.config.prompts import Prompt
 from limner.engine import paint, sampling
 from limner.engine.runtime import Runtime
@@ -43,8 +43,8 @@ def finished(tiny_model, tmp_path_factory, machine_file):
         patch.setenv("LIMNER_HOME", str(folder / "home"))
         disk.write_bytes(folder / "home" / "machine.json", machine_file.read_bytes())
         run = jobs.prepare(chosen)
-        process = jobs.start(run, machine.describe(runs.home()).best().kind)
-        code = jobs.follow(run, process, lambda: None)
+        queue.enqueue(run)
+        code = progress.follow(run)
     assert code == 0, run.tail()
     return run, chosen
 

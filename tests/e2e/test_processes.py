@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from safetensors.torch import load_file
 from trainer import config, losses, new_run, train
 
-from limner import disk, jobs
+from limner import disk, jobs, progress, queue
 
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_accumulates(tiny_model, pictures):
     sections = {"sample": {"prompts": ["a cat --s 2 --w 16 --h 16"]}, "output": {"save_every_steps": 4}}
     two = new_run(config(tiny_model, pictures, launch={"num_processes": 2}, train={"steps": 8}, **sections))
-    process = jobs.start(two, "cpu")
+    queue.enqueue(two)
+    assert progress.follow(two) == 0, two.tail(20_000)
     argv = disk.read_json(two.path / "command.json")["argv"]
     assert "--nproc_per_node=2" in argv
-    assert jobs.follow(two, process, lambda: None) == 0, two.tail(20_000)
+    assert disk.read_json(two.path / "exit.json")["code"] == 0
     assert two.state().status == "done" and two.plan()["num_processes"] == 2
     cached = [e for e, _ in two.events() if e["event"] == "cached"]
     assert [(e["latents"], e["captions"]) for e in cached] == [(4, 4)]  # one journal, and every entry made once
@@ -40,14 +42,11 @@ def test_two_processes_train_what_one_accumulates(tiny_model, pictures):
 def test_a_request_to_stop_reaches_all_processes(tiny_model, pictures):
     run = new_run(config(tiny_model, pictures, launch={"num_processes": 2}, train={"steps": 100_000}))
     process = jobs.start(run, "cpu")
-    asked = []
-
-    def watch() -> None:
-        if run.state().step > 0 and not asked:
-            run.request("stop")
-            asked.append(run.state().step)
-
-    assert jobs.follow(run, process, watch) == 0, run.tail(20_000)
+    assert process is not None
+    while process.poll() is None and run.state().step == 0:
+        time.sleep(0.1)
+    run.request("stop")
+    assert process.wait(300) == 0, run.tail(20_000)
     state = run.state()
     assert state.status == "stopped" and 0 < state.step < 100_000
     newest = sorted(p.name for p in run.states.iterdir())[-1]
