@@ -14,7 +14,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from limner.errors import UserError, wrong
+from limner.engine.trackers import Tracker
+from limner.errors import UserError, printable, wrong
 from limner.runs import Phase, Run, State, Status
 
 _FLUSH_SECONDS = 1.0
@@ -29,6 +30,7 @@ class Journal:
         me = {"pid": os.getpid(), "process_started": process.create_time(), "parent": os.getppid()}
         earlier = State.read(run.path / "state.json")  # a resumed run has steps behind it already
         self.state = State(status="starting", step=earlier.step, steps=earlier.steps, **me)
+        self.trackers: list[Tracker] = []
         self._process = process
         self._pending: list[tuple[int, Tensor, Tensor | None, dict[str, float]]] = []
         self._written = self._flushed = 0.0
@@ -45,8 +47,16 @@ class Journal:
             self._written = time.monotonic()
 
     def event(self, kind: str, **values) -> None:
-        if self.is_main:
-            self.run.event(kind, **values)
+        if not self.is_main:
+            return
+        self.run.event(kind, **values)
+        for tracker in list(self.trackers):
+            try:
+                tracker.note(kind, values)
+            except tracker.faults as error:
+                self.trackers.remove(tracker)
+                said = f"{tracker.name} is told nothing more: {printable(f'{type(error).__name__}: {error}')}"
+                self.event("warning", message=said)
 
     def step(self, step: int, loss: Tensor, norm: Tensor | None, rates: dict[str, float]) -> None:
         """Note a finished step; `loss` and `norm` are read back later."""
