@@ -1,4 +1,4 @@
-"""Who else is told of a run: TensorBoard always, wandb and trackio when asked. Fed by the journal's events, and only by them."""
+"""Who else is told of a run: TensorBoard always, wandb and trackio when asked. Fed by the journal's events alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def hyperparameters(config: Config) -> dict[str, bool | float | str]:
     out: dict[str, bool | float | str] = {}
     for section, options in config:
         for name, value in options:
-            if isinstance(value, Path) or (section, name) == ("model", "base") and Path(value).exists():
+            if isinstance(value, Path) or (name == "base" and Path(value).exists()):
                 value = Path(value).name
             elif isinstance(value, tuple):
                 value = ", ".join(value)
