@@ -242,7 +242,7 @@ def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_is_not_installed(good: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setenv("WANDB_MODE", "offline")
     [first, second] = look(good, logging={"trackers": ["wandb", "trackio"]})[0]
     assert str(first) == 'error: logging.trackers: wandb is not installed. Run: pip install "limner[wandb]"'
