@@ -3,8 +3,9 @@
     python benchmarks/overhead.py                  pocket model, 200 alternated blocks of 10 steps; start-up times
     python benchmarks/overhead.py --model FOLDER   another model (scripts/random_sd15.py makes one of SD 1.5's size)
 
-Blocks alternate in one process, so that the machine's drift meets both alike, and both have batches of the same sizes; the
-ratio is taken block by block, its 95 % interval by bootstrap. The blocks of Limner are the real `engine.train.train`: the other loop runs inside its stop query.
+Blocks alternate in one process, so that the machine's drift meets both alike, and both have batches of the same sizes (the
+last of an epoch is smaller, and a change of shape costs both); the ratio is taken block by block, its 95 % interval by
+bootstrap. The blocks of Limner are the real `engine.train.train`: the other loop runs inside its stop query.
 Results go to benchmarks/results/.
 """
 
@@ -81,7 +82,7 @@ def measure(model: str, blocks: int, block: int, batch: int, resolution: int | N
             now = time.perf_counter()
             seen["limner"].append((now - state["begin"]) / block)
             for step in range(state["steps"] - block, state["steps"]):
-                count = len(job.dataset.order.step(step)[0])  # as many pictures as Limner's step had: epochs end in smaller ones
+                count = len(job.dataset.order.step(step)[0])
                 bare_step(unet, optimizer, params, mean[:count], deviation[:count], text[:count], alphas)
             state["begin"] = time.perf_counter()
             seen["bare"].append((state["begin"] - now) / block)

@@ -53,6 +53,8 @@ def test_a_good_configuration_has_no_findings_and_leaves_what_was_learnt(good: d
 
 
 CASES: list[tuple[str, str, str, dict[str, dict[str, Any]]]] = [
+    ("logging.project", "warning", "no effect without trackers", {"logging": {"project": "cats"}}),
+    ("logging.run_name", "warning", "no effect without trackers", {"logging": {"run_name": "cats"}}),
     ("model.base", "error", "neither a folder", {"model": {"base": "no such/thing at all"}}),
     ("model.base", "error", "neither a folder", {"model": {"base": "~nobody-of-this-name/x"}}),
     ("model.base", "note", "will be fetched", {"model": {"base": "nobody/nothing-of-this-name"}}),
@@ -225,3 +227,45 @@ def test_nothing_is_left_behind(good: dict, tmp_path: Path, home: Path) -> None:
     look(good, output={"path": str(tmp_path / "out")}, memory={"cache_path": str(tmp_path / "cache")})
     for folder in (home, tmp_path / "out", tmp_path / "cache"):
         assert not folder.exists() or os.listdir(folder) == []
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """wandb and trackio as empty packages; no key anywhere."""
+    for name in ("wandb", "trackio"):
+        (tmp_path / "packages" / name).mkdir(parents=True)
+        (tmp_path / "packages" / name / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+
+def test_a_tracker_that_is_not_installed(good: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    [first, second] = look(good, logging={"trackers": ["wandb", "trackio"]})[0]
+    assert str(first) == 'error: logging.trackers: wandb is not installed. Run: pip install "limner[wandb]"'
+    assert str(second) == 'error: logging.trackers: trackio is not installed. Run: pip install "limner[trackio]"'
+
+
+def test_wandb_needs_a_key_or_to_be_offline(
+    good: dict, installed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = {"trackers": ["wandb", "trackio"]}
+    [finding] = look(good, logging=asked)[0]
+    assert finding.message == "wandb has no key and is not offline." and "WANDB_API_KEY" in finding.remedy
+    for name, value in (("WANDB_API_KEY", "k"), ("WANDB_MODE", "offline"), ("WANDB_IDENTITY_TOKEN_FILE", "f")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert look(good, logging=asked)[0] == []
+    (tmp_path / "netrc").write_text("machine api.wandb.ai\n  login user\n  password k\n")
+    assert look(good, logging=asked)[0] == []
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert [f.field for f in look(good, logging=asked)[0]] == ["logging.trackers"]
+
+
+@pytest.mark.parametrize("project", ["", "  ", "a/b", "a?b", "x" * 129])
+def test_a_name_that_is_no_project(good: dict, installed: None, project: str) -> None:
+    [finding] = look(good, logging={"trackers": ["trackio"], "project": project})[0]
+    assert finding.field == "logging.project"

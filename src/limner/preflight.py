@@ -5,6 +5,8 @@ Each check is `(Config, Machine, records) -> Iterable[Finding]`; what needs the 
 
 from __future__ import annotations
 
+import importlib.util
+import netrc
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -12,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from limner import disk, runs
-from limner.config import Config, Data, Lora, defaults
+from limner.config import Config, Data, Logging, Lora, defaults
 from limner.config.prompts import all_prompts
 from limner.data.dataset import Dataset, assemble, bucket_rule
 from limner.data.decode import decode
@@ -271,6 +274,43 @@ def check_prompts(config: Config, machine: Machine, records: Records) -> Iterabl
         )
 
 
+def check_logging(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+    """Trackers that are asked for: whether they are installed, and would be let in."""
+    del machine, records
+    section = config.logging
+    if not section.trackers:
+        for name in ("project", "run_name"):
+            if getattr(section, name) != Logging.model_fields[name].default:
+                yield Finding(f"logging.{name}", "has no effect without trackers.", "Remove it.", "warning")
+        return
+    for name in section.trackers:
+        if importlib.util.find_spec(name) is None:
+            yield Finding("logging.trackers", f"{name} is not installed.", f'Run: pip install "limner[{name}]"')
+    if "wandb" in section.trackers and not _wandb_has_key():
+        said = "wandb has no key and is not offline."
+        remedy = (
+            "Set WANDB_API_KEY (and WANDB_BASE_URL for a server of your own), run `wandb login`, or set WANDB_MODE=offline."
+        )
+        yield Finding("logging.trackers", said, remedy)
+    if not section.project.strip() or len(section.project) > 128 or set(section.project) & set("/\\#?%:\n\t"):
+        said = f"{section.project!r} cannot be a project's name."
+        yield Finding("logging.project", said, "Use 1 to 128 characters, none of them / \\ # ? % :")
+
+
+def _wandb_has_key() -> bool:
+    """Whether wandb needs no key, or would find one where it looks for it."""
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return True
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
+    logins = os.environ.get("NETRC") or "~/.netrc"
+    try:
+        return netrc.netrc(Path(logins).expanduser()).authenticators(host) is not None
+    except (OSError, RuntimeError, netrc.NetrcParseError):
+        return False
+
+
 def check_output(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
     """Names that work everywhere, folders that can be written, space for what will be."""
     del machine
@@ -348,5 +388,6 @@ CHECKS: tuple[Check, ...] = (
     check_preservation,
     check_device,
     check_prompts,
+    check_logging,
     check_output,
 )

@@ -36,7 +36,7 @@ def _read_back(config: Config, **options: bool) -> Config:
 def _random_value(option: Option, rng: random.Random) -> Any:
     """A valid value that is not the default."""
     if option.is_list:
-        return [rng.choice(TEXTS) for _ in range(rng.randrange(4))]
+        return [rng.choice(option.choices or TEXTS) for _ in range(rng.randrange(4))]
     if option.choices and (not option.types or rng.random() < 0.3):
         return rng.choice(option.choices)
     kind = option.types[0]

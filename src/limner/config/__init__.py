@@ -10,6 +10,7 @@ from limner.config.adapter import Lora, NoAdapter
 from limner.config.base import Section
 from limner.config.data import Data
 from limner.config.launch import Launch
+from limner.config.logging import Logging
 from limner.config.memory import Memory
 from limner.config.model import Model
 from limner.config.objective import Objective
@@ -37,7 +38,8 @@ class Config(Section):
     launch: Launch = Launch()
     sample: Sample = Sample()
     output: Output = Output()
+    logging: Logging = Logging()
 
 
-__all__ = ["Adapter", "Config", "Data", "Launch", "Lora", "Memory", "Model", "NoAdapter", "Objective", "Optimizer", "Output"]
-__all__ += ["Sample", "Section", "Train"]
+__all__ = ["Adapter", "Config", "Data", "Launch", "Logging", "Lora", "Memory", "Model", "NoAdapter", "Objective", "Optimizer"]
+__all__ += ["Output", "Sample", "Section", "Train"]

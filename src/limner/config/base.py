@@ -52,7 +52,8 @@ def _to_path(value: Any) -> Any:
     return path
 
 
-def _to_tuple(value: Any) -> Any:
+def to_tuple(value: Any) -> Any:
+    """A list as a tuple; for options that are lists."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -65,4 +66,4 @@ FilePath = Annotated[Path, BeforeValidator(_to_path)]
 Above0 = Annotated[float, Field(gt=0)]
 """A positive number; for options that are a number or a word, where a limit on the whole would also meet the word."""
 
-Texts = Annotated[tuple[Text, ...], BeforeValidator(_to_tuple)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(to_tuple)]

@@ -26,6 +26,7 @@ class Option:
     default: Any
     types: tuple[type, ...]
     choices: tuple[str, ...]
+    """The words that may stand for the value; of a list, for each of its items."""
     minimum: float | None
     maximum: float | None
     exclusive: tuple[bool, bool]
@@ -55,6 +56,8 @@ class Option:
 
     def type_words(self) -> str:
         """What may be written, in words."""
+        if self.is_list and self.choices:
+            return "list of " + " or ".join(f'"{c}"' for c in self.choices)
         names = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path", tuple: "list of texts"}
         kinds = [names[t] for t in self.types if not (t is int and float in self.types)]
         return " or ".join([*kinds, *(f'"{c}"' for c in self.choices)])
@@ -142,4 +145,6 @@ def _flatten(annotation: Any) -> tuple[tuple[type, ...], tuple[str, ...], bool, 
         return (), tuple(get_args(annotation)), False, ()
     if annotation is type(None):
         return (), (), True, ()
-    return (tuple if origin is tuple else annotation,), (), False, ()
+    if origin is tuple:
+        return (tuple,), _flatten(get_args(annotation)[0])[1], False, ()
+    return (annotation,), (), False, ()

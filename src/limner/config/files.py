@@ -125,10 +125,10 @@ def _options_by_path() -> dict[str, list[Option]]:
 def _typed(options: list[Option], text: str) -> Any:
     """The value that a typed text stands for: as TOML where the option takes more than text, else the text itself."""
     option = options[0]
-    if text in option.choices:
-        return text
     if option.is_list and not text.lstrip().startswith("["):
         return [text]
+    if text in option.choices:
+        return text
     if set(option.types) <= {str, Path} and not option.choices:
         return text
     try:

@@ -92,11 +92,12 @@ def explain(error: Exception) -> str:
 
 
 def _train(run: Run, journal, flag: StopFlag) -> int:
-    from limner.engine import checkpoint, prepare, runtime, train
+    from limner.engine import checkpoint, prepare, runtime, trackers, train
 
     config = run.config()
     if journal.is_main:
         run.end_last_line()
+        journal.trackers = trackers.make(config, run)
         for folder in (run.path, run.states, run.samples, run.checkpoints):
             disk.sweep(folder)  # not output.path: another run may be writing there
     if config.launch.num_threads is not None:

@@ -14,7 +14,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from limner.errors import UserError, wrong
+from limner.engine.trackers import Tracker
+from limner.errors import UserError, printable, wrong
 from limner.runs import Phase, Run, Status
 
 _FLUSH_SECONDS = 1.0
@@ -26,6 +27,7 @@ class Journal:
     def __init__(self, run: Run, *, is_main: bool) -> None:
         self.run, self.is_main = run, is_main
         self.state = run.starting(os.getpid())
+        self.trackers: list[Tracker] = []
         self._process = psutil.Process()
         self._pending: list[tuple[int, Tensor, Tensor | None, dict[str, float]]] = []
         self._written = self._flushed = 0.0
@@ -43,8 +45,16 @@ class Journal:
             self._written = time.monotonic()
 
     def event(self, kind: str, **values) -> None:
-        if self.is_main:
-            self.run.event(kind, **values)
+        if not self.is_main:
+            return
+        self.run.event(kind, **values)
+        for tracker in list(self.trackers):
+            try:
+                tracker.note(kind, values)
+            except tracker.faults as error:
+                self.trackers.remove(tracker)
+                said = f"{tracker.name} is told nothing more: {printable(f'{type(error).__name__}: {error}')}"
+                self.event("warning", message=said)
 
     def step(self, step: int, loss: Tensor, norm: Tensor | None, rates: dict[str, float]) -> None:
         """Note a finished step; `loss` and `norm` are read back later."""
