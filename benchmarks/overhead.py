@@ -77,6 +77,8 @@ def measure(model: str, blocks: int, block: int, batch: int, resolution: int | N
 
     def hook() -> bool:
         """Called by the loop at the end of every step: after each block of its own, run a block of the bare loop."""
+        if not state["begin"]:
+            return False  # asked while caching
         state["steps"] += 1
         if state["steps"] % block == 0:
             now = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,9 @@ def finished(tiny_model, tmp_path_factory, machine_file):
         run = jobs.prepare(chosen)
         queue.enqueue(run)
         code = progress.follow(run)
+        until = time.monotonic() + 60
+        while not (run.path / "exit.json").exists() and time.monotonic() < until:
+            time.sleep(0.1)  # the runner's note comes a moment after the trainer's last word
     assert code == 0, run.tail()
     return run, chosen
 
@@ -61,7 +65,7 @@ def test_the_files(finished):
     assert all(not disk.manifest_faults(p) for p in run.states.iterdir())
     left = {p.name for p in run.path.iterdir()}
     known = {"config.toml", "plan.json", "state.json", "exit.json", "command.json", "events.jsonl", "log.txt", "lock"}
-    assert left - {"lock"} == known - {"lock"} | {"samples", "checkpoints", "states", "control"}
+    assert left - {"lock"} == known - {"lock"} | {"samples", "checkpoints", "states", "control", "tensorboard"}
     assert not [p for p in run.path.rglob(f"{disk.TEMPORARY}*")]
 
 
