@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-ARGUMENTS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 
 class Limner:
@@ -97,7 +97,9 @@ def page(browser: Browser, server: str) -> Iterator[Page]:
     page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(f"{message.text} ({message.location})") if message.type == "error" else None)
+    page.on(
+        "console", lambda message: errors.append(f"{message.text} ({message.location})") if message.type == "error" else None
+    )
     page.set_default_timeout(60_000)
     page.goto(server)
     page.wait_for_selector("#tabs")
