@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import time
 import tomllib
 import unicodedata
@@ -79,7 +80,7 @@ def parse(raw: Mapping[str, Any]) -> tuple[Settings, list[Finding]]:
         try:
             values[key] = _READERS[key](value)
         except ValueError as error:
-            findings.append(Finding(f"{NAME}: {key}", f"{str(value)[:80]!r} {error}.", "Its default is used.", "warning"))
+            findings.append(Finding(f"{NAME}: {key}", f"{reprlib.repr(value)} {error}.", "Its default is used.", "warning"))
     return Settings(**values), findings
 
 

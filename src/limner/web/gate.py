@@ -83,6 +83,9 @@ HEADERS = {
 }
 
 
+_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+
+
 @dataclass(frozen=True)
 class Rules:
     """Whom this server answers."""
@@ -322,7 +325,7 @@ def _with_headers(send: Send) -> Send:
     async def adding(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
             said = {name.lower() for name, _ in message.get("headers", ())}
-            more = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k.lower().encode() not in said]
+            more = [(k, v) for k, v in _HEADERS if k not in said]
             message = {**message, "headers": [*message.get("headers", ()), *more]}
         await send(message)
 
