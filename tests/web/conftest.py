@@ -59,7 +59,7 @@ class Limner:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        shutil.rmtree(self.log.parent)
+        shutil.rmtree(self.log.parent, ignore_errors=True)
 
 
 @pytest.fixture

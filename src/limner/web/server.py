@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import getpass
 import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -90,6 +91,10 @@ def _answer(context: Context, rules: gate.Rules, listening: socket.socket, url: 
             print(f"Limner is at {url}", flush=True)
             if inbrowser:
                 webbrowser.open(url)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # open streams are cut off: no error
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         app.make_app(context, rules),
