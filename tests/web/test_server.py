@@ -58,6 +58,7 @@ def test_no_listening_elsewhere_without_a_password(home: Path, host: str) -> Non
         (["--host", "no.such.name.invalid"], "no address of this machine"),
         (["--port", "70000"], "is no port"),
         (["--root-path", "x"], "no folder of an address"),
+        (["--root-path", "/studio"], "uses itself"),
         (["--root-path", "/../x"], "no folder of an address"),
         (["--root-path", '/"x'], "no folder of an address"),
     ],
@@ -192,14 +193,14 @@ print("HEAVY", [m for m in ("torch", "diffusers", "transformers", "accelerate") 
 
 @contextmanager
 def reverse_proxy(target: str, *, strips: bool, passes_host: bool) -> Iterator[str]:
-    """A tiny proxy that shows `target` under /studio."""
+    """A tiny proxy that shows `target` under /limner."""
     parts = urlsplit(target)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.0"
 
         def _pass_on(self) -> None:
-            if not self.path.startswith("/studio/"):
+            if not self.path.startswith("/limner/"):
                 self.send_error(404)
                 return
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -207,7 +208,7 @@ def reverse_proxy(target: str, *, strips: bool, passes_host: bool) -> Iterator[s
                 k: v for k, v in self.headers.items() if k.lower() not in ("connection", *(() if passes_host else ("host",)))
             }
             asking = http.client.HTTPConnection(parts.hostname or "", parts.port or 80)
-            asking.request(self.command, self.path.removeprefix("/studio") if strips else self.path, body, headers)
+            asking.request(self.command, self.path.removeprefix("/limner") if strips else self.path, body, headers)
             answer = asking.getresponse()
             self.send_response(answer.status)
             for name, value in answer.getheaders():
@@ -237,18 +238,18 @@ def test_behind_a_reverse_proxy(
 ) -> None:
     home.mkdir()
     (home / "settings.toml").write_text('hosts = ["localhost"]\n')
-    server = limner_web("--port", "0", "--root-path", "/studio")
-    with reverse_proxy(re.sub("/studio$", "", server.url), strips=strips, passes_host=passes_host) as shown:
+    server = limner_web("--port", "0", "--root-path", "/limner")
+    with reverse_proxy(re.sub("/limner$", "", server.url), strips=strips, passes_host=passes_host) as shown:
         page = browser.new_page()
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("response", lambda r: errors.append(f"{r.status} {r.url}") if r.status >= 400 else None)
         page.set_default_timeout(60_000)
-        page.goto(f"{shown}/studio/")
+        page.goto(f"{shown}/limner/")
         page.wait_for_selector("#panel-new-run .panel > *")
         said = page.evaluate("import('./studio/common.js').then(c => c.post('api/settings', {theme: 'dark'}))")
         assert said["theme"] == "dark"
-        assert page.evaluate("gradio_config.root") == f"{shown}/studio"
+        assert page.evaluate("gradio_config.root") == f"{shown}/limner"
         assert errors == []
         page.close()
 

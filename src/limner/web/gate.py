@@ -342,6 +342,7 @@ async def _answer(
         text = json.dumps({"findings": [finding]})
     else:
         own["Content-Security-Policy"] = login.POLICY
+        own["Referrer-Policy"] = "same-origin"  # under no-referrer a posted form's Origin is "null"
     await _send(send, status, {"Content-Type": f"{kind}; charset=utf-8", **own}, text.encode())
 
 

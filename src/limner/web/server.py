@@ -139,6 +139,8 @@ def _root_path(text: str) -> str:
         not path.startswith("/") or not all(p and p.isascii() and p.replace("-", "").replace("_", "").isalnum() for p in parts)
     ):
         raise wrong("root-path", f"{text!r} is no folder of an address.", "Write it like /limner.")
+    if parts and parts[0] in {pattern.split("/")[1] for _, pattern, _ in gate.ROUTES}:
+        raise wrong("root-path", f"{text!r} is a name that Limner uses itself.", "Choose another, such as /limner.")
     return path
 
 
