@@ -14,7 +14,8 @@ from limner.web import words
 FULL = Settings(
     pictures=Path("/data/pictures"), models=Path("/data/models"), output=Path("/data/out"),
     roots=(Path("/a"), Path("/b")),
-    hosts=("studio.example",), theme="dark", language="ja", defaults={"optimizer.lr": "1e-4", "train.steps": "0", "output.name": ""},
+    hosts=("studio.example",), theme="dark", language="ja",
+    defaults={"optimizer.lr": "1e-4", "train.steps": "0", "output.name": ""},
 )  # fmt: skip
 
 

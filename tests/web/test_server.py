@@ -278,7 +278,7 @@ def test_another_origin_neither_reads_nor_posts(page: Page, server: str, home: P
         ["/", {}], ["/api/settings", {}], ["/api/settings", {mode: "no-cors"}],
         ["/studio/common.js", {}], ["/gradio_api/app_id", {}],
         ["/api/settings", post], ["/api/settings", {...post, headers: {"Content-Type": "application/json"}}],
-        ["/api/settings", {...post, mode: "no-cors"}], 
+        ["/api/settings", {...post, mode: "no-cors"}],
         ["/gradio_api/upload", {method: "POST", credentials: "include", body: form, mode: "no-cors"}],
       ]) {
         try {
