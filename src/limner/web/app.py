@@ -8,22 +8,24 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from limner.errors import UserError
-from limner.web import page
+from limner.web import dataset_api, page, places, thumbnails
 from limner.web.context import Context
-from limner.web.theme import STATIC, STYLE, theme
+from limner.web.theme import STATIC, STYLES, theme
 
 
 def make_app(context: Context) -> FastAPI:
     """Everything that answers a request. `web.server` puts the gate before it."""
     app = FastAPI(title="Limner", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(UserError, _say)
+    for part in (dataset_api, thumbnails, places):
+        app.include_router(part.router(context))
     app.mount("/studio", StaticFiles(directory=STATIC))
     return gr.mount_gradio_app(
         app,
         page.build(context),
         path="/",
         theme=theme(),
-        css_paths=[STYLE],
+        css_paths=STYLES,
         footer_links=[],
         run_history=False,
         show_error=False,

@@ -57,7 +57,9 @@ class Shelf:
     def key(self, picture: Path, side: int) -> str:
         """Names one content at one size: path, time and length of the file."""
         facts = picture.stat()
-        return hashlib.sha256(f"{picture}\0{facts.st_mtime_ns}\0{facts.st_size}\0{side}".encode("utf-8", "surrogatepass")).hexdigest()
+        return hashlib.sha256(
+            f"{picture}\0{facts.st_mtime_ns}\0{facts.st_size}\0{side}".encode("utf-8", "surrogatepass")
+        ).hexdigest()
 
     def get(self, picture: Path, side: int, key: str) -> bytes:
         """The JPEG, made now if it was not kept. Raises UserError for a picture that does not open."""
