@@ -147,7 +147,10 @@ def tags_of(caption: str, separator: str = ",") -> list[str]:
 
 
 def _once(tags: Iterable[str]) -> list[str]:
-    return list({t.casefold(): t for t in reversed(list(tags))}.values())[::-1]
+    first: dict[str, str] = {}
+    for tag in tags:
+        first.setdefault(tag.casefold(), tag)
+    return list(first.values())
 
 
 def _joined(tags: list[str], caption: str, separator: str) -> str:

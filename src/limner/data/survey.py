@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from limner.config import Config
-from limner.data.buckets import Fit
+from limner.data.buckets import Buckets, Fit
 from limner.data.captions import tags_of
 from limner.data.dataset import assemble
 from limner.data.scan import Picture, Scan, scan
@@ -71,6 +71,7 @@ class Survey:
     folder: Path
     rows: list[Row]
     scan: Scan
+    rule: Buckets
 
     @cached_property
     def by_name(self) -> dict[str, Row]:
@@ -118,10 +119,10 @@ def survey(config: Config, base: Base, may_follow: Callable[[str], bool] | None 
     """Look at the folder `config.data.path`. Raises UserError if there is none."""
     found = scan(config.data, may_follow)
     assert config.data.path is not None
-    fits = assemble(config, base, found.pictures).fits
+    dataset = assemble(config, base, found.pictures)
     trigger = (config.data.trigger or "").casefold()
-    rows = [_row(config.data.path, p, f, trigger) for p, f in zip(found.pictures, fits, strict=True)]
-    return Survey(config.data.path, rows, found)
+    rows = [_row(config.data.path, p, f, trigger) for p, f in zip(found.pictures, dataset.fits, strict=True)]
+    return Survey(config.data.path, rows, found, dataset.buckets)
 
 
 def _row(folder: Path, picture: Picture, fit: Fit, trigger: str) -> Row:

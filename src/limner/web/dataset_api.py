@@ -129,6 +129,8 @@ def _reading(routes: APIRouter, state: _State) -> None:
         tags = tag_counts(rows)
         return {
             "path": str(found.folder),
+            "resolution_px": found.rule.resolution,
+            "bucket_step_px": found.rule.step,
             "total": len(found.rows),
             "matching": len(rows),
             "offset": offset,

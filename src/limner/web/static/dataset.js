@@ -3,7 +3,7 @@ import { get, go, h, post, say, sayRefused, t } from "./common.js";
 import { showAlike } from "./dataset_alike.js";
 import { showDetail } from "./dataset_detail.js";
 import { editBar, kindWords } from "./dataset_edit.js";
-import { problemWords, thumbnail } from "./dataset_parts.js";
+import { problemWords, smallPicture } from "./dataset_parts.js";
 import { chooseFolder } from "./folders.js";
 
 const PAGE = 100;
@@ -17,10 +17,13 @@ export function mount({ element }) {
   };
   let turn = 0; // answers that come after a newer question are dropped
 
+  const elsewhere = () => ["broken", "alike"].includes(state.filter.problem); // shown in place of the grid
+
   // --- asking ---------------------------------------------------------------------------------------------------------
 
   const query = (more = {}) => {
     const { tags, ...filter } = state.filter;
+    if (elsewhere()) filter.problem = "";
     const asked = new URLSearchParams({ ...state.view, ...filter, ...more });
     for (const tag of tags) asked.append("tag", tag);
     return asked;
@@ -153,11 +156,12 @@ export function mount({ element }) {
     } });
     return h("label", {}, label, field);
   };
+  const resolution = option("data.resolution", t("Resolution (px)"), { type: "text", inputmode: "numeric", size: 6 });
+  const step = option("data.bucket_step_px", t("Bucket step (px)"), { type: "text", inputmode: "numeric", size: 6 });
   const top = h("div", { class: "dataset-top" },
     h("div", { class: "dataset-where" }, h("button", { type: "button", onclick: pick }, t("Choose a folder")), pathText, train),
     h("div", { class: "dataset-options" },
-      option("data.resolution", t("Resolution (px)"), { type: "text", inputmode: "numeric", placeholder: "64", size: 6 }),
-      option("data.bucket_step_px", t("Bucket step (px)"), { type: "text", inputmode: "numeric", placeholder: "8", size: 6 }),
+      resolution, step,
       option("data.trigger", t("Trigger"), { type: "text", size: 12 }),
       option("model.base", t("Base model"), { type: "text", size: 16, placeholder: "pocket" }),
       h("span", { class: "dataset-undo" }, undo, redo)));
@@ -204,10 +208,11 @@ export function mount({ element }) {
       button.textContent = entry ? `${word}: ${kindWords(entry.kind)} (${entry.files})` : word;
       button.title = entry ? entry.detail : "";
     }
+    resolution.lastChild.placeholder = answer.resolution_px; // what holds where nothing is typed
+    step.lastChild.placeholder = answer.bucket_step_px;
     drawSide(answer);
-    const shown = ["broken", "alike"].includes(state.filter.problem);
-    for (const part of [grid, end, edit.element, main.firstChild]) part.hidden = shown;
-    other.hidden = !shown;
+    for (const part of [grid, end, edit.element, main.firstChild]) part.hidden = elsewhere();
+    other.hidden = !elsewhere();
     other.replaceChildren();
     if (state.filter.problem === "alike") return showAlike(other, { view: state.view, putAway, open: (row) => detail(row) });
     if (state.filter.problem === "broken") return other.append(brokenList(answer));
@@ -270,7 +275,7 @@ export function mount({ element }) {
     };
     return h("li", { "data-name": row.name, class: state.chosen.has(row.name) ? "chosen" : "" },
       h("label", { class: "dataset-pick" }, box),
-      h("button", { type: "button", class: "dataset-picture", "aria-label": `${t("Open")} ${row.name}`, onclick }, h("img", { src: thumbnail(row.path, 256), alt: "", loading: "lazy", decoding: "async" })),
+      h("button", { type: "button", class: "dataset-picture", "aria-label": `${t("Open")} ${row.name}`, onclick }, smallPicture(row.path)),
       h("div", { class: "dataset-marks" }, row.problems.map((p) => h("span", { class: "mark" }, problemWords()[p]))),
       h("div", { class: "dataset-caption", title: row.caption }, row.caption || h("i", {}, t("no caption"))),
       h("div", { class: "dataset-name", title: row.name }, row.name));

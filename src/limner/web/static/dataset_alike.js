@@ -1,6 +1,6 @@
 // Pictures that look nearly the same, group by group, side by side; of each, all but one can be put away.
 import { get, h, sayRefused, t } from "./common.js";
-import { thumbnail } from "./dataset_parts.js";
+import { smallPicture } from "./dataset_parts.js";
 
 // Fills `place`, again and again until the search is done or `place` shows something else.
 export async function showAlike(place, { view, putAway, open }) {
@@ -34,9 +34,9 @@ function groupOf({ pictures, copies }, { putAway, open }) {
   const rest = pictures.filter((p) => p !== largest).map((p) => p.name);
   return h("section", { class: "alike-group" },
     h("ul", {}, pictures.map((p) => h("li", {},
-      h("button", { type: "button", class: "dataset-picture", "aria-label": `${t("Open")} ${p.name}`, onclick: () => open(p) }, h("img", { src: thumbnail(p.path, 256), alt: "", loading: "lazy" })),
+      h("button", { type: "button", class: "dataset-picture", "aria-label": `${t("Open")} ${p.name}`, onclick: () => open(p) }, smallPicture(p.path)),
       h("div", { class: "dataset-name", title: p.name }, p.name),
-      h("div", {}, `${p.width} × ${p.height}`, same.has(p.name) ? h("span", { class: "mark" }, t("same file")) : null),
+      h("div", {}, `${p.width} × ${p.height} `, same.has(p.name) ? h("span", { class: "mark" }, t("same file")) : null),
       h("div", { class: "dataset-caption", title: p.caption }, p.caption || h("i", {}, t("no caption"))),
       h("button", { type: "button", class: "danger", "aria-label": `${t("Put away")} ${p.name}`, onclick: () => putAway([p.name]) }, t("Put away"))))),
     h("button", { type: "button", onclick: () => putAway(rest) }, `${t("Keep the largest, put away")} ${rest.length}`));

@@ -1,10 +1,11 @@
 // One picture large, with the part that is trained on marked, and its caption to be edited; arrow keys go to its neighbours.
 import { h, post, Refused, t } from "./common.js";
 import { problemWords, thumbnail } from "./dataset_parts.js";
+import { showDialog } from "./dialog.js";
 
 // `neighbour(name, step)` gives the next row or null, `current(name)` its row as it is now, `closed(name)` is told the last.
 export function showDetail({ row, view, written, neighbour, current, closed }) {
-  const image = h("img", { alt: "" });
+  const image = h("img", { alt: "", onerror: () => (note.textContent = t("This picture does not open.")) });
   const box = h("div", { class: "crop-box" });
   const frame = h("div", { class: "crop-frame" }, image, box);
   const title = h("h2", {});
@@ -97,12 +98,7 @@ export function showDetail({ row, view, written, neighbour, current, closed }) {
     note.textContent = "";
     drawState();
   });
-  dialog.addEventListener("close", () => {
-    dialog.remove();
-    closed(row.name);
-  });
-  document.body.append(dialog);
   draw(row);
-  dialog.showModal();
+  showDialog(dialog, () => closed(row.name));
   on.focus();
 }

@@ -1,5 +1,6 @@
 // Editing many captions: what to do, a look at what would change, and only then the writing.
 import { h, post, Refused, t } from "./common.js";
+import { showDialog } from "./dialog.js";
 
 // Each kind's words and fields: name -> [label, what to draw]. The server checks them again.
 const kinds = () => {
@@ -81,12 +82,7 @@ function confirmed(answer) {
       h("p", {}, `${answer.total} ${t("of")} ${answer.chosen} ${t("chosen pictures get another caption. It can be undone.")}`),
       h("ul", { class: "dataset-changes", tabindex: 0 }, faults, lines, rest > 0 ? h("li", {}, `+ ${rest} ${t("more")}`) : null),
       h("div", { class: "folder-end" }, h("button", { type: "button", onclick: () => dialog.close("") }, t("Cancel")), write));
-    dialog.addEventListener("close", () => {
-      dialog.remove();
-      resolve(dialog.returnValue === "yes");
-    });
-    document.body.append(dialog);
-    dialog.showModal();
+    showDialog(dialog, (word) => resolve(word === "yes"));
     if (answer.total) write.focus();
   });
 }

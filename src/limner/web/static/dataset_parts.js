@@ -1,7 +1,13 @@
 // What the Dataset tab's modules share: a picture's small version, and the words for what is odd about one.
-import { t, url } from "./common.js";
+import { h, t, url } from "./common.js";
 
 export const thumbnail = (path, size) => url(`api/thumbnail?${new URLSearchParams({ path, size })}`);
+
+// The small picture itself, or words where it does not open.
+export function smallPicture(path) {
+  const image = h("img", { src: thumbnail(path, 256), alt: "", loading: "lazy", decoding: "async", onerror: () => image.replaceWith(h("span", { class: "mark" }, t("does not open"))) });
+  return image;
+}
 
 // Asked for when drawn, not when loaded: the words of the page's language may come later than this module.
 export const problemWords = () => ({

@@ -1,5 +1,6 @@
 // Choosing a folder on the server, among the allowed ones: chooseFolder({start}) gives its path, or null.
 import { get, h, Refused, t } from "./common.js";
+import { showDialog } from "./dialog.js";
 
 export function chooseFolder({ start = "", title = t("Choose a folder") } = {}) {
   return new Promise((resolve) => {
@@ -38,7 +39,7 @@ export function chooseFolder({ start = "", title = t("Choose a folder") } = {}) 
       use.disabled = !here.path;
       if (here.path && !here.folders.length) note.textContent = t("No folders in here.");
       const rows = here.folders.map((f) =>
-        h("li", {}, h("button", { type: "button", onclick: () => open(f.path), "data-path": f.path }, "📁 ", here.path ? f.name : f.path)));
+        h("li", {}, h("button", { type: "button", onclick: () => open(f.path), "data-path": f.path }, here.path ? f.name : f.path)));
       list.replaceChildren(...rows);
       (rows.map((row) => row.firstChild).find((b) => b.dataset.path === from) ?? rows[0]?.firstChild ?? use).focus();
     }
@@ -51,12 +52,7 @@ export function chooseFolder({ start = "", title = t("Choose a folder") } = {}) 
       const buttons = [...list.querySelectorAll("button")];
       buttons[buttons.indexOf(document.activeElement) + step]?.focus();
     });
-    dialog.addEventListener("close", () => {
-      dialog.remove();
-      resolve(dialog.returnValue || null);
-    });
-    document.body.append(dialog);
-    dialog.showModal();
+    showDialog(dialog, (path) => resolve(path || null));
     open(start);
   });
 }
