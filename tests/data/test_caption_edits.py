@@ -43,7 +43,12 @@ def yes(path: Path) -> bool:
         ("rename", {"tag": "hat", "to": "cap"}, "a, Hat, cap", "a, cap"),
         ("rename", {"tag": "hat", "to": "cap"}, "a,,a hat", "a,,a hat"),
         ("replace", {"find": "cat", "by": "dog"}, "a cat, Cat, cats", "a dog, Cat, dogs"),
-        ("replace", {"find": "cat", "by": r"\1$0", "whole_words": True, "ignore_case": True}, "cat Cat cats", r"\1$0 \1$0 cats"),
+        (
+            "replace",
+            {"find": "cat", "by": r"\1$0", "whole_words": True, "ignore_case": True},
+            "cat Cat cats",
+            r"\1$0 \1$0 cats",
+        ),
         ("replace", {"find": "(a+)+$", "by": ""}, "a" * 5000 + "b", "a" * 5000 + "b"),
         ("affix", {"text": "photo of "}, "a cat", "photo of a cat"),
         ("affix", {"text": ", night", "place": "end"}, "a cat", "a cat, night"),
@@ -106,7 +111,12 @@ def test_words_and_tags() -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (root := tmp_path / "Mia’s 猫 pictures").mkdir()
-    for name, caption in {"a": b"a cat\r\nsecond line\r\n", "b": "\ufeffun chat, été".encode(), "c": None, "d": b"a dog"}.items():
+    for name, caption in {
+        "a": b"a cat\r\nsecond line\r\n",
+        "b": "\ufeffun chat, été".encode(),
+        "c": None,
+        "d": b"a dog",
+    }.items():
         Image.new("RGB", (40, 30)).save(root / f"{name}.png")
         if caption is not None:
             (root / f"{name}.txt").write_bytes(caption)

@@ -68,8 +68,8 @@ def test_groups_are_those_of_comparing_every_pair() -> None:
 def test_ten_thousand_in_time(kind: str) -> None:
     rng = random.Random(2)
     make = {
-        "random": lambda i: Look(rng.getrandbits(64), (9, 9, 9)),
-        "all the same": lambda i: Look(5, (9, 9, 9)),
+        "random": lambda _: Look(rng.getrandbits(64), (9, 9, 9)),
+        "all the same": lambda _: Look(5, (9, 9, 9)),
         "one colour each": lambda i: Look(0, (i % 5 * 60, i // 5 % 5 * 60, i % 256)),
     }[kind]
     looks = [make(i) for i in range(10_000)]

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from limner.errors import UserError
-from limner.web import dataset_api, page, places, thumbnails
+from limner.web import dataset_api, folders, page, thumbnails
 from limner.web.context import Context
 from limner.web.theme import STATIC, STYLES, theme
 
@@ -17,7 +17,7 @@ def make_app(context: Context) -> FastAPI:
     """Everything that answers a request. `web.server` puts the gate before it."""
     app = FastAPI(title="Limner", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(UserError, _say)
-    for part in (dataset_api, thumbnails, places):
+    for part in (dataset_api, folders, thumbnails):
         app.include_router(part.router(context))
     app.mount("/studio", StaticFiles(directory=STATIC))
     return gr.mount_gradio_app(
