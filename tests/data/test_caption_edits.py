@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from limner.config import Data
 from limner.data import captions, undo
-from limner.data.captions import Edit, caption_file, edits, in_words, tags_of, with_caption
+from limner.data.captions import Edit, check_extensions, edits, in_words, tags_of, with_caption
 from limner.data.scan import scan
 from limner.data.undo import Journal, Move, Write
 from limner.errors import UserError
@@ -253,9 +253,9 @@ def test_pictures_that_share_a_caption_file_are_edited_once(folder: Path) -> Non
 
 
 @pytest.mark.parametrize("extension", ["/../../x", ".png", ".JPG", "txt", "", ".", ".a/b", "." + "x" * 300, ".tx\0t"])
-def test_endings_that_are_none_of_a_caption(folder: Path, extension: str) -> None:
+def test_endings_that_are_none_of_a_caption(extension: str) -> None:
     with pytest.raises(UserError, match=r"data\.caption_extensions"):
-        caption_file(str(folder / "a.png"), (".txt", extension))
+        check_extensions((".txt", extension))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX file systems only")

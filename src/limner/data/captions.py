@@ -180,16 +180,19 @@ class Edit:
 def caption_file(picture: str, extensions: tuple[str, ...]) -> Path:
     """The file that holds a picture's caption, or would: the first that exists, else that of the first extension.
 
-    Links are followed, so that what is written is what was read. Raises UserError for an extension that is none of a caption.
+    Links are followed, so that what is written is what was read. `extensions` are checked ones.
     """
+    stem = os.path.splitext(picture)[0]
+    return Path(os.path.realpath(next((f for e in extensions if os.path.isfile(f := stem + e)), stem + extensions[0])))
+
+
+def check_extensions(extensions: tuple[str, ...]) -> None:
+    """Raises UserError for an extension that is none of a caption, and where there is none."""
     for extension in extensions:
         if not _EXTENSION.fullmatch(extension) or extension.lower() in EXTENSIONS:
             raise wrong("data.caption_extensions", f"{extension!r} cannot be a caption's ending.", 'Use one such as ".txt".')
     if not extensions:
         raise wrong("data.caption_extensions", "names no ending.", 'Use one such as ".txt".')
-    stem = os.path.splitext(picture)[0]
-    files = [Path(stem + extension) for extension in extensions]
-    return next((f for f in files if f.is_file()), files[0]).resolve()
 
 
 def edits(
@@ -200,6 +203,7 @@ def edits(
     A picture that has no caption file is edited from the caption it is trained with (its trigger), so that this is kept.
     Files for which `allowed` is false are faults.
     """
+    check_extensions(extensions)
     out, seen = [], set()
     for picture in pictures:
         file = caption_file(picture.path, extensions)

@@ -173,7 +173,7 @@ def _editing(routes: APIRouter, state: _State) -> None:
         asked = _checked(Preview, body)
         found, config = state.surveys.get(asked.view), state.surveys.config(asked.view)
         pictures = [row.picture for row in asked.rows(found)]
-        edits = captions.edits(pictures, asked.operation, config.data.caption_extensions, state.surveys.allows)
+        edits = captions.edits(pictures, asked.operation, config.data.caption_extensions, state.surveys.allowing())
         good, bad = [e for e in edits if not e.fault], [e for e in edits if e.fault]
         changes: list[undo.Change] = [undo.Write(e.file, e.before, e.after) for e in good]
         pending = _Pending(found.folder, asked.operation.kind, captions.in_words(asked.operation), changes)
@@ -190,7 +190,7 @@ def _editing(routes: APIRouter, state: _State) -> None:
         """Write a preview. Files that changed since it was made are left alone, and named."""
         pending = state.previews.take(_checked(Given, body).id)
         outcome = state.journal.apply(
-            pending.folder, pending.kind, pending.detail, pending.changes, allowed=state.surveys.allows
+            pending.folder, pending.kind, pending.detail, pending.changes, allowed=state.surveys.allowing()
         )
         return state.finish(pending.folder, outcome)
 
@@ -202,7 +202,7 @@ def _editing(routes: APIRouter, state: _State) -> None:
         names = asked.pictures or []
         changes = removal(found, names, config.data.caption_extensions)
         detail = printable(", ".join(names), 80)
-        outcome = state.journal.apply(found.folder, "put-away", detail, changes, allowed=state.surveys.allows)
+        outcome = state.journal.apply(found.folder, "put-away", detail, changes, allowed=state.surveys.allowing())
         return state.finish(found.folder, outcome)
 
 
@@ -211,13 +211,13 @@ def _undoing(routes: APIRouter, state: _State) -> None:
     def undo_last(body: _Body) -> Json:
         """Take back the last operation on the folder."""
         folder = state.surveys.folder(_checked(Seen, body).view)
-        return state.finish(folder, state.journal.undo(folder, state.surveys.allows))
+        return state.finish(folder, state.journal.undo(folder, state.surveys.allowing()))
 
     @routes.post("/redo")
     def redo_last(body: _Body) -> Json:
         """Do again what was taken back last."""
         folder = state.surveys.folder(_checked(Seen, body).view)
-        return state.finish(folder, state.journal.redo(folder, state.surveys.allows))
+        return state.finish(folder, state.journal.redo(folder, state.surveys.allowing()))
 
 
 class _Previews:

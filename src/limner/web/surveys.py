@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from limner import runs
@@ -64,7 +64,7 @@ class Surveys:
             if made is not None and time.monotonic() - made[0] < _FRESH_SECONDS and _times(made[1]) == made[1]:
                 return made[2]
             begun = time.monotonic()
-            found = survey(config, recognise(config.model.base), self.allows)
+            found = survey(config, recognise(config.model.base), self.allowing())
             folders = {str(found.folder), *(os.path.dirname(row.picture.path) for row in found.rows)}
             self._kept[key] = begun, _times(folders), found
             self._kept.move_to_end(key)
@@ -77,10 +77,26 @@ class Surveys:
         with self._lock:
             self._kept.clear()
 
-    def allows(self, path: str | Path) -> bool:
-        """Whether a path, links followed, lies inside the allowed folders."""
+    def allowing(self) -> Callable[[str | Path], bool]:
+        """A function that says whether a file, links followed, lies inside the allowed folders.
+
+        It remembers the folders it was asked about, so make one for each operation.
+        """
+        folders: dict[str, bool] = {}
+
+        def allows(path: str | Path) -> bool:
+            if os.path.islink(path):
+                return self._is_inside(str(path))
+            folder, name = os.path.split(path)
+            if folder not in folders:
+                folders[folder] = self._is_inside(folder)
+            return folders[folder] and not name.startswith(".")
+
+        return allows
+
+    def _is_inside(self, path: str) -> bool:
         try:
-            places.resolve(str(path), self._roots, must_exist=False)
+            places.resolve(path, self._roots, must_exist=False)
         except UserError:
             return False
         return True

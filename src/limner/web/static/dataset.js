@@ -243,7 +243,7 @@ export function mount({ element }) {
         .map((tag) => chip(tag, 0, true, () => filterBy({ tags: on.filter((o) => o !== tag) }))));
     const most = Math.max(1, ...answer.buckets.map((b) => b.pictures));
     buckets.replaceChildren(
-      h("thead", {}, h("tr", {}, ...[t("Size"), t("Pictures"), t("Shown an epoch")].map((word) => h("th", { scope: "col" }, word)))),
+      h("thead", {}, h("tr", {}, ...[t("Size"), t("Pictures"), t("Shown")].map((word) => h("th", { scope: "col" }, word)))),
       h("tbody", {}, ...answer.buckets.map((b) => {
         const name = b.bucket.join("x");
         const pictures = h("td", {}, String(b.pictures));

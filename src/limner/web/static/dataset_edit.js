@@ -22,7 +22,7 @@ export function editBar({ choice, written, putAway }) {
   const kind = h("select", { "aria-label": t("What to do"), onchange: draw }, Object.entries(kinds()).map(([name, [label]]) => h("option", { value: name }, label)));
   const fields = h("span", { class: "dataset-fields" });
   const look = h("button", { type: "submit", class: "primary" }, t("Preview"));
-  const away = h("button", { type: "button", class: "danger", onclick: putAway }, t("Put away"));
+  const away = h("button", { type: "button", class: "danger", title: t("Moves them and their captions into .limner-removed in this folder. It can be undone."), onclick: putAway }, t("Put away"));
   const fault = h("p", { class: "dataset-fault", role: "alert" });
   const element = h("form", { class: "dataset-edit", onsubmit: preview }, kind, fields, look, away, fault);
 
@@ -30,7 +30,7 @@ export function editBar({ choice, written, putAway }) {
     if (type === "tick") return h("label", {}, h("input", { type: "checkbox", name }), label);
     if (type === "place")
       return h("label", {}, label, h("select", { name }, h("option", { value: "front" }, t("at the front")), h("option", { value: "end", selected: kind.value === "add" }, t("at the end"))));
-    return h("label", {}, label, h("input", { type: "text", name, value: type === "short" ? "," : "", size: type === "short" ? 2 : 18, autocomplete: "off" }));
+    return h("label", {}, label, h("input", { type: "text", name, value: type === "short" ? "," : "", size: type === "short" ? 1 : 14, autocomplete: "off" }));
   }
 
   function draw() {
