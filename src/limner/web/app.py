@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+
 import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
+from limner import runs
 from limner.errors import UserError
-from limner.web import dataset_api, folders, page, thumbnails
+from limner.web import dataset_api, folders, gate, notices, page, settings_api, tensorboard, thumbnails, uploads
 from limner.web.context import Context
+from limner.web.document import Document
 from limner.web.theme import STATIC, STYLES, theme
 
+ROUTERS = (dataset_api, folders, notices, settings_api, tensorboard, thumbnails)
+"""Modules with routes of their own under /api: each has `router(context) -> APIRouter`."""
 
-def make_app(context: Context) -> FastAPI:
-    """Everything that answers a request. `web.server` puts the gate before it."""
-    app = FastAPI(title="Limner", docs_url=None, redoc_url=None, openapi_url=None)
+
+def make_app(context: Context, rules: gate.Rules | None = None) -> ASGIApp:
+    """Everything that answers a request, behind the gate. Without rules: those of a server on loopback without a password."""
+    document = Document(bare_app(context), language=context.words.language, theme=context.settings.theme)
+    return gate.Gate(document, rules or gate.Rules(gate.token_of(runs.home())))
+
+
+def bare_app(context: Context) -> FastAPI:
+    """The routes without the gate: for `make_app`, and for tests that go through all of them."""
+    kept = runs.home() / "uploads"
+    os.environ["GRADIO_TEMP_DIR"] = str(kept)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(uploads.keep_swept(kept))
+        yield
+        sweeping.cancel()
+
+    app = FastAPI(title="Limner", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_exception_handler(UserError, _say)
-    for part in (dataset_api, folders, thumbnails):
-        app.include_router(part.router(context))
+    for module in ROUTERS:
+        app.include_router(module.router(context))
     app.mount("/studio", StaticFiles(directory=STATIC))
     return gr.mount_gradio_app(
         app,
@@ -31,6 +58,7 @@ def make_app(context: Context) -> FastAPI:
         show_error=False,
         ssr_mode=False,
         mcp_server=False,
+        enable_monitoring=False,
     )
 
 
@@ -38,5 +66,4 @@ def _say(request: Request, error: Exception) -> JSONResponse:
     """A user's mistake: 422 with the findings, which the page shows at their fields."""
     del request
     assert isinstance(error, UserError)
-    findings = [{"field": f.field, "message": f.message, "remedy": f.remedy, "severity": f.severity} for f in error.findings]
-    return JSONResponse({"findings": findings}, status_code=422)
+    return JSONResponse({"findings": [asdict(finding) for finding in error.findings]}, status_code=422)
