@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,8 +44,11 @@ class Scan:
     warnings: list[Finding] = field(default_factory=list)
 
 
-def scan(data: Data) -> Scan:
-    """Read the folder `data.path`. Raises UserError if there is no such folder."""
+def scan(data: Data, may_follow: Callable[[str], bool] | None = None) -> Scan:
+    """Read the folder `data.path`. Raises UserError if there is no such folder.
+
+    A link for which `may_follow(path)` is false is not followed, and named among the broken.
+    """
     root = data.path
     if root is None:
         raise wrong("data.path", "no folder of pictures is given.", 'Set it: path = "my-pictures" under [data].')
@@ -58,7 +61,7 @@ def scan(data: Data) -> Scan:
             "data.path", f"{str(root)!r} is not a path on this system.", "Give the folder that holds the pictures."
         ) from None
     out, without, ignored = Scan(), 0, set()
-    for folder, names, files in _folders(root, out):
+    for folder, names, files in _folders(root, out, may_follow):
         # as in sd-scripts, only the folder itself and those directly in it are read for repeats
         repeats, fallback = _kohya(folder.name, data) if folder == root or folder.parent == root else (data.repeats, None)
         if repeats > _MANY_REPEATS and names:
@@ -95,7 +98,7 @@ def _check_trigger(data: Data, out: Scan) -> None:
         )
 
 
-def _folders(root: Path, out: Scan) -> Iterator[tuple[Path, list[str], set[str]]]:
+def _folders(root: Path, out: Scan, may_follow: Callable[[str], bool] | None) -> Iterator[tuple[Path, list[str], set[str]]]:
     """(folder, its picture names sorted, all its file names), depth first in sorted order; each real folder once."""
     pending, seen = [root], set()
     while pending:
@@ -105,12 +108,17 @@ def _folders(root: Path, out: Scan) -> Iterator[tuple[Path, list[str], set[str]]
             if identity in seen:
                 continue  # a link back to where we have been
             seen.add(identity)
-            entries = sorted(os.scandir(folder), key=lambda e: e.name)
+            entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda e: e.name)
         except OSError as error:
             out.broken.append(Finding(str(folder), f"cannot be read ({error.strerror}).", "Check its permissions."))
             continue
-        files = {e.name for e in entries if not e.name.startswith(".") and _is_file(e)}
-        pending += [Path(e.path) for e in reversed(entries) if not e.name.startswith(".") and _is_folder(e)]
+        if may_follow is not None:
+            barred = {e.name for e in entries if e.is_symlink() and not may_follow(e.path)}
+            said = "is a link that leads outside the allowed folders."
+            out.broken += [Finding(str(folder / n), said, "Put the file itself there.") for n in sorted(barred)]
+            entries = [e for e in entries if e.name not in barred]
+        files = {e.name for e in entries if _is_file(e)}
+        pending += [Path(e.path) for e in reversed(entries) if _is_folder(e)]
         yield folder, [n for n in sorted(files) if os.path.splitext(n)[1].lower() in EXTENSIONS], files
 
 

@@ -16,12 +16,12 @@ from starlette.types import ASGIApp
 
 from limner import runs
 from limner.errors import UserError
-from limner.web import folders, gate, notices, page, settings_api, tensorboard, uploads
+from limner.web import dataset_api, folders, gate, notices, page, settings_api, tensorboard, thumbnails, uploads
 from limner.web.context import Context
 from limner.web.document import Document
-from limner.web.theme import STATIC, STYLE, theme
+from limner.web.theme import STATIC, STYLES, theme
 
-ROUTERS = (folders, notices, settings_api, tensorboard)
+ROUTERS = (dataset_api, folders, notices, settings_api, tensorboard, thumbnails)
 """Modules with routes of their own under /api: each has `router(context) -> APIRouter`."""
 
 
@@ -52,7 +52,7 @@ def bare_app(context: Context) -> FastAPI:
         page.build(context),
         path="/",
         theme=theme(),
-        css_paths=[STYLE],
+        css_paths=STYLES,
         footer_links=[],
         run_history=False,
         show_error=False,

@@ -1,4 +1,4 @@
-"""How the page looks: Gradio's own theme variables, and one stylesheet for what we draw ourselves."""
+"""How the page looks: Gradio's own theme variables, and stylesheets for what we draw ourselves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 
 STATIC = Path(__file__).parent / "static"
-STYLE = STATIC / "limner.css"
+STYLES = sorted(STATIC.glob("*.css"))
 
 
 def theme() -> gr.themes.Base:
@@ -17,4 +17,11 @@ def theme() -> gr.themes.Base:
         neutral_hue="slate",
         font=["system-ui", "sans-serif"],
         font_mono=["ui-monospace", "monospace"],
+    ).set(
+        # white on the palette's own 500 is just too faint to read (4.47 : 1)
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_700",
+        color_accent="*primary_600",
     )

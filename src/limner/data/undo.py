@@ -1,0 +1,239 @@
+"""A journal of what was written into people's folders, so that it can be taken back and done again, also after a restart.
+
+One entry is one operation over many files, in `<home>/undo/<number>/`: `files.json` says what each file held before and
+holds after, `entry.json` (written last) what it was called. It is written before the first file is touched; a file that is
+found neither as before nor as after was changed by somebody else and is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from limner import disk
+from limner.errors import wrong
+
+MAX_ENTRIES = 100
+MAX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A text file's whole content before and after; None: there is no such file."""
+
+    path: Path
+    before: str | None
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A file that gets another name, on the same disk. `size` and `mtime_ns` tell it from another of that name."""
+
+    path: Path
+    to: Path
+    size: int
+    mtime_ns: int
+
+
+Change = Write | Move
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One operation in the journal. `folder` is the folder that it was about; `kind` and `detail` say what it did."""
+
+    number: int
+    folder: str
+    kind: str
+    detail: str
+    files: int
+    undone: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How many files were changed, and which were left alone since they are no longer as they were: (path, why)."""
+
+    entry: Entry
+    changed: int
+    refused: list[tuple[Path, str]]
+
+
+class Journal:
+    """The journal in one folder. Several threads and processes may use it at once."""
+
+    def __init__(self, folder: Path, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_BYTES) -> None:
+        self.folder, self.max_entries, self.max_bytes = folder, max_entries, max_bytes
+
+    def apply(
+        self, folder: Path, kind: str, detail: str, changes: Sequence[Change], allowed: Callable[[Path], bool]
+    ) -> Outcome:
+        """Make the changes in files for which `allowed` is true, journalled as one.
+
+        Raises UserError, with nothing done, if they are none, or too much to be kept.
+        """
+        if not changes:
+            raise wrong("pictures", "nothing would change.", "Choose other pictures, or another edit.")
+        content = json.dumps([_dumped(c) for c in changes])
+        if len(content) > self.max_bytes:
+            said = f"changes {len(content) >> 20} MiB of captions at once, too much to be undone."
+            raise wrong("pictures", said, "Choose fewer pictures.")
+        with self._lock():
+            for entry in self.entries(folder):
+                if entry.undone:  # what was undone and then written over cannot be done again
+                    self._drop(entry.number)
+            entry = Entry(max((e.number for e in self.entries()), default=0) + 1, str(folder), kind, detail, len(changes))
+            place = self._place(entry.number)
+            shutil.rmtree(place, ignore_errors=True)  # what a killed writer left
+            disk.write_text(place / "files.json", content)
+            self._write(entry)
+            self._prune()
+            return self._do(entry, changes, allowed, back=False)
+
+    def undo(self, folder: Path, allowed: Callable[[Path], bool]) -> Outcome | None:
+        """Take back the last operation on `folder` that stands, but only in files for which `allowed` is true.
+
+        None if there is none.
+        """
+        return self._turn(folder, allowed, back=True)
+
+    def redo(self, folder: Path, allowed: Callable[[Path], bool]) -> Outcome | None:
+        """Do again what was undone last; None if there is nothing."""
+        return self._turn(folder, allowed, back=False)
+
+    def next(self, folder: Path) -> tuple[Entry | None, Entry | None]:
+        """(what `undo` would take back, what `redo` would do again)."""
+        entries = self.entries(folder)
+        return (
+            next((e for e in reversed(entries) if not e.undone), None),
+            next((e for e in entries if e.undone), None),
+        )
+
+    def entries(self, folder: Path | None = None) -> list[Entry]:
+        """All operations, or those on one folder, oldest first. Damaged ones are left out."""
+        out = []
+        for name in os.listdir(self.folder) if self.folder.is_dir() else ():
+            content = disk.read_json(self.folder / name / "entry.json")
+            with contextlib.suppress(TypeError, ValueError):
+                out.append(Entry(int(name), **content))
+        return sorted((e for e in out if folder is None or e.folder == str(folder)), key=lambda e: e.number)
+
+    def _turn(self, folder: Path, allowed: Callable[[Path], bool], *, back: bool) -> Outcome | None:
+        with self._lock():
+            entry = self.next(folder)[0 if back else 1]
+            if entry is None:
+                return None
+            content = disk.read_json(self._place(entry.number) / "files.json", limit=self.max_bytes + 1)
+            if not isinstance(content, list):
+                self._drop(entry.number)
+                raise wrong("undo", f"the record of {entry.kind!r} in the journal is damaged.", "It was removed; try again.")
+            outcome = self._do(entry, [_loaded(c) for c in content], allowed, back=back)
+            # also if every file was refused: the operations before it must stay within reach
+            entry = replace(entry, undone=back)
+            self._write(entry)
+            return replace(outcome, entry=entry)
+
+    def _do(self, entry: Entry, changes: Sequence[Change], allowed: Callable[[Path], bool], *, back: bool) -> Outcome:
+        refused, changed = [], 0
+        for change in reversed(changes) if back else changes:
+            try:
+                fault = "" if allowed(change.path) else "it is not in the allowed folders"
+                fault = fault or (_write_file(change, back) if isinstance(change, Write) else _move_file(change, back))
+            except OSError as error:
+                fault = error.strerror or type(error).__name__
+            if fault:
+                refused.append((change.path, fault))
+            else:
+                changed += 1
+        return Outcome(entry, changed, refused)
+
+    def _prune(self) -> None:
+        entries = self.entries()
+        sizes = {e.number: (self._place(e.number) / "files.json").stat().st_size for e in entries}
+        total = sum(sizes.values())
+        for i, entry in enumerate(entries[:-1]):
+            if len(entries) - i <= self.max_entries and total <= self.max_bytes:
+                return
+            self._drop(entry.number)
+            total -= sizes[entry.number]
+
+    def _place(self, number: int) -> Path:
+        return self.folder / f"{number:08d}"
+
+    def _write(self, entry: Entry) -> None:
+        content = {k: v for k, v in asdict(entry).items() if k != "number"}
+        disk.write_text(self._place(entry.number) / "entry.json", json.dumps(content))  # ASCII: names may be no UTF-8
+
+    def _drop(self, number: int) -> None:
+        (self._place(number) / "entry.json").unlink(missing_ok=True)  # first, so that no half entry is ever seen
+        shutil.rmtree(self._place(number), ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".lock"):
+            yield
+
+
+_CHANGED = "it was changed by somebody else since"
+
+
+def _write_file(change: Write, back: bool) -> str:
+    """Bring a file from one content to the other; what is wrong, or ""."""
+    source, target = (change.after, change.before) if back else (change.before, change.after)
+    try:
+        now = change.path.read_bytes()
+    except FileNotFoundError:
+        now = None
+    if now == _encoded(target):
+        return ""
+    if now != _encoded(source):
+        return _CHANGED
+    if target is None:
+        change.path.unlink()
+    else:
+        disk.write_text(change.path, target)
+    return ""
+
+
+def _encoded(text: str | None) -> bytes | None:
+    return None if text is None else text.encode("utf-8")
+
+
+def _move_file(change: Move, back: bool) -> str:
+    source, target = (change.to, change.path) if back else (change.path, change.to)
+    if not source.is_file():
+        return "" if _is_same(target, change) else "it is not there any more"
+    if not _is_same(source, change):
+        return _CHANGED
+    if target.exists():
+        return "another file has its name"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(source, target)
+    disk.fsync(target.parent)
+    return ""
+
+
+def _is_same(path: Path, change: Move) -> bool:
+    return path.is_file() and (path.stat().st_size, path.stat().st_mtime_ns) == (change.size, change.mtime_ns)
+
+
+def _dumped(change: Change) -> dict[str, Any]:
+    if isinstance(change, Write):
+        return {"path": str(change.path), "before": change.before, "after": change.after}
+    return {"path": str(change.path), "to": str(change.to), "size": change.size, "mtime_ns": change.mtime_ns}
+
+
+def _loaded(content: dict[str, Any]) -> Change:
+    if "to" in content:
+        return Move(Path(content["path"]), Path(content["to"]), content["size"], content["mtime_ns"])
+    return Write(Path(content["path"]), content["before"], content["after"])
