@@ -14,7 +14,8 @@ from math import prod
 from pathlib import Path
 
 from limner import disk, runs
-from limner.config import Config, Data, Lora, defaults
+from limner.config import Config, Lora, defaults
+from limner.config.fields import applies, condition_words, values
 from limner.config.prompts import all_prompts
 from limner.data.dataset import Dataset, assemble, bucket_rule
 from limner.data.decode import decode
@@ -117,7 +118,6 @@ def check_buckets(config: Config, machine: Machine, records: Records) -> Iterabl
     if records.base is None:
         return
     data, rule, family_step = config.data, bucket_rule(config, records.base), records.base.bucket_step_px
-    yield from _idle_bucket_options(data)
     if rule.resolution < rule.step:
         yield Finding(
             "data.resolution", f"{rule.resolution} is less than a bucket step of {rule.step}.", f"Use at least {rule.step}."
@@ -145,21 +145,6 @@ def check_buckets(config: Config, machine: Machine, records: Records) -> Iterabl
         yield Finding("data.resolution", said, "Use larger pictures or a lower resolution.", "warning")
 
 
-def _idle_bucket_options(data: Data) -> Iterable[Finding]:
-    """Bucket options that the others leave without effect."""
-    if not data.buckets:
-        why, names = "without buckets", ("bucket_step_px", "bucket_min_px", "bucket_max_px")
-        if not data.upscale:
-            yield Finding("data.upscale", "has no effect without buckets.", "Set data.buckets = true.", "warning")
-    elif not data.upscale:
-        why, names = "while pictures are not enlarged", ("bucket_min_px", "bucket_max_px")
-    else:
-        return
-    for name in names:
-        if getattr(data, name) is not None:
-            yield Finding(f"data.{name}", f"has no effect {why}.", "Remove it.", "warning")
-
-
 def check_length(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
     del machine
     if config.train.steps is not None and config.train.epochs is not None:
@@ -182,45 +167,28 @@ def check_length(config: Config, machine: Machine, records: Records) -> Iterable
             yield Finding(field, said, "Make it smaller.", "warning")
 
 
+def check_idle(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+    """What is set but has no effect, because what it depends on is not (see `when` in the schema)."""
+    del machine, records
+    for option, value in values(config):
+        if value != option.default and not applies(option, config):
+            said = f"has no effect unless {condition_words(option.when)}."
+            yield Finding(option.path, said, "Change that, or remove this.", "warning")
+
+
 def check_adapter(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
     del machine, records
-    adapter, optimizer = config.adapter, config.optimizer
+    adapter = config.adapter
     if not adapter.denoiser and not adapter.text_encoder:
         yield Finding("adapter.denoiser", "nothing is trained.", "Set adapter.denoiser or adapter.text_encoder to true.")
-    if isinstance(adapter, Lora) and adapter.conv_alpha is not None and adapter.conv_rank is None:
-        yield Finding(
-            "adapter.conv_alpha", "has no effect without conv_rank.", "Set adapter.conv_rank, or remove it.", "warning"
-        )
-    if optimizer.text_encoder_lr is not None and not adapter.text_encoder:
-        said = "has no effect while the text encoder is not trained."
-        yield Finding("optimizer.text_encoder_lr", said, "Set adapter.text_encoder = true, or remove it.", "warning")
     if adapter.text_encoder and config.memory.cache_text:
         said = "captions are not cached while the text encoder is trained."
         yield Finding("memory.cache_text", said, "", "note")
-    if (
-        config.output.keep_last is not None
-        and config.output.save_every_steps is None
-        and config.output.save_every_epochs is None
-    ):
-        yield Finding(
-            "output.keep_last",
-            "has no effect while no checkpoints are saved on the way.",
-            "Set output.save_every_steps.",
-            "warning",
-        )
-    if adapter.trains_base:
-        for name in ("author", "description", "license", "title", "tags"):
-            if getattr(config.output, name):
-                yield Finding(f"output.{name}", "is not written into a whole model's folder.", "Remove it.", "warning")
 
 
 def check_preservation(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
     del machine, records
     if config.objective.preserve == "off":
-        if config.data.class_words:
-            yield Finding(
-                "data.class_words", "have no effect without preservation.", "Set objective.preserve = 1.0.", "warning"
-            )
         return
     if config.adapter.trains_base:
         said = "needs the base model beside the trained one, and the base model itself is trained."
@@ -311,9 +279,9 @@ def _already_there(config: Config) -> Iterable[Finding]:
 
 
 def _writable(field: str, folder: Path) -> Iterable[Finding]:
+    there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))  # the rest is made when it is needed
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=disk.TEMPORARY):
+        with tempfile.NamedTemporaryFile(dir=there, prefix=disk.TEMPORARY):
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -344,6 +312,7 @@ CHECKS: tuple[Check, ...] = (
     check_depth,
     check_buckets,
     check_length,
+    check_idle,
     check_adapter,
     check_preservation,
     check_device,
