@@ -162,6 +162,14 @@ def demo(*, out: Path = Path("demo"), steps: int | None = None) -> int:
 
 
 @app.command
+def web(*, port: int | None = None) -> int:
+    """Open the page."""
+    from limner.web import server
+
+    return server.serve(port)
+
+
+@app.command
 def doctor() -> int:
     """Describe this machine, and say what stands in the way."""
     from limner import doctor as doctor_page
