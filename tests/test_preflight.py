@@ -173,6 +173,8 @@ BAD_NAMES = [
     "a:b",
     'a"b',
     "a|b",
+    "$(x)",
+    "`x`",
     "a\nb",
     "CON",
     "nul.txt",

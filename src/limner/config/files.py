@@ -297,6 +297,15 @@ def render(config: Config, with_help: bool = True, advanced: bool = True) -> str
     return "\n".join(out).lstrip("\n") + "\n"
 
 
+def render_changes(config: Config) -> str:
+    """Only what differs from the defaults, as TOML without help."""
+    out: dict[str, list[str]] = {}
+    for option, value in values(config):
+        if value is not None and value != option.default:
+            out.setdefault(option.section, []).append(f"{option.name} = {_toml(value)}")
+    return "\n\n".join("\n".join([f"[{name}]", *lines]) for name, lines in out.items()) + "\n"
+
+
 def _section_options(name: str, tag: str | None) -> Iterable[Option]:
     return [o for o in walk() if o.section == name and (o.tag == tag or o.name == "kind")]
 

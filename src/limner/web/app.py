@@ -8,15 +8,19 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from limner.errors import UserError
-from limner.web import page
+from limner.web import asked, models, page, pictures, presets
 from limner.web.context import Context
 from limner.web.theme import STATIC, STYLE, theme
+
+ROUTERS = (asked.router, models.router, pictures.router, presets.router)
 
 
 def make_app(context: Context) -> FastAPI:
     """Everything that answers a request. `web.server` puts the gate before it."""
     app = FastAPI(title="Limner", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(UserError, _say)
+    for part in ROUTERS:
+        app.include_router(part(context))
     app.mount("/studio", StaticFiles(directory=STATIC))
     return gr.mount_gradio_app(
         app,
