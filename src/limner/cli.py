@@ -12,7 +12,7 @@ from limner.errors import Finding, UserError, printable, wrong
 
 app = App(name="limner", help="Teach a diffusion model what you show it.", version_flags=["--version"])
 config_app = App(name="config", help="Write and read configurations.")
-runs_app = App(name="runs", help="List, show, stop, resume and delete runs.")
+runs_app = App(name="runs", help="List, show, stop, resume, queue and delete runs.")
 app.command(config_app)
 app.command(runs_app)
 
@@ -74,6 +74,14 @@ def _machine():
     return machine.describe(runs.home())
 
 
+def _train(run) -> int:
+    """Put a run into the queue, and show it until it ends."""
+    from limner import progress, queue
+
+    queue.enqueue(run)
+    return progress.follow(run)
+
+
 def _report(findings: list[Finding]) -> bool:
     """Print findings; True if one of them forbids the start."""
     for finding in findings:
@@ -87,13 +95,11 @@ def train(*words: Options) -> int:
     from limner import jobs, preflight, progress
 
     config = _load(words)
-    machine = _machine()
-    findings, records = preflight.examine(config, machine)
+    findings, records = preflight.examine(config, _machine())
     if _report(findings):
         return 2
     progress.say_plan(config, records)
-    run = jobs.prepare(config)
-    return progress.follow(run, jobs.start(run, config.launch.device or machine.best().kind))
+    return _train(jobs.prepare(config))
 
 
 @app.command
@@ -242,26 +248,74 @@ def runs_show(name: str) -> int:
 
 @runs_app.command(name="stop")
 def runs_stop(name: str, *, now: bool = False) -> int:
-    """Stop a run after the current step with its state saved, or at once."""
+    """Stop a run after the current step with its state saved, or at once. A waiting one leaves the queue."""
     from limner import jobs, runs
 
     state = jobs.stop(runs.find(name), now=now)
-    print(f"{state.status} at step {state.step} of {state.steps}")
+    print(f"{state.status} at step {state.step} of {state.steps}" if state.pid else f"{state.status}: it had not started")
     return 1 if state.status == "failed" else 0
 
 
 @runs_app.command(name="resume")
 def runs_resume(name: str) -> int:
     """Go on with a stopped or failed run from its newest training state."""
-    from limner import jobs, progress, runs
+    from limner import runs
+
+    return _train(runs.find(name))
+
+
+@runs_app.command(name="queue")
+def runs_queue() -> int:
+    """List the waiting runs in their order, and see to it that they are served."""
+    from limner import progress, queue, runner, runs
+
+    queue.repair()
+    names = queue.waiting()
+    if names:
+        runner.ensure_runner()
+    for place, name in enumerate(names, 1):
+        print(f"{place:>3}  {name:<44.44} {progress.why_waiting(runs.named(name))}")
+    if not names:
+        print("No run is waiting.")
+    return 0
+
+
+@runs_app.command(name="move")
+def runs_move(name: str, position: int) -> int:
+    """Give a waiting run another place in the queue; the first is 1."""
+    from limner import queue, runs
+
+    run, names = runs.find(name), queue.waiting()
+    if run.id not in names:
+        raise wrong("run", f"{run.id} is not waiting.", "`limner runs queue` shows which are.")
+    if not 1 <= position <= len(names):
+        raise wrong("position", f"there is no place {position}.", f"The queue has places 1 to {len(names)}.")
+    names.remove(run.id)
+    queue.reorder([*names[: position - 1], run.id, *names[position - 1 :]])
+    return runs_queue()
+
+
+def _ask(name: str, what: str) -> int:
+    from limner import runs
 
     run = runs.find(name)
-    status = run.state().status
-    if status in runs.LIVE:
-        raise wrong("run", f"{run.id} is running.", "`limner runs show` shows it.")
-    if status == "done":
-        raise wrong("run", f"{run.id} is finished.", "Start a new run to train longer.")
-    return progress.follow(run, jobs.start(run, run.config().launch.device or _machine().best().kind))
+    if run.state().status not in runs.LIVE:
+        raise wrong("run", f"{run.id} is not running.", "Only a run that trains can be asked.")
+    run.request(what)
+    print("Asked; it is done after the current step.")
+    return 0
+
+
+@runs_app.command(name="sample")
+def runs_sample(name: str) -> int:
+    """Have a running run paint its prompts now."""
+    return _ask(name, "sample")
+
+
+@runs_app.command(name="save")
+def runs_save(name: str) -> int:
+    """Have a running run save a checkpoint now."""
+    return _ask(name, "save")
 
 
 @runs_app.command(name="delete")

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from limner import disk, jobs, launch, machine, preflight, progress, runs
+from limner import disk, jobs, launch, machine, preflight, progress, queue, runs
 from limner.config import Config, files
 from limner.errors import UserError
 from limner.pocket import PICTURES, world
@@ -46,7 +46,8 @@ def run(out: Path, steps: int | None) -> int:
     progress.say_plan(config, records)
     device = here.best().kind
     job = jobs.prepare(config)
-    code = progress.follow(job, jobs.start(job, device))
+    queue.enqueue(job)
+    code = progress.follow(job)
     if code or job.state().status != "done":
         return code or 1
     trained = time.monotonic()

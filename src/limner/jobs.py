@@ -1,7 +1,7 @@
-"""Start a trainer as a process of its own, follow it, stop it.
+"""Start a trainer as a process of its own, record its end, stop it.
 
-The trainer writes to files, never to a pipe of its parent, and leads its own process group: it goes on when the terminal
-or the page that started it is gone.
+The trainer writes to files, never to a pipe of its parent, and leads its own process group: it goes on when whoever started
+it is gone.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import psutil
 
-from limner import disk, launch, runs
+from limner import disk, launch, queue, runs
 from limner.config import Config
 from limner.runs import LIVE, Run, State
 
@@ -34,61 +36,70 @@ def prepare(config: Config) -> Run:
     return run
 
 
-def start(run: Run, device: str) -> subprocess.Popen[bytes]:
-    """Start the trainer of a run, detached, its output going to the run's log."""
+def start(run: Run, device: str) -> subprocess.Popen[bytes] | None:
+    """Start the trainer of a new or waiting run, detached, its output going to the run's log.
+
+    None if the run is neither any more (it was taken out of the queue), or is being trained. The state tells of the new
+    process before anyone else may write it: the trainer waits for the run's lock.
+    """
     config = run.config()
     words, extra = launch.argv(config, run.path, device), launch.environment(config, device)
-    disk.write_json(run.path / "command.json", {"argv": words, "environment": extra})
-    (run.path / "exit.json").unlink(missing_ok=True)
-    _rotate(run.log)
+    with contextlib.suppress(filelock.Timeout), run.hold():
+        if run.state().status not in ("queued", "waiting"):
+            return None
+        disk.write_json(run.path / "command.json", {"argv": words, "environment": extra})
+        (run.path / "exit.json").unlink(missing_ok=True)
+        process = spawn(words, run.log, extra)
+        try:
+            run.write_state(run.starting(process.pid))
+        except OSError:
+            kill(process.pid)  # else it would be started once more
+            process.wait()
+            raise
+        return process
+    return None
+
+
+def spawn(words: Sequence[str], log: Path, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a process that leads its own group and session, reads nothing and writes to `log` alone."""
+    rotate(log)
     group: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
         group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
-    with run.log.open("ab") as log:
+    with log.open("ab") as file:
         return subprocess.Popen[bytes](
-            words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **extra}, **group
+            words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **(extra or {})}, **group
         )
 
 
-def _rotate(log: Path, limit: int = 5 << 20) -> None:
+def rotate(log: Path, limit: int = 5 << 20) -> None:
+    """Begin a log anew that has grown beyond `limit` bytes; the one before is kept."""
     if log.exists() and log.stat().st_size > limit:
-        os.replace(log, log.with_name("log.1.txt"))
+        with contextlib.suppress(PermissionError):  # Windows: somebody is reading it
+            os.replace(log, log.with_stem(f"{log.stem}.1"))
 
 
-def note_exit(run: Run, pid: int, code: int) -> None:
-    """Record how the process ended; the runner's side of the truth."""
+def fail(run: Run, reason: str) -> None:
+    """Record that a waiting run could not even be started."""
+    with run.hold():
+        state = run.state()
+        if state.status == "waiting":
+            run.write_state(replace(state, status="failed", error=reason))
+
+
+def note_exit(run: Run, pid: int, code: int | None) -> None:
+    """Record how the trainer ended; the runner's side of the truth. `code` is None for one that was not its own child."""
     with contextlib.suppress(OSError):
         disk.write_json(run.path / "exit.json", {"code": code, "time": time.time(), "pid": pid})
 
 
-def follow(run: Run, process: subprocess.Popen[bytes], watch: Callable[[], None], interval: float = 0.2) -> int:
-    """Wait for the trainer to end, calling `watch` on the way; returns its exit code.
-
-    ctrl-C asks for a polite stop; a second one ends the trainer at once.
-    """
-    asked = False
-    while (code := process.poll()) is None:
-        try:
-            watch()
-            time.sleep(interval)
-        except KeyboardInterrupt:
-            if asked:
-                kill(process.pid)
-            else:
-                run.request("stop")
-                asked = True
-                said = "Stopping after this step; its state will be saved. Press ctrl-C again to stop at once."
-                print(f"\n{said}", file=sys.stderr)
-    note_exit(run, process.pid, code)
-    watch()
-    return code
-
-
 def stop(run: Run, *, now: bool = False, grace_seconds: float = GRACE_SECONDS) -> State:
-    """Stop a run; returns the state it ended in.
+    """Stop a run; returns the state it ended in. A waiting one is taken out of the queue.
 
     Politely: ask, and wait however long the step or the save takes. Now: ask, wait, terminate, wait, kill.
     """
+    if queue.remove(run):
+        return run.state()
     if run.state().status not in LIVE and not run.is_locked():
         return run.state()
     run.request("stop-now" if now else "stop")
@@ -98,6 +109,11 @@ def stop(run: Run, *, now: bool = False, grace_seconds: float = GRACE_SECONDS) -
             _signal(run, kill)
             _gone(run, grace_seconds)
     return run.state()
+
+
+def stop_at_once(run: Run) -> None:
+    """End the trainer of a run without asking; the work since its last training state is lost."""
+    _signal(run, kill)
 
 
 def _signal(run: Run, act: Callable[[int], None]) -> None:

@@ -1,20 +1,25 @@
-"""What the terminal shows of a run: one line that renews itself, or plain lines where there is no terminal."""
+"""What the terminal shows of a run: one line that renews itself, or plain lines where there is no terminal.
+
+Like every watcher it only reads the run's files; the run goes on without it.
+"""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import time
 
-from limner import jobs
+from limner import disk, jobs, queue, runner
 from limner.config import Config
-from limner.errors import printable
+from limner.errors import UserError, printable
 from limner.preflight import Records
 from limner.runs import LIVE, Run, State
 
 _PLAIN_SECONDS = 15.0
 _WINDOW = 60
+_LOOK_SECONDS = 0.2
+_RUNNER_SECONDS = 5.0
+_EXIT_SECONDS = 5.0
 
 
 def duration(seconds: float) -> str:
@@ -51,12 +56,18 @@ class Watcher:
         self._memory = 0
         self._last_line = ""
         self._printed = 0.0
+        self._runner_seen = -_RUNNER_SECONDS
+        self._why_waiting = ""
 
     def __call__(self) -> None:
         for event, offset in self.run.events(self._offset):
             self._offset = offset
             self._take(event)
-        line = self.line(self.run.state())
+        state = self.run.state()
+        if state.status == "waiting" and time.monotonic() - self._runner_seen > _RUNNER_SECONDS:
+            runner.ensure_runner()  # again and again: it may have been killed
+            self._why_waiting, self._runner_seen = why_waiting(self.run), time.monotonic()
+        line = self.line(state)
         if self._live:
             width = shutil.get_terminal_size().columns - 1
             if line != self._last_line:
@@ -87,6 +98,8 @@ class Watcher:
 
     def line(self, state: State) -> str:
         """The progress in one line of at most 80 columns."""
+        if state.status == "waiting":
+            return self._why_waiting
         if state.status not in LIVE or not state.steps:
             return state.phase or state.status
         if state.phase != "training":
@@ -106,23 +119,68 @@ class Watcher:
             print()
 
 
-def follow(run: Run, process: subprocess.Popen[bytes]) -> int:
-    """Show a run until it ends, then say how; returns the exit code for the terminal."""
+def why_waiting(run: Run) -> str:
+    """What a waiting run waits for, in words."""
+    try:
+        device = runner.device_of(run)
+    except UserError:
+        return "waiting"  # the runner will say what is wrong with it
+    busy = runner.live_runs().get(device)
+    return f"waiting for {busy.id} to finish on {device}" if busy else "waiting to be started"
+
+
+def follow(run: Run) -> int:
+    """Show an enqueued run until it ends, then say how; returns the exit code for the terminal.
+
+    ctrl-C asks for a polite stop, or takes a run that waits out of the queue; a second one ends the trainer at once.
+    """
     print(f"Run {run.id} in {run.path}")
     watch = Watcher(run)
-    code = jobs.follow(run, process, watch)
+    asked = False
+    while run.state().status in (*LIVE, "waiting"):
+        try:
+            watch()
+            time.sleep(_LOOK_SECONDS)
+        except KeyboardInterrupt:
+            if asked:
+                jobs.stop_at_once(run)
+            elif not queue.remove(run):
+                run.request("stop")
+                asked = True
+                said = "Stopping after this step; its state will be saved. Press ctrl-C again to stop at once."
+                print(f"\n{said}", file=sys.stderr)
+    watch()
     watch.end()
+    return _say_end(run)
+
+
+def _say_end(run: Run) -> int:
+    code = _exit_code(run)
     state = run.state()
-    if state.status == "done" and code == 0:
+    if state.status == "done" and not code:
         print(f"Done: {state.steps} steps.")
         return 0
-    if state.status == "stopped" and code == 0:
+    if state.status == "stopped" and not state.pid:
+        print(f"Taken out of the queue before it started. Start it with: limner runs resume {run.id}")
+        return 0
+    if state.status == "stopped" and not code:
         print(f"Stopped at step {state.step} of {state.steps}. Go on with: limner runs resume {run.id}")
         return 0
     for line in (state.error or f"the trainer ended with exit code {code}").split("\n"):
         print(line if line.startswith("error:") else f"error: {printable(line, 600)}", file=sys.stderr)
     print(f"The log: {run.log}", file=sys.stderr)
     return 2 if code == 2 else 1
+
+
+def _exit_code(run: Run) -> int | None:
+    """The trainer's exit code, which the runner notes just after the end; None if it never learns it."""
+    until = time.monotonic() + _EXIT_SECONDS
+    while time.monotonic() < until and run.state().pid:
+        ended = disk.read_json(run.path / "exit.json")
+        if isinstance(ended, dict):
+            return ended.get("code")
+        time.sleep(_LOOK_SECONDS)
+    return None
 
 
 def show(run: Run) -> int:

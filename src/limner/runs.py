@@ -1,7 +1,9 @@
 """The run directory: the interface between the trainer and everyone who watches it.
 
-The trainer alone writes `state.json` and `events.jsonl`; whoever started it writes `exit.json`; anyone may put a request
-into `control/`. What is true is derived from these and the process table, never remembered.
+The trainer alone writes `events.jsonl`, and `state.json` from its start on; whoever started it writes `exit.json`; anyone
+may put a request into `control/`. Before the start, `state.json` is written by who puts the run into the queue, takes it out
+again or starts the trainer. All of them write it while they hold the run's lock (:meth:`Run.hold`), so no two do at once.
+What is true is derived from these files and the process table, never remembered.
 """
 
 from __future__ import annotations
@@ -37,6 +39,13 @@ def home() -> Path:
     """Limner's home: runs, caches, settings. `LIMNER_HOME`, or the platform's data folder."""
     chosen = os.environ.get("LIMNER_HOME")
     return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_data_dir("limner", appauthor=False))
+
+
+def lock(name: str, seconds: float) -> filelock.FileLock:
+    """One of the home's own locks, waited for that long. Raises filelock.Timeout when it is entered."""
+    folder = home() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(folder / f"{name}.lock", timeout=seconds)
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,15 @@ class Run:
 
     def write_state(self, state: State) -> None:
         disk.write_json(self.path / "state.json", asdict(replace(state, updated=time.time())))
+
+    def starting(self, pid: int) -> State:
+        """The state of a trainer that has just been started as process `pid`; a resumed run has steps behind it already."""
+        earlier = State.read(self.path / "state.json")
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            me = {"pid": pid, "process_started": process.create_time(), "parent": process.ppid()}
+            return State("starting", "loading", step=earlier.step, steps=earlier.steps, **me)
+        return State("starting", "loading", step=earlier.step, steps=earlier.steps, pid=pid)  # gone already
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one event. A line is written by a single call, so that readers see whole lines or none."""
@@ -210,10 +228,16 @@ class Run:
             if path.stat().st_mtime < before:
                 path.unlink(missing_ok=True)
 
+    def hold(self, seconds: float = 5.0) -> filelock.FileLock:
+        """The run's lock, to be entered; the trainer holds it to its end. Raises filelock.Timeout after `seconds`, which
+        outlast those who hold it for a moment only: to look whether it is held, or to write the state before a start.
+        """
+        return filelock.FileLock(self.path / "lock", timeout=seconds)
+
     def is_locked(self) -> bool:
         """Whether a trainer holds the run, be it only since a moment."""
         try:
-            with filelock.FileLock(self.path / "lock", timeout=0):
+            with self.hold(0):
                 return False
         except filelock.Timeout:
             return True
@@ -260,6 +284,11 @@ def all_runs() -> list[Run]:
     return [Run(p) for p in sorted(folder.iterdir()) if (p / "config.toml").exists()] if folder.is_dir() else []
 
 
+def named(name: str) -> Run:
+    """The run whose id is exactly `name`, be it there or not."""
+    return Run(home() / "runs" / name)
+
+
 def find(name: str) -> Run:
     """The run whose id is `name`, or starts with or ends in it if only one does; "last" is the newest."""
     found = all_runs()
@@ -274,7 +303,9 @@ def find(name: str) -> Run:
 
 
 def delete(run: Run) -> Path:
-    """Move a run to the trash folder; returns where it is now. Raises UserError while it is running."""
+    """Move a run to the trash folder; returns where it is now. Raises UserError while it is waiting or running."""
+    if run.state().status == "waiting":
+        raise wrong("run", f"{run.id} is waiting in the queue.", "Stop it first.")
     if run.state().status in LIVE or run.is_locked():
         raise wrong("run", f"{run.id} is running.", "Stop it first.")
     trash = home() / "trash"

@@ -36,7 +36,7 @@ def main(folder: str) -> int:
     flag = StopFlag()
     run = Run(Path(folder).absolute())
     is_main = os.environ.get("RANK", "0") == "0"
-    lock = filelock.FileLock(run.path / "lock", timeout=0)
+    lock = run.hold()
     try:
         if is_main:
             lock.acquire()
@@ -46,6 +46,7 @@ def main(folder: str) -> int:
     try:
         if is_main:
             run.drop_requests(before=psutil.Process().create_time() - 1)  # a process's start is known to the second only
+            run.write_state(run.starting(os.getpid()))  # now: importing torch takes seconds
         from limner.engine.journal import Journal
 
         journal = Journal(run, is_main=is_main)
@@ -91,7 +92,6 @@ def explain(error: Exception) -> str:
 
 
 def _train(run: Run, journal, flag: StopFlag) -> int:
-    journal.say(status="starting", phase="loading")
     from limner.engine import checkpoint, prepare, runtime, train
 
     config = run.config()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from limner.errors import UserError, wrong
-from limner.runs import Phase, Run, State, Status
+from limner.runs import Phase, Run, Status
 
 _FLUSH_SECONDS = 1.0
 
@@ -25,11 +25,8 @@ class Journal:
 
     def __init__(self, run: Run, *, is_main: bool) -> None:
         self.run, self.is_main = run, is_main
-        process = psutil.Process()
-        me = {"pid": os.getpid(), "process_started": process.create_time(), "parent": os.getppid()}
-        earlier = State.read(run.path / "state.json")  # a resumed run has steps behind it already
-        self.state = State(status="starting", step=earlier.step, steps=earlier.steps, **me)
-        self._process = process
+        self.state = run.starting(os.getpid())
+        self._process = psutil.Process()
         self._pending: list[tuple[int, Tensor, Tensor | None, dict[str, float]]] = []
         self._written = self._flushed = 0.0
 

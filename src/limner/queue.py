@@ -1,0 +1,158 @@
+"""The queue: which runs wait for a device, and in what order.
+
+That a run waits is said by its own `state.json`; `<home>/queue.sqlite` holds only what folders cannot say, the order. So a
+row whose run does not wait means nothing, and a waiting run without a row (whoever enqueued it was killed half-way, or the
+file was lost) can be put back: :func:`repair`. One process at a time is in here, under `locks/queue.lock`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import filelock
+
+from limner import runs
+from limner.errors import wrong
+from limner.runs import LIVE, Run, State
+
+_BUSY_SECONDS = 30.0
+_DAMAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # an error: not the table we know
+
+
+def enqueue(run: Run) -> None:
+    """Put a new, stopped or failed run behind all others. Raises UserError if it is live, waiting or done."""
+    with _table() as table, _hold(run):
+        state = run.state()
+        if state.status in LIVE:
+            raise wrong("run", f"{run.id} is running.", "`limner runs show` shows it.")
+        if state.status == "waiting":
+            raise wrong("run", f"{run.id} is in the queue already.", "`limner runs queue` shows it.")
+        if state.status == "done":
+            raise wrong("run", f"{run.id} is finished.", "Start a new run to train longer.")
+        run.drop_requests(before=time.time() + 1)  # nobody has anything to ask of a run that is not live
+        _append(table, run)
+        run.write_state(State("waiting", step=state.step, steps=state.steps))
+
+
+def waiting() -> list[str]:
+    """The ids of all waiting runs, first to start first."""
+    with _table() as table:
+        return _waiting(table)
+
+
+def reorder(ids: Sequence[str]) -> None:
+    """Put the waiting runs in this order. Ids that do not wait (any more) are passed over; runs not named come behind."""
+    with _table() as table:
+        known = _waiting(table)
+        first = [name for name in dict.fromkeys(ids) if name in known]
+        table.execute("DELETE FROM queue")
+        for name in [*first, *(name for name in known if name not in first)]:
+            table.execute("INSERT INTO queue (run) VALUES (?)", (name,))
+
+
+def remove(run: Run) -> bool:
+    """Take a run out of the queue: it is `stopped` then. False if it does not wait, or has just been started."""
+    if run.state().status != "waiting":
+        return False
+    with _table() as table, _hold(run):
+        state = run.state()
+        if state.status != "waiting":
+            return False
+        run.write_state(replace(state, status="stopped"))
+        table.execute("DELETE FROM queue WHERE run = ?", (run.id,))
+        return True
+
+
+def repair() -> list[str]:
+    """Append the runs that say that they wait but are not in the table, in the order they said so; returns their ids."""
+    with _table() as table:
+        return _repair(table)
+
+
+def _repair(table: sqlite3.Connection) -> list[str]:
+    known = set(_waiting(table))
+    lost = [(state.updated, run.id, run) for run in runs.all_runs() if (state := run.state()).status == "waiting"]
+    missing = [run for _, name, run in sorted(lost, key=lambda entry: entry[:2]) if name not in known]
+    for run in missing:
+        _append(table, run)
+    return [run.id for run in missing]
+
+
+def _append(table: sqlite3.Connection, run: Run) -> None:
+    waits = set(_waiting(table))
+    gone = [(name,) for (name,) in table.execute("SELECT run FROM queue") if name not in waits]
+    table.executemany("DELETE FROM queue WHERE run = ?", gone)
+    table.execute("INSERT INTO queue (run) VALUES (?)", (run.id,))
+
+
+def _waiting(table: sqlite3.Connection) -> list[str]:
+    names = [name for (name,) in table.execute("SELECT run FROM queue ORDER BY position")]
+    return [name for name in names if runs.named(name).state().status == "waiting"]
+
+
+@contextlib.contextmanager
+def _hold(run: Run) -> Iterator[None]:
+    """The run's lock. Raises UserError if a trainer has it."""
+    try:
+        with run.hold():
+            yield
+    except filelock.Timeout:
+        raise wrong("run", f"{run.id} is running.", "`limner runs show` shows it.") from None
+
+
+@contextlib.contextmanager
+def _table() -> Iterator[sqlite3.Connection]:
+    """The table, for one transaction. Raises UserError if the file cannot be used; a damaged one is replaced."""
+    path = runs.home() / "queue.sqlite"
+    try:
+        with runs.lock("queue", _BUSY_SECONDS):
+            connection = _open(path)
+            try:
+                with connection:
+                    yield connection
+            finally:
+                connection.close()
+    except sqlite3.Error as error:
+        raise wrong(str(path), f"cannot be used: {error}.", "Free some space on its disk, or make it writable.") from None
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """The database, made anew from the run folders if there is none or it is damaged."""
+    if path.exists():
+        try:
+            return _connect(path)
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _DAMAGE:
+                raise
+        aside = f"{path.name}.damaged-{datetime.datetime.now():%Y-%m-%d_%H%M%S_%f}"
+        for end in ("-wal", "-shm", ""):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path.with_name(path.name + end), path.with_name(aside + end))
+    connection = _connect(path)
+    _repair(connection)
+    connection.commit()
+    return connection
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS queue (position INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL UNIQUE)"
+        )
+        connection.execute("SELECT position, run FROM queue LIMIT 1")
+        ((word,),) = connection.execute("PRAGMA quick_check(1)")
+        if word != "ok":
+            raise sqlite3.DatabaseError(word)
+    except BaseException:
+        connection.close()
+        raise
+    return connection

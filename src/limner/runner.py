@@ -1,0 +1,195 @@
+"""The runner: the one detached process that starts waiting runs, each when its device is free. `python -m limner.runner`.
+
+It is started by whoever enqueues, holds `locks/runner.lock`, and leaves when nothing waits and nothing trains. It remembers
+nothing: what waits and what trains is read from the run folders, so another one goes on where a killed one was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import filelock
+
+from limner import jobs, machine, queue, runs
+from limner.errors import UserError, printable
+from limner.runs import LIVE, Run, State
+
+_TICK_SECONDS = 0.5
+_LOG_BYTES = 1 << 20
+
+
+def log_file() -> Path:
+    return runs.home() / "runner.log"
+
+
+def ensure_runner(words: Sequence[str] = (sys.executable, "-m", "limner.runner")) -> None:
+    """Start the runner if none is running; returns at once. Too many do no harm: all but one leave."""
+    try:
+        with runs.lock("runner", 0):
+            pass
+    except filelock.Timeout:
+        return  # and should it be leaving: it looks at the queue once more when it has let go of the lock
+    process = jobs.spawn(words, log_file())
+    threading.Thread(target=process.wait, daemon=True).start()  # else it would be left a zombie of a server that stays
+
+
+def device_of(run: Run) -> str:
+    """Where a run trains: cpu, cuda or mps. Raises UserError if its config was damaged, or torch cannot be used."""
+    return run.config().launch.device or machine.describe(runs.home()).best().kind
+
+
+def live_runs() -> dict[str, Run]:
+    """Device -> a run that is being trained there, whoever started it. One whose config was damaged is passed over."""
+    found = {}
+    for run in runs.all_runs():
+        if run.state().status in LIVE:
+            with contextlib.suppress(UserError):
+                found[device_of(run)] = run
+    return found
+
+
+class Process(Protocol):
+    """What is asked of a started trainer."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+
+@dataclass
+class Trainer:
+    """A trainer that keeps its device busy: a child of this runner, or (process None) one that it found running."""
+
+    run: Run
+    device: str
+    process: Process | None
+    since: float
+
+
+class Runner:
+    """Looks at what waits and what trains, once a tick. Clock, process and words are given, so that a test can be a script."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.time,
+        spawn: Callable[[Run, str], Process | None] = jobs.start,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._clock, self._spawn, self._say = clock, spawn, say
+        self._trainers: dict[str, Trainer] = {}  # by device
+        self._devices: dict[str, str] = {}  # by run id: a run's config never changes
+        self._last_words = ""
+        queue.repair()
+        self._adopt()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is a trainer to look after."""
+        return bool(self._trainers)
+
+    def tick(self) -> bool:
+        """Note what ended, start what can be. True as long as something waits or trains."""
+        for trainer in list(self._trainers.values()):
+            self._look_after(trainer)
+        names = queue.waiting()
+        self._devices = {name: device for name, device in self._devices.items() if name in names}
+        for name in names:
+            self._consider(runs.named(name))
+        return bool(names or self._trainers)
+
+    def _adopt(self) -> None:
+        """Take the trainers into account that were started by hand, or by a runner that is gone."""
+        for device, run in live_runs().items():
+            if device not in self._trainers:
+                self._trainers[device] = Trainer(run, device, None, self._clock())
+                self._say(f"{run.id} is being trained on {device} already")
+
+    def _look_after(self, trainer: Trainer) -> None:
+        run, process = trainer.run, trainer.process
+        if process is not None:
+            code = process.poll()
+            if code is None:
+                return
+            jobs.note_exit(run, process.pid, code)
+            trainer.process = None  # it may have been a launcher, whose trainers live on
+        if run.state().status in LIVE:
+            return
+        said = State.read(run.path / "state.json")
+        if process is None and said.status in LIVE:  # it ended without a word, and its exit code is not ours to know
+            jobs.note_exit(run, said.pid, None)
+        del self._trainers[trainer.device]
+        self._say(f"{run.id} ended after {self._clock() - trainer.since:.0f} s: {run.state().status}")
+
+    def _consider(self, run: Run) -> None:
+        """Start a waiting run if its device is free."""
+        try:
+            if run.id not in self._devices:
+                self._devices[run.id] = device_of(run)
+            device = self._devices[run.id]
+            if device not in self._trainers:
+                self._adopt()
+            if device not in self._trainers and (process := self._spawn(run, device)) is not None:
+                self._trainers[device] = Trainer(run, device, process, self._clock())
+                self._say(f"{run.id} started on {device}, process {process.pid}")
+        except (UserError, OSError) as error:
+            self.tell(f"{run.id} cannot be started: {error}")
+            with contextlib.suppress(OSError):  # a full disk: it is tried again
+                jobs.fail(run, str(error))
+
+    def tell(self, words: str) -> None:
+        """Say something that may happen again and again only once."""
+        if words != self._last_words:
+            self._last_words = words
+            self._say(printable(words, 600))
+
+
+def say(words: str) -> None:
+    """Add a line to the runner's log, which stays small."""
+    with contextlib.suppress(OSError):  # a full disk does not end the runner
+        jobs.rotate(log_file(), _LOG_BYTES)
+        with log_file().open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {words}\n")
+
+
+def serve(tick_seconds: float = _TICK_SECONDS) -> None:
+    """Tick until there is nothing left to do. The caller holds the runner's lock."""
+    runner = Runner(say=say)
+    while True:
+        try:
+            if not runner.tick() and not queue.repair():
+                return
+        except (UserError, OSError) as error:  # such as a full disk: what trains is looked after still
+            if not runner.is_busy:
+                raise
+            runner.tell(str(error))
+        time.sleep(tick_seconds)
+
+
+def main() -> int:
+    """Be the runner, if there is none."""
+    while True:
+        lock = runs.lock("runner", 2)  # waits a moment: somebody may only be looking whether there is a runner
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            return 0
+        try:
+            serve()
+        except (UserError, OSError) as error:
+            say(printable(error, 600))
+            return 1
+        finally:
+            lock.release()
+        if not queue.waiting():  # one who enqueued while this runner was about to leave relied on it
+            return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
