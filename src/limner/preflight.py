@@ -38,11 +38,14 @@ class Records:
     deep: bool = False
 
 
-Check = Callable[[Config, Machine, Records], Iterable[Finding]]
+Check = Callable[[Config, Machine | None, Records], Iterable[Finding]]
 
 
-def examine(config: Config, machine: Machine, *, deep: bool = False) -> tuple[list[Finding], Records]:
-    """All findings, errors first, and what was learnt on the way. `deep` decodes every picture."""
+def examine(config: Config, machine: Machine | None, *, deep: bool = False) -> tuple[list[Finding], Records]:
+    """All findings, errors first, and what was learnt on the way. `deep` decodes every picture.
+
+    Of a machine that is not known (yet), nothing is said.
+    """
     records, findings = Records(deep=deep), []
     for check in CHECKS:
         try:
@@ -53,7 +56,7 @@ def examine(config: Config, machine: Machine, *, deep: bool = False) -> tuple[li
     return sorted(findings, key=lambda f: order.index(f.severity)), records
 
 
-def check_base(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_base(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
     section = config.model
     if section.config is not None and not os.path.isdir(section.config):
@@ -78,7 +81,7 @@ def check_base(config: Config, machine: Machine, records: Records) -> Iterable[F
         yield Finding("objective.prediction", said, "Remove the line unless the model's own setting is wrong.", "warning")
 
 
-def check_pictures(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_pictures(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
     records.scan = found = scan(config.data)
     if config.data.skip_broken:
@@ -95,7 +98,7 @@ def check_pictures(config: Config, machine: Machine, records: Records) -> Iterab
     yield from found.warnings
 
 
-def check_depth(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_depth(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     """Decode every picture, if asked to."""
     del machine
     if not records.deep or records.scan is None:
@@ -113,7 +116,7 @@ def _fault(path: str) -> Finding | None:
     return None
 
 
-def check_buckets(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_buckets(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
     if records.base is None:
         return
@@ -145,7 +148,7 @@ def check_buckets(config: Config, machine: Machine, records: Records) -> Iterabl
         yield Finding("data.resolution", said, "Use larger pictures or a lower resolution.", "warning")
 
 
-def check_length(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_length(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
     if config.train.steps is not None and config.train.epochs is not None:
         yield Finding("train.epochs", "both steps and epochs are given.", "Remove one of them.")
@@ -167,7 +170,7 @@ def check_length(config: Config, machine: Machine, records: Records) -> Iterable
             yield Finding(field, said, "Make it smaller.", "warning")
 
 
-def check_idle(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_idle(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     """What is set but has no effect, because what it depends on is not (see `when` in the schema)."""
     del machine, records
     for option, value in values(config):
@@ -176,7 +179,7 @@ def check_idle(config: Config, machine: Machine, records: Records) -> Iterable[F
             yield Finding(option.path, said, "Change that, or remove this.", "warning")
 
 
-def check_adapter(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_adapter(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine, records
     adapter = config.adapter
     if not adapter.denoiser and not adapter.text_encoder:
@@ -186,7 +189,7 @@ def check_adapter(config: Config, machine: Machine, records: Records) -> Iterabl
         yield Finding("memory.cache_text", said, "", "note")
 
 
-def check_preservation(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_preservation(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine, records
     if config.objective.preserve == "off":
         return
@@ -203,8 +206,10 @@ def check_preservation(config: Config, machine: Machine, records: Records) -> It
         yield Finding("data.class_words", "are needed by objective.preserve.", 'Set them, for example ["dog"] for your dog.')
 
 
-def check_device(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_device(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del records
+    if machine is None:
+        return
     device = config.launch.device or machine.best().kind
     facts = machine.first(device)
     if facts is None:
@@ -227,7 +232,7 @@ def check_device(config: Config, machine: Machine, records: Records) -> Iterable
         yield Finding("launch.num_processes", said, f"Use at most {machine.count(device)}.")
 
 
-def check_prompts(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_prompts(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
     section = config.sample
     resolution, step = (records.base.resolution_px, records.base.bucket_step_px) if records.base else (512, 64)
@@ -239,7 +244,7 @@ def check_prompts(config: Config, machine: Machine, records: Records) -> Iterabl
         )
 
 
-def check_output(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_output(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     """Names that work everywhere, folders that can be written, space for what will be."""
     del machine
     name = config.output.name

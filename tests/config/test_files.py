@@ -207,7 +207,7 @@ TYPED = {
     "output.name": ["", "007", "off"],
     "model.base": ["/a/b.safetensors", "owner/name"],
     "data.path": ["/a b/ü", "/x'y"],
-    "sample.prompts": ['["a", "b"]', '[""]', '["[x]"]', '["a\\nb", "\\\\"]', '["猫 --w 64"]'],
+    "sample.prompts": ['["a","b"]', '[""]', '["[x]"]', '["a\\nb","\\\\"]', '["猫 --w 64"]'],
     "data.caption_extensions": ["[]"],
     "data.buckets": ["false"],
     "adapter.kind": ["none"],

@@ -53,4 +53,7 @@ def proposals(trigger: str | None, captions: Sequence[str], steps: int) -> dict[
     prompts = [c for c in said if not trigger or trigger.lower() in c.lower()][:2] or ([trigger] if trigger else [])
     if not prompts:
         return {}
-    return {"sample.prompts": json.dumps(prompts, ensure_ascii=False), "sample.every_steps": str(max(1, steps // 5))}
+    return {
+        "sample.prompts": json.dumps(prompts, ensure_ascii=False, separators=(",", ":")),
+        "sample.every_steps": str(max(1, steps // 5)),
+    }

@@ -106,7 +106,7 @@ def applies(option: Option, config: BaseModel) -> bool:
 def holds(when: str, config: BaseModel) -> bool:
     """Whether a condition holds: "a.b", "not a.b", "a.b = word", "not a.b = word", joined by "and", these by "or"; no brackets.
 
-    An option is set unless it is not given, false, "off" or empty. `holds` in static/form.js says the same in the browser.
+    An option is set unless it is not given, false, "off" or empty. `holds` in static/store.js says the same in the browser.
     """
     return not when or any(all(_is_met(atom, config) for atom in way.split(" and ")) for way in when.split(" or "))
 

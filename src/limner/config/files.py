@@ -151,7 +151,7 @@ def as_typed(option: Option, value: Any) -> str:
     if value is None:
         return ""
     if option.is_list:
-        return json.dumps(list(value), ensure_ascii=False)
+        return json.dumps(list(value), ensure_ascii=False, separators=(",", ":"))
     text = str(value) if isinstance(value, str | Path) else _toml(value)
     # a text that would be read as a number or a truth is put into quotes
     plain = not isinstance(value, str) or _typed(_options_by_path()[option.path], text) == value

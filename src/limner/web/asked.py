@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -35,11 +36,16 @@ def router(context: Context) -> APIRouter:
         """Findings, the plan where there can be one, and what the pictures propose."""
         try:
             config = config_of(values, context)
-            findings, records = preflight.examine(config, this_machine())
+            known = machine_if_known()
+            findings, records = preflight.examine(config, known)
         except UserError as error:
-            return {"findings": [asdict(f) for f in error.findings], "plan": None, "proposals": {}}
-        found = [asdict(f) for f in findings]
-        return {"findings": found, "plan": plan(config, records), "proposals": _proposals(config, records)}
+            return {"findings": [asdict(f) for f in error.findings], "plan": None, "proposals": {}, "again": False}
+        return {
+            "findings": [asdict(f) for f in findings],
+            "plan": plan(config, records),
+            "proposals": _proposals(config, records),
+            "again": known is None,  # more can be said in a moment
+        }
 
     @routes.post("/train")
     def train(values: Values) -> dict[str, str]:
@@ -85,6 +91,21 @@ def this_machine() -> Machine:
     """This machine; only one caller at a time may have to ask it."""
     with _describing:
         return machine.describe(runs.home())
+
+
+def machine_if_known(seconds: float = 0.3) -> Machine | None:
+    """This machine; None while it is still being asked, which goes on meanwhile."""
+    if _describing.locked():
+        return None
+    asking = threading.Thread(target=_ask, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return None if asking.is_alive() else this_machine()
+
+
+def _ask() -> None:
+    with contextlib.suppress(UserError):  # it will be raised to whoever must know the machine
+        this_machine()
 
 
 def config_of(values: dict[str, str], context: Context) -> Config:

@@ -35,13 +35,12 @@ def form_schema(words: Words, model: type[Section] = Config) -> list[dict[str, A
 
 
 def _option(option: Option, words: Words) -> dict[str, Any]:
-    """One option. What is empty or false is left out: the browser reads it as such."""
+    """One option. What is empty or false is left out: the browser reads it as such. So is a default that is not given."""
     said = {
         "path": option.path,
         "tag": option.tag,
         "input": _input(option),
         "help": words(option.help),
-        "default": as_typed(option, option.default),
         "optional": option.optional,
         "choices": option.choices,
         "expects": _expects(option),
@@ -51,7 +50,8 @@ def _option(option: Option, words: Words) -> dict[str, Any]:
         "advanced": option.advanced,
         "when": option.when,
     }
-    return {key: value for key, value in said.items() if value}
+    default = {} if option.default is None else {"default": as_typed(option, option.default)}
+    return {key: value for key, value in said.items() if value} | default
 
 
 def _expects(option: Option) -> str:

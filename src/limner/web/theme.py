@@ -1,4 +1,4 @@
-"""How the page looks: Gradio's own theme variables, and one stylesheet for what we draw ourselves."""
+"""How the page looks: Gradio's own theme variables, and stylesheets for what we draw ourselves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 
 STATIC = Path(__file__).parent / "static"
-STYLE = STATIC / "limner.css"
+STYLES = [STATIC / "limner.css", STATIC / "new_run.css"]
 
 
 def theme() -> gr.themes.Base:
