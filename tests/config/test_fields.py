@@ -109,6 +109,10 @@ out = io.StringIO()
 with contextlib.redirect_stdout(out):
     cli.config_options("sparkle")
 print(repr(out.getvalue()))
+from limner.web.form import form_schema
+from limner.web.words import Words
+[drawn] = [o for section in form_schema(Words()) for o in section["options"] if o["path"] == "train.sparkle"]
+print(drawn)
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -126,6 +130,8 @@ print(repr(out.getvalue()))
         "('train.sparkel', 'Did you mean train.sparkle?')",
         "('max_sparkle', 'Did you mean train.sparkle?')",
         repr("--train.sparkle [3]\n    How much it glitters.\n"),
+        "{'path': 'train.sparkle', 'input': 'number', 'help': 'How much it glitters.', 'expects': 'whole number, at least 1, "
+        "at most 9', 'unit': 'px', 'kohya': 'max_sparkle', 'default': '3'}",
     ], done.stderr
 
 

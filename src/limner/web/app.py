@@ -11,20 +11,26 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from limner.errors import Finding, UserError
-from limner.web import asked, models, page, pictures, presets
+from limner.web import asked, folders, models, page, pictures, presets
 from limner.web.context import Context
 from limner.web.theme import STATIC, STYLES, theme
 
-ROUTERS = (asked.router, models.router, pictures.router, presets.router)
+ROUTERS = (asked, folders, models, pictures, presets)
+"""Modules with routes of their own under /api: each has `router(context) -> APIRouter`."""
 
 
 def make_app(context: Context) -> FastAPI:
     """Everything that answers a request. `web.server` puts the gate before it."""
+    return bare_app(context)
+
+
+def bare_app(context: Context) -> FastAPI:
+    """The routes without the gate: for `make_app`, and for tests that go through all of them."""
     app = FastAPI(title="Limner", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(UserError, _say)
     app.add_exception_handler(RequestValidationError, _say_misshapen)
-    for part in ROUTERS:
-        app.include_router(part(context))
+    for module in ROUTERS:
+        app.include_router(module.router(context))
     app.mount("/studio", StaticFiles(directory=STATIC))
     return gr.mount_gradio_app(
         app,

@@ -138,15 +138,10 @@ def check_places(config: Config, context: Context) -> list[Finding]:
     faults: list[Finding] = []
     for field, path in named.items():
         try:
-            places.resolve(str(path), allowed(context), field=field, must_exist=False)
+            places.resolve(str(path), context.roots, field=field, must_exist=False)
         except UserError as error:
             faults += error.findings
     return faults
-
-
-def allowed(context: Context) -> tuple[Path, ...]:
-    """The folders that the page may use: those of the settings, and what it wrote into Limner's home itself."""
-    return (*context.roots, *(runs.home() / name for name in ("uploads", "models", "runs", "cache")))
 
 
 def plan(config: Config, records: Records) -> dict[str, Any] | None:

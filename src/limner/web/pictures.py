@@ -22,10 +22,12 @@ from limner.data.decode import decode
 from limner.data.scan import EXTENSIONS, MAX_CAPTION_BYTES, scan
 from limner.errors import wrong
 from limner.web import intake, places
-from limner.web.asked import Values, allowed, config_of
+from limner.web.asked import Values, config_of
 from limner.web.context import Context
 
 MAX_SHOWN = 200
+UPLOADS = "pictures"
+"""The folder in Limner's home for what was uploaded, a folder for each set of pictures. They stay: runs refer to them."""
 _THUMBNAIL_PX = 224
 _TOKEN = re.compile(r"[0-9a-f]{16,64}")
 
@@ -34,12 +36,12 @@ def router(context: Context) -> APIRouter:
     """The routes of the pictures."""
     routes = APIRouter(prefix="/api")
 
-    @routes.post("/pictures")
+    @routes.post("/upload")
     async def take(request: Request, token: str, name: str) -> dict[str, Any]:
         """Take in one file, the request's body: a picture, a caption or a zip of them, into the folder of `token`."""
         if not _TOKEN.fullmatch(token):
             raise wrong("token", "is not one of this page's.", "Reload the page.")
-        folder = runs.home() / "uploads" / token
+        folder = runs.home() / UPLOADS / token
         limit = intake.limit_of(name)
         folder.mkdir(parents=True, exist_ok=True)
         taken = disk.temporary_name(folder / "x")
@@ -85,7 +87,7 @@ def router(context: Context) -> APIRouter:
         endings = _data(values, context).caption_extensions or (".txt",)
         beside = [picture.with_suffix(e) for e in endings if re.fullmatch(r"\.[\w-]{1,20}", e)]
         target = next((p for p in beside if p.is_file()), beside[0] if beside else picture.with_suffix(".txt"))
-        places.resolve(str(target), allowed(context), field=path, must_exist=False)
+        places.resolve(str(target), context.roots, field=path, must_exist=False)
         text = _caption(text, path)
         if text:
             disk.write_text(target, text + "\n")
@@ -112,7 +114,7 @@ def _name(path: str, data: Data) -> str:
 
 def _picture(text: str, context: Context) -> Path:
     """A picture that the page may show. Raises UserError for anything else."""
-    path = places.resolve(text, allowed(context), field=text[:200])
+    path = places.resolve(text, context.roots, field=text[:200])
     if path.suffix.lower() not in EXTENSIONS or not path.is_file():
         raise wrong(text[:200], "is not a picture.", "Choose a .png, .jpg, .webp or .bmp file.")
     return path

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
 
-from limner import disk, presets, runs
+from limner import disk, errors, runs
 from limner.config import files
 from limner.errors import UserError, printable, wrong
 from limner.web.asked import Values, config_of
 from limner.web.context import Context
 from limner.web.intake import harmless
 
-SHIPPED = Path(presets.__file__).parent
+SHIPPED = Path(errors.__file__).parent / "presets"
 
 
 def router(context: Context) -> APIRouter:

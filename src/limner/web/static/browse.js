@@ -31,12 +31,11 @@ export function choosePlace(from) {
       });
       if (!found) return;
       here = found.path ?? "";
-      where.textContent = here || t("Allowed folders");
+      where.textContent = here ? `${here} · ${t("{n} pictures").replace("{n}", found.pictures)}` : t("Allowed folders");
       use.disabled = !here;
       const up = here && h("li", {}, h("button", { type: "button", onclick: () => visit(found.parent ?? "") }, `↑ ${t("up")}`));
       const rows = found.folders.map((folder) =>
-        h("li", {}, h("button", { type: "button", onclick: () => visit(folder.path) }, folder.name,
-          folder.pictures ? h("span", { class: "soft" }, ` ${t("{n} pictures").replace("{n}", folder.pictures)}`) : null)));
+        h("li", {}, h("button", { type: "button", onclick: () => visit(folder.path) }, folder.name)));
       list.replaceChildren(...[up, ...rows].filter(Boolean));
     };
     document.body.append(dialog);

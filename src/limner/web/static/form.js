@@ -129,7 +129,7 @@ function drawSwitch(option, id, change) {
 
 function drawChoice(option, id, change) {
   const element = h("select", { id, onchange: () => change(element.value || null) });
-  if (option.optional) element.append(h("option", { value: "" }, t("not given: decided for you")));
+  if (option.optional) element.append(h("option", { value: "" }, t("not given")));
   element.append(...option.choices.map((choice) => h("option", { value: choice }, choice)));
   return { element, show: (text) => (element.value = text ?? option.default ?? "") };
 }
@@ -144,7 +144,7 @@ function drawText(option, id, change) {
   });
   const show = (text) => {
     put(element, text ?? "");
-    element.placeholder = text === "" ? t("(empty)") : option.default || t("not given: decided for you");
+    element.placeholder = text === "" ? t("(empty)") : option.default || t("not given");
   };
   if (!option.choices) return { element, show };
   const words = h("datalist", { id: `${id}-words` }, option.choices.map((choice) => h("option", { value: choice })));

@@ -98,7 +98,7 @@ function modelField() {
 function modelOption(model) {
   if (model.problem) return h("option", { value: model.base, disabled: true }, `${model.name}: ${model.problem}`);
   const size = model.mib >= 1024 ? `${(model.mib / 1024).toFixed(1)} GiB` : `${model.mib} MiB`;
-  const name = model.name === "pocket" ? t("pocket: a small model to try things with") : model.name;
+  const name = model.name === "pocket" ? t("pocket (to try things with)") : model.name;
   return h("option", { value: model.base }, [name, model.family, model.prediction, `${model.resolution} px`, size].join(" · "));
 }
 
@@ -149,7 +149,7 @@ function planLine() {
   }
 
   const draw = () => {
-    line.textContent = store.plan() ? planWords(store.plan()) : "data.path" in store.values() && store.isChecking() ? t("Looking …") : t("Give it some pictures; all else has defaults.");
+    line.textContent = store.plan() ? planWords(store.plan()) : noPlanWords();
     const warnings = store.findings().filter((f) => f.severity === "warning");
     const shown = [...errors(), ...("data.path" in store.values() ? warnings : [])].slice(0, 12);
     found.hidden = !shown.length;
@@ -158,6 +158,11 @@ function planLine() {
     button.textContent = starting ? t("Starting …") : t("Train");
   };
   return { element, draw };
+}
+
+function noPlanWords() {
+  if (!("data.path" in store.values())) return t("Give it some pictures; all else has defaults.");
+  return store.isChecking() ? t("Looking …") : t("The plan stands here once this is mended:");
 }
 
 function findingRow(finding) {
@@ -170,10 +175,10 @@ function findingRow(finding) {
 }
 
 function planWords(plan) {
-  const pictures = t("{n} pictures in {buckets}").replace("{n}", plan.pictures).replace("{buckets}", bucketWords(plan.buckets));
+  const pictures = t("{n} pictures ({buckets})").replace("{n}", plan.pictures).replace("{buckets}", bucketWords(plan.buckets));
   const trains = plan.trains === "none" ? t("the whole model") : plan.trains === "lora" ? "LoRA" : plan.trains;
-  const memory = plan.memory_mib ? `${(plan.memory_mib / 1024).toFixed(1)} GiB` : t("unknown memory");
-  const time = plan.seconds ? t("about {time}").replace("{time}", timeWords(plan.seconds)) : t("time unknown before a first run like this");
+  const memory = plan.memory_mib ? `${(plan.memory_mib / 1024).toFixed(1)} GiB` : t("memory unknown");
+  const time = plan.seconds ? t("about {time}").replace("{time}", timeWords(plan.seconds)) : t("time unknown before a first such run");
   return [plan.family, trains, `${plan.resolution} px`, pictures, t("{n} steps").replace("{n}", plan.steps), memory, time].join(" · ");
 }
 

@@ -5,7 +5,7 @@ import * as store from "./store.js";
 
 const AT_ONCE = 3;
 const CAPTION = /\.(txt|caption)$/i;
-const OURS = /[/\\]uploads[/\\]([0-9a-f]{16,64})$/;
+const OURS = /[/\\]pictures[/\\]([0-9a-f]{16,64})$/;
 
 export function pictures() {
   const status = h("p", { class: "soft", role: "status" });
@@ -134,7 +134,7 @@ const brokenTile = (finding) =>
   h("figure", { class: "broken", title: finding.name }, h("div", { class: "cross", "aria-hidden": "true" }, "✕"), h("figcaption", {}, finding.name), h("p", { class: "mistake error" }, finding.message));
 
 async function sendFile(file, name, token) {
-  const answer = await fetch(url(`api/pictures?token=${token}&name=${encodeURIComponent(name)}`), { method: "POST", body: file, credentials: "same-origin" }).catch(() => null);
+  const answer = await fetch(url(`api/upload?token=${token}&name=${encodeURIComponent(name)}`), { method: "POST", body: file, credentials: "same-origin" }).catch(() => null);
   if (answer?.ok) return answer.json();
   const said = await answer?.json().catch(() => null);
   throw new Refused(answer?.status ?? 0, said?.findings ?? [{ field: name, message: t("could not be uploaded."), remedy: t("Try again."), severity: "error" }]);
