@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import tomllib
@@ -16,6 +17,7 @@ from limner.config import files
 from limner.config.fields import Option, applies, walk
 
 pytestmark = pytest.mark.slow
+expect.set_options(timeout=60_000)
 
 PICTURES = sorted(Path(pocket.__file__).parent.glob("pictures/*"))[:24]
 
@@ -30,8 +32,7 @@ DROP = """async (files) => {
 
 
 def drop(page: Page, files: list[Path]) -> None:
-    import base64
-
+    page.wait_for_selector(".drop")
     page.evaluate(DROP, [[f.name, base64.b64encode(f.read_bytes()).decode()] for f in files])
 
 
@@ -45,6 +46,7 @@ def entry(page: Page, path: str) -> Any:
 
 
 def unfold(page: Page) -> None:
+    page.wait_for_selector(".field", state="attached")
     page.evaluate("document.querySelectorAll('.all-settings, .advanced').forEach((d) => (d.open = true))")
 
 
@@ -92,7 +94,6 @@ def test_a_form_survives_a_reload_and_is_nobody_elses(page: Page, browser: Brows
     expect(entry(page, "train.seed")).to_have_value("")
     stranger = browser.new_context()
     there = stranger.new_page()
-    there.set_extra_http_headers({})
     there.goto(page.url)
     there.wait_for_selector(".all-settings", state="attached")
     expect(there.locator(".field.changed")).to_have_count(0)
@@ -139,6 +140,7 @@ def test_fields_that_do_not_apply_are_hidden_and_dropped_and_come_back(page: Pag
     [("network_dim", "adapter.rank"), ("velocity", "objective.prediction"), ("bucket min", "data.bucket_min_px")],
 )
 def test_search_finds_by_kohyas_name_by_words_and_by_ours(page: Page, word: str, path: str) -> None:
+    page.wait_for_selector(".field", state="attached")
     page.locator(".all-settings > summary").click()
     page.get_by_label("Search the settings").fill(word)
     expect(field(page, path)).to_be_visible()
