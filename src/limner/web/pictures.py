@@ -20,7 +20,7 @@ from limner.config import Data
 from limner.config.base import clean
 from limner.data.decode import decode
 from limner.data.scan import EXTENSIONS, MAX_CAPTION_BYTES, scan
-from limner.errors import wrong
+from limner.errors import UserError, wrong
 from limner.web import intake, places
 from limner.web.asked import Values, config_of
 from limner.web.context import Context
@@ -60,9 +60,15 @@ def router(context: Context) -> APIRouter:
 
     @routes.post("/pictures/list")
     def look(values: Values) -> dict[str, Any]:
-        """The pictures of the folder that the values name, the first `MAX_SHOWN` in full."""
-        data = _data(values, context)
-        found = scan(data)
+        """The pictures of the folder that the values name, the first `MAX_SHOWN` in full.
+
+        Nothing while the values name no folder: it is asked at every change, and the reason is said by `check`, at its field.
+        """
+        try:
+            data = _data(values, context)
+            found = scan(data)
+        except UserError:
+            return {"total": 0, "pictures": [], "broken": [], "num_broken": 0}
         shown = found.pictures[:MAX_SHOWN]
         return {
             "total": len(found.pictures),

@@ -27,6 +27,8 @@ export function mount({ element, props }) {
     draw();
     sections.forEach((s) => s.show(detail.path));
   });
+  // go("new-run", {values}) fills the form, as from another run's config
+  window.addEventListener("limner:new-run", ({ detail }) => detail.values && store.replace(detail.values, "", true));
   store.start(props.schema);
 }
 
@@ -67,7 +69,8 @@ function drawField(option) {
   const more = h("details", { class: "more" }, h("summary", {}, t("more")), h("p", {}, rest, facts(option)));
   const reset = h("button", { type: "button", class: "reset", title: t("Back to the default"), "aria-label": `${t("Back to the default")}: ${option.path}`, onclick: () => store.set(option.path, null) }, "↺");
   const mistake = h("p", { class: "mistake", id: `${id}-mistake`, hidden: true });
-  const name = option.path.slice(option.section.length + 1).replaceAll("_", " ");
+  const spoken = option.path.slice(option.section.length + 1).replaceAll("_", " ");
+  const name = option.unit && spoken.endsWith(` ${option.unit}`) ? spoken.slice(0, -option.unit.length - 1) : spoken;
   const label = h("label", { for: id }, name, option.unit && h("span", { class: "soft" }, ` (${option.unit})`));
   const place = option.input === "path" && h("button", { type: "button", onclick: () => browse(option) }, t("Browse"));
   const box = h(
@@ -79,7 +82,7 @@ function drawField(option) {
     h("div", { class: "help soft", id: `${id}-help` }, h("span", {}, first), more),
   );
   input.element.setAttribute("aria-describedby", `${id}-help`);
-  const found = `${option.path} ${option.kohya ?? ""} ${option.help} ${name}`.toLowerCase();
+  const found = `${option.path} ${option.kohya ?? ""} ${option.help} ${spoken}`.toLowerCase();
   const isChanged = () => option.path in store.values();
   const wrong = () => store.findings().filter((f) => f.field === option.path || f.field.startsWith(`${option.path}[`));
   const draw = (words) => {

@@ -90,13 +90,13 @@ export function pictures() {
   });
 
   async function list(about, key) {
-    const found = about["data.path"] ? await post("api/pictures/list", { values: about }).catch(() => null) : null; // the reason stands at its field
+    const found = about["data.path"] ? await post("api/pictures/list", { values: about }).catch(sayRefused) : null;
     if (key !== asked) return; // another folder was chosen meanwhile
     drop.classList.toggle("small", Boolean(found?.total));
     grid.replaceChildren(...(found ? [...found.broken.map(brokenTile), ...found.pictures.map((p) => tile(p, about))] : []));
     const more = found ? found.total - found.pictures.length : 0;
     const words = [
-      found && t("{n} pictures").replace("{n}", found.total),
+      found?.total > 0 && t("{n} pictures").replace("{n}", found.total),
       found?.num_broken && t("{n} cannot be used").replace("{n}", found.num_broken),
       more > 0 && t("{n} more are not shown").replace("{n}", more),
     ];

@@ -4,7 +4,7 @@
 import { post } from "./common.js";
 
 const KEY = `limner form ${new URL(".", document.baseURI).pathname}`;
-const EMPTY = { values: {}, proposed: {}, what: "" };
+const EMPTY = { values: {}, proposed: {}, what: "", isLoaded: false };
 const listeners = new Set();
 let state = EMPTY;
 let options = [];
@@ -64,7 +64,8 @@ export function set(path, text) {
   keep({ values: next });
 }
 
-export const replace = (next, kind = state.what) => keep({ values: next, what: kind });
+// Put other values in the place of all. To those that were loaded from a file, nothing is added of ourselves.
+export const replace = (next, kind = state.what, isLoaded = false) => keep({ values: next, what: kind, proposed: {}, isLoaded });
 export const clear = () => keep(EMPTY);
 
 // --- what applies ---
@@ -123,6 +124,7 @@ export function check(wait = 300) {
 
 // Fill in what the pictures propose where nothing was set, and renew it where it still stands as it was proposed.
 function propose(proposals) {
+  if (state.isLoaded) return;
   const next = { ...state.values };
   const proposed = {};
   for (const [path, text] of Object.entries(proposals)) {

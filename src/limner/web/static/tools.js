@@ -23,7 +23,7 @@ export function tools() {
 async function load(file) {
   try {
     const values = await post("api/values", { text: await file.text() });
-    store.replace(values, "");
+    store.replace(values, "", true);
     say(t("Loaded {name}.").replace("{name}", file.name));
   } catch (error) {
     sayRefused(error);
