@@ -169,7 +169,9 @@ def _typed(option: Option, rng: random.Random, folder: Path) -> str:
     low, high = option.minimum or 0, option.maximum if option.maximum is not None else 10**6
     if kind is int:
         return str(rng.choice([n for n in (low, high, low + 1) if n != option.default]))
-    return repr(rng.choice([v for v in (0.0, float(high), 1e-300, (low + high) / 3) if v != option.default and _allowed(option, v)]))
+    return repr(
+        rng.choice([v for v in (0.0, float(high), 1e-300, (low + high) / 3) if v != option.default and _allowed(option, v)])
+    )
 
 
 def _allowed(option: Option, value: float) -> bool:
@@ -228,6 +230,43 @@ def test_an_emptied_text_is_the_empty_text(page: Page) -> None:
         page.get_by_role("button", name="Save TOML").click()
     raw = tomllib.loads(Path(download.value.path()).read_text(encoding="utf-8"))
     assert (raw["output"]["author"], raw["optimizer"]["weight_decay"]) == ("", 0.0)
+
+
+def test_a_kind_sets_what_its_preset_says_and_the_next_takes_it_back(page: Page) -> None:
+    unfold(page)
+    entry(page, "train.seed").fill("3")
+    page.get_by_role("radio", name="Style").check()
+    expect(entry(page, "adapter.conv_rank")).to_have_value("8")
+    entry(page, "train.batch_size").fill("6")
+    page.get_by_role("radio", name="Object").check()
+    expect(entry(page, "adapter.rank")).to_have_value("8")
+    object_values = {"adapter.rank": "8", "optimizer.warmup_steps": "50", "objective.min_snr_gamma": "5.0"}
+    assert saved(page) == {"train.seed": "3", "train.batch_size": "6"} | object_values
+    page.get_by_role("radio", name="Other").check()
+    expect(entry(page, "adapter.rank")).to_have_value("")
+    assert saved(page) == {"train.seed": "3", "train.batch_size": "6"}
+
+
+def test_toml_and_presets_fill_the_form(page: Page, tmp_path: Path) -> None:
+    unfold(page)
+    (tmp_path / "a.toml").write_text('[train]\nsteps = 7\n[data]\ntrigger = "zwx"\n[sample]\nprompts = ["a", "b"]\n')
+    page.get_by_label("Load TOML").set_input_files(tmp_path / "a.toml")
+    expect(entry(page, "sample.prompts")).to_have_value("a\nb")
+    page.get_by_role("button", name="Presets").click()
+    page.get_by_label("Keep what is set now").fill("mine")
+    page.get_by_role("button", name="Keep").click()
+    row = page.locator(".presets li", has_text="mine")
+    expect(row).to_have_count(1)
+    page.locator(".presets li", has_text="low-memory").get_by_role("button", name="Use").click()
+    expect(entry(page, "train.steps")).to_have_value("")
+    assert saved(page)["train.accumulation"] == "4" and saved(page)["data.trigger"] == "zwx"
+    page.get_by_role("button", name="Presets").click()
+    row.get_by_role("button", name="Use").click()
+    expect(entry(page, "train.steps")).to_have_value("7")
+    assert saved(page) == {"train.steps": "7", "data.trigger": "zwx", "sample.prompts": '["a","b"]'}
+    page.get_by_role("button", name="Presets").click()
+    row.get_by_role("button", name="Delete").click()
+    expect(row).to_have_count(0)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

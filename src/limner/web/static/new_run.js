@@ -105,13 +105,13 @@ function modelOption(model) {
 // A kind is a preset of Limner's for the model's family; choosing another takes back what the last one set.
 function kindCards() {
   const kinds = { person: t("Person"), style: t("Style"), object: t("Object"), other: t("Other") };
-  let presets = [];
-  get("api/presets").then((found) => (presets = found), sayRefused);
-  const valuesOf = (kind) => presets.find((p) => !p.own && p.name === `${store.plan()?.family ?? "sd1"}-lora-${kind}`)?.values ?? {};
-  const choose = (kind) => {
-    const left = valuesOf(store.what());
+  const asked = get("api/presets").catch((refused) => (sayRefused(refused), []));
+  const valuesOf = (presets, kind) => presets.find((p) => !p.own && p.name === `${store.plan()?.family ?? "sd1"}-lora-${kind}`)?.values ?? {};
+  const choose = async (kind) => {
+    const presets = await asked;
+    const left = valuesOf(presets, store.what());
     const kept = Object.entries(store.values()).filter(([path, text]) => left[path] !== text);
-    store.replace({ ...Object.fromEntries(kept), ...valuesOf(kind) }, kind);
+    store.replace({ ...Object.fromEntries(kept), ...valuesOf(presets, kind) }, kind);
   };
   const radios = Object.entries(kinds).map(([kind, label]) => {
     const input = h("input", { type: "radio", name: "kind", value: kind, onchange: () => choose(kind) });
