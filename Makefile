@@ -8,12 +8,14 @@ demo: .venv/run
 	$(BIN)/limner demo
 
 web: .venv/run
-	@echo "The page is not built yet (issue B); the terminal does everything: $(BIN)/limner --help"; exit 1
+	$(BIN)/limner web
 
 test: .venv/test
+	scripts/install_chromium.sh
 	$(BIN)/python -m pytest
 
 test-fast: .venv/test
+	scripts/install_chromium.sh
 	$(BIN)/python -m pytest -m "not slow"
 
 check: .venv/test

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+from starlette.testclient import TestClient
 
-ARGUMENTS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+from limner.web.context import Context
+
+ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 
 class Limner:
@@ -56,7 +59,7 @@ class Limner:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        shutil.rmtree(self.log.parent)
+        shutil.rmtree(self.log.parent, ignore_errors=True)
 
 
 @pytest.fixture
@@ -71,6 +74,19 @@ def limner_web(home: Path) -> Iterator[Callable[..., Limner]]:
     yield start
     for one in started:
         one.end()
+
+
+@pytest.fixture
+def client(home: Path) -> Callable[[Context], TestClient]:
+    """client(context) asks the application in this process, gate and all, as its own page does."""
+    from limner.web.app import make_app
+
+    def make(context: Context) -> TestClient:
+        asking = TestClient(make_app(context), base_url="http://127.0.0.1", headers={"Origin": "http://127.0.0.1"})
+        assert asking.get("/").status_code == 200  # gives the session's cookie
+        return asking
+
+    return make
 
 
 @pytest.fixture
@@ -97,7 +113,9 @@ def page(browser: Browser, server: str) -> Iterator[Page]:
     page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(f"{message.text} ({message.location})") if message.type == "error" else None)
+    page.on(
+        "console", lambda message: errors.append(f"{message.text} ({message.location})") if message.type == "error" else None
+    )
     page.set_default_timeout(60_000)
     page.goto(server)
     page.wait_for_selector("#tabs")

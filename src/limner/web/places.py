@@ -137,12 +137,9 @@ def _folders(here: Path, roots: Sequence[Path], counts: dict[str, int]) -> Itera
             suffix = os.path.splitext(name)[1].lower()
             counts["pictures"] += suffix in EXTENSIONS
             counts["models"] += suffix == ".safetensors"
-            if name.startswith(".") or not entry.is_dir() or not _can_be_named(name):
-                continue
-            if entry.is_symlink() and not _leads_inside(here / name, roots):
-                continue
-            counts["folders"] += 1
-            yield name
+            if not name.startswith(".") and _can_be_named(name) and _can_be_entered(entry, roots):
+                counts["folders"] += 1
+                yield name
 
 
 def _can_be_named(name: str) -> bool:
@@ -150,8 +147,8 @@ def _can_be_named(name: str) -> bool:
     return not any(unicodedata.category(c) in ("Cc", "Cs") for c in name) and (os.name == "nt" or "\\" not in name)
 
 
-def _leads_inside(link: Path, roots: Sequence[Path]) -> bool:
+def _can_be_entered(entry: os.DirEntry[str], roots: Sequence[Path]) -> bool:
     try:
-        return resolve(str(link), roots).is_dir()
-    except UserError:
+        return entry.is_dir() if not entry.is_symlink() else resolve(entry.path, roots).is_dir()
+    except (OSError, UserError):
         return False
