@@ -269,6 +269,24 @@ def test_toml_and_presets_fill_the_form(page: Page, tmp_path: Path) -> None:
     expect(row).to_have_count(0)
 
 
+def test_an_empty_form_starts_from_the_users_own_defaults(page: Page) -> None:
+    unfold(page)
+    entry(page, "train.seed").fill("5")
+    expect(field(page, "train.seed")).to_have_class("field number changed")
+    page.get_by_role("button", name="Presets").click()
+    page.get_by_role("button", name="Make what is set now my defaults").click()
+    expect(page.get_by_text("An empty form starts from these now.")).to_be_visible()
+    page.get_by_role("button", name="Close").click()
+    page.evaluate("localStorage.clear(); sessionStorage.clear()")
+    page.reload()
+    unfold(page)
+    expect(entry(page, "train.seed")).to_have_value("5")
+    entry(page, "train.seed").fill("6")
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Clear").click()
+    expect(entry(page, "train.seed")).to_have_value("5")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
 def test_nothing_is_cut_at_either_size(page: Page, scheme: str, width: int, height: int) -> None:

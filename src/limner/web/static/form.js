@@ -1,6 +1,6 @@
 // "All settings": every option of the schema. It knows no option by name; what it draws comes from the server's schema.
 
-import { h, t } from "./common.js";
+import { get, h, sayRefused, t } from "./common.js";
 import { choosePlace } from "./browse.js";
 import * as store from "./store.js";
 
@@ -29,7 +29,9 @@ export function mount({ element, props }) {
   });
   // go("new-run", {values}) fills the form, as from another run's config
   window.addEventListener("limner:new-run", ({ detail }) => detail.values && store.replace(detail.values, "", true));
-  store.start(props.schema);
+  get("api/settings")
+    .catch((refused) => (sayRefused(refused), { defaults: {} }))
+    .then(({ defaults }) => store.start(props.schema, defaults));
 }
 
 // Unfold the setting `path` and put the cursor there.

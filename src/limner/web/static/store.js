@@ -4,9 +4,9 @@
 import { post } from "./common.js";
 
 const KEY = `limner form ${new URL(".", document.baseURI).pathname}`;
-const EMPTY = { values: {}, proposed: {}, what: "", isLoaded: false };
 const listeners = new Set();
-let state = EMPTY;
+let empty = { values: {}, proposed: {}, what: "", isLoaded: false };
+let state = empty;
 let options = [];
 let answer = { findings: [], plan: null };
 let checking = null;
@@ -15,12 +15,12 @@ function load() {
   for (const storage of [sessionStorage, localStorage]) {
     try {
       const saved = JSON.parse(storage.getItem(KEY));
-      if (saved && typeof saved.values === "object") return { ...EMPTY, ...saved };
+      if (saved && typeof saved.values === "object") return { ...empty, ...saved };
     } catch {
       continue; // damaged: as if there were none
     }
   }
-  return EMPTY;
+  return empty;
 }
 
 function keep(changes) {
@@ -49,7 +49,9 @@ export const plan = () => answer.plan;
 export const isChecking = () => checking !== null;
 export const allOptions = () => options;
 
-export function start(sections) {
+// An empty form holds the user's own defaults.
+export function start(sections, defaults) {
+  empty = { ...empty, values: defaults };
   options = sections.flatMap((section) => section.options.map((option) => ({ ...option, section: section.name })));
   state = load();
   tell();
@@ -66,7 +68,7 @@ export function set(path, text) {
 
 // Put other values in the place of all. To those that were loaded from a file, nothing is added of ourselves.
 export const replace = (next, kind = state.what, isLoaded = false) => keep({ values: next, what: kind, proposed: {}, isLoaded });
-export const clear = () => keep(EMPTY);
+export const clear = () => keep(empty);
 
 // --- what applies ---
 

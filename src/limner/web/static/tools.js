@@ -84,9 +84,13 @@ async function presets() {
       h("button", { type: "button", disabled: Boolean(preset.problem), onclick: () => (apply(preset), close()) }, t("Use")),
       preset.own && h("button", { type: "button", class: "danger", "aria-label": `${t("Delete")} ${preset.name}`, onclick: () => post("api/presets/delete", { name: preset.name }).then(draw).catch(sayRefused) }, t("Delete")),
     );
+  const values = () => Object.fromEntries(Object.entries(store.sent()).filter(([path]) => !STAYS.includes(path)));
+  const keepAsDefaults = async () => {
+    await post("api/settings", { defaults: values() });
+    say(t("An empty form starts from these now."));
+  };
   const keep = async () => {
-    const values = Object.fromEntries(Object.entries(store.sent()).filter(([path]) => !STAYS.includes(path)));
-    await post("api/presets/save", { values, name: name.value.trim() });
+    await post("api/presets/save", { values: values(), name: name.value.trim() });
     name.value = "";
     await draw();
   };
@@ -95,6 +99,7 @@ async function presets() {
     t("Presets"),
     list,
     h("div", { class: "quick" }, h("label", { for: "preset-name" }, t("Keep what is set now as a preset")), h("div", { class: "entry" }, name, h("button", { type: "button", onclick: () => keep().catch(sayRefused) }, t("Keep")))),
+    h("div", { class: "row end" }, h("button", { type: "button", onclick: () => keepAsDefaults().catch(sayRefused) }, t("Make what is set now my defaults"))),
   );
 }
 
