@@ -17,7 +17,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from limner import disk, runs
-from limner.config import Config, Data, Logging, Lora, defaults
+from limner.config import Config, Lora, defaults
+from limner.config.fields import applies, condition_words, values
 from limner.config.prompts import all_prompts
 from limner.data.dataset import Dataset, assemble, bucket_rule
 from limner.data.decode import decode
@@ -40,11 +41,14 @@ class Records:
     deep: bool = False
 
 
-Check = Callable[[Config, Machine, Records], Iterable[Finding]]
+Check = Callable[[Config, Machine | None, Records], Iterable[Finding]]
 
 
-def examine(config: Config, machine: Machine, *, deep: bool = False) -> tuple[list[Finding], Records]:
-    """All findings, errors first, and what was learnt on the way. `deep` decodes every picture."""
+def examine(config: Config, machine: Machine | None, *, deep: bool = False) -> tuple[list[Finding], Records]:
+    """All findings, errors first, and what was learnt on the way. `deep` decodes every picture.
+
+    Of a machine that is not known (yet), nothing is said.
+    """
     records, findings = Records(deep=deep), []
     for check in CHECKS:
         try:
@@ -55,7 +59,7 @@ def examine(config: Config, machine: Machine, *, deep: bool = False) -> tuple[li
     return sorted(findings, key=lambda f: order.index(f.severity)), records
 
 
-def check_base(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_base(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
     section = config.model
     if section.config is not None and not os.path.isdir(section.config):
@@ -80,7 +84,7 @@ def check_base(config: Config, machine: Machine, records: Records) -> Iterable[F
         yield Finding("objective.prediction", said, "Remove the line unless the model's own setting is wrong.", "warning")
 
 
-def check_pictures(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_pictures(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
     records.scan = found = scan(config.data)
     if config.data.skip_broken:
@@ -97,7 +101,7 @@ def check_pictures(config: Config, machine: Machine, records: Records) -> Iterab
     yield from found.warnings
 
 
-def check_depth(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_depth(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     """Decode every picture, if asked to."""
     del machine
     if not records.deep or records.scan is None:
@@ -115,12 +119,11 @@ def _fault(path: str) -> Finding | None:
     return None
 
 
-def check_buckets(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_buckets(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
     if records.base is None:
         return
     data, rule, family_step = config.data, bucket_rule(config, records.base), records.base.bucket_step_px
-    yield from _idle_bucket_options(data)
     if rule.resolution < rule.step:
         yield Finding(
             "data.resolution", f"{rule.resolution} is less than a bucket step of {rule.step}.", f"Use at least {rule.step}."
@@ -148,22 +151,7 @@ def check_buckets(config: Config, machine: Machine, records: Records) -> Iterabl
         yield Finding("data.resolution", said, "Use larger pictures or a lower resolution.", "warning")
 
 
-def _idle_bucket_options(data: Data) -> Iterable[Finding]:
-    """Bucket options that the others leave without effect."""
-    if not data.buckets:
-        why, names = "without buckets", ("bucket_step_px", "bucket_min_px", "bucket_max_px")
-        if not data.upscale:
-            yield Finding("data.upscale", "has no effect without buckets.", "Set data.buckets = true.", "warning")
-    elif not data.upscale:
-        why, names = "while pictures are not enlarged", ("bucket_min_px", "bucket_max_px")
-    else:
-        return
-    for name in names:
-        if getattr(data, name) is not None:
-            yield Finding(f"data.{name}", f"has no effect {why}.", "Remove it.", "warning")
-
-
-def check_length(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_length(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
     if config.train.steps is not None and config.train.epochs is not None:
         yield Finding("train.epochs", "both steps and epochs are given.", "Remove one of them.")
@@ -185,45 +173,28 @@ def check_length(config: Config, machine: Machine, records: Records) -> Iterable
             yield Finding(field, said, "Make it smaller.", "warning")
 
 
-def check_adapter(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_idle(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    """What is set but has no effect, because what it depends on is not (see `when` in the schema)."""
     del machine, records
-    adapter, optimizer = config.adapter, config.optimizer
+    for option, value in values(config):
+        if value != option.default and not applies(option, config):
+            said = f"has no effect unless {condition_words(option.when)}."
+            yield Finding(option.path, said, "Change that, or remove this.", "warning")
+
+
+def check_adapter(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    del machine, records
+    adapter = config.adapter
     if not adapter.denoiser and not adapter.text_encoder:
         yield Finding("adapter.denoiser", "nothing is trained.", "Set adapter.denoiser or adapter.text_encoder to true.")
-    if isinstance(adapter, Lora) and adapter.conv_alpha is not None and adapter.conv_rank is None:
-        yield Finding(
-            "adapter.conv_alpha", "has no effect without conv_rank.", "Set adapter.conv_rank, or remove it.", "warning"
-        )
-    if optimizer.text_encoder_lr is not None and not adapter.text_encoder:
-        said = "has no effect while the text encoder is not trained."
-        yield Finding("optimizer.text_encoder_lr", said, "Set adapter.text_encoder = true, or remove it.", "warning")
     if adapter.text_encoder and config.memory.cache_text:
         said = "captions are not cached while the text encoder is trained."
         yield Finding("memory.cache_text", said, "", "note")
-    if (
-        config.output.keep_last is not None
-        and config.output.save_every_steps is None
-        and config.output.save_every_epochs is None
-    ):
-        yield Finding(
-            "output.keep_last",
-            "has no effect while no checkpoints are saved on the way.",
-            "Set output.save_every_steps.",
-            "warning",
-        )
-    if adapter.trains_base:
-        for name in ("author", "description", "license", "title", "tags"):
-            if getattr(config.output, name):
-                yield Finding(f"output.{name}", "is not written into a whole model's folder.", "Remove it.", "warning")
 
 
-def check_preservation(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_preservation(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine, records
     if config.objective.preserve == "off":
-        if config.data.class_words:
-            yield Finding(
-                "data.class_words", "have no effect without preservation.", "Set objective.preserve = 1.0.", "warning"
-            )
         return
     if config.adapter.trains_base:
         said = "needs the base model beside the trained one, and the base model itself is trained."
@@ -238,8 +209,10 @@ def check_preservation(config: Config, machine: Machine, records: Records) -> It
         yield Finding("data.class_words", "are needed by objective.preserve.", 'Set them, for example ["dog"] for your dog.')
 
 
-def check_device(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_device(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del records
+    if machine is None:
+        return
     device = config.launch.device or machine.best().kind
     facts = machine.first(device)
     if facts is None:
@@ -262,7 +235,7 @@ def check_device(config: Config, machine: Machine, records: Records) -> Iterable
         yield Finding("launch.num_processes", said, f"Use at most {machine.count(device)}.")
 
 
-def check_prompts(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_prompts(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
     section = config.sample
     resolution, step = (records.base.resolution_px, records.base.bucket_step_px) if records.base else (512, 64)
@@ -274,14 +247,11 @@ def check_prompts(config: Config, machine: Machine, records: Records) -> Iterabl
         )
 
 
-def check_logging(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_logging(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     """Trackers that are asked for: whether they are installed, and would be let in."""
     del machine, records
     section = config.logging
     if not section.trackers:
-        for name in ("project", "run_name"):
-            if getattr(section, name) != Logging.model_fields[name].default:
-                yield Finding(f"logging.{name}", "has no effect without trackers.", "Remove it.", "warning")
         return
     for name in section.trackers:
         if importlib.util.find_spec(name) is None:
@@ -311,13 +281,13 @@ def _wandb_has_key() -> bool:
         return False
 
 
-def check_output(config: Config, machine: Machine, records: Records) -> Iterable[Finding]:
+def check_output(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     """Names that work everywhere, folders that can be written, space for what will be."""
     del machine
     name = config.output.name
     if not name.strip() or name in (".", "..") or name != name.strip() or name.endswith("."):
         yield Finding("output.name", f"{name!r} cannot be a file name.", "Use letters and digits.")
-    elif any(c in name for c in '/\\:*?"<>|\n\t') or name.split(".")[0].lower() in _RESERVED or name.startswith((".", "-")):
+    elif any(c in name for c in '/\\:*?"<>|$`\n\t') or name.split(".")[0].lower() in _RESERVED or name.startswith((".", "-")):
         yield Finding("output.name", f"{name!r} cannot be a file name on every system.", "Use letters, digits, - and _.")
     elif len(os.fsencode(name)) > 200:
         yield Finding("output.name", f"is {len(os.fsencode(name))} bytes long.", "Use at most 200 bytes.")
@@ -351,9 +321,9 @@ def _already_there(config: Config) -> Iterable[Finding]:
 
 
 def _writable(field: str, folder: Path) -> Iterable[Finding]:
+    there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))  # the rest is made when it is needed
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=disk.TEMPORARY):
+        with tempfile.NamedTemporaryFile(dir=there, prefix=disk.TEMPORARY):
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -384,6 +354,7 @@ CHECKS: tuple[Check, ...] = (
     check_depth,
     check_buckets,
     check_length,
+    check_idle,
     check_adapter,
     check_preservation,
     check_device,

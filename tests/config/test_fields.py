@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,8 @@ import pytest
 from pydantic import BaseModel
 
 import limner.errors
-from limner.config import Config
-from limner.config.fields import section_types, walk
+from limner.config import Config, files
+from limner.config.fields import applies, condition_words, holds, section_types, walk
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "schema.json"
 SOURCE = Path(limner.errors.__file__).parent
@@ -108,6 +109,10 @@ out = io.StringIO()
 with contextlib.redirect_stdout(out):
     cli.config_options("sparkle")
 print(repr(out.getvalue()))
+from limner.web.form import form_schema
+from limner.web.words import Words
+[drawn] = [o for section in form_schema(Words()) for o in section["options"] if o["path"] == "train.sparkle"]
+print(drawn)
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -125,4 +130,52 @@ print(repr(out.getvalue()))
         "('train.sparkel', 'Did you mean train.sparkle?')",
         "('max_sparkle', 'Did you mean train.sparkle?')",
         repr("--train.sparkle [3]\n    How much it glitters.\n"),
+        "{'path': 'train.sparkle', 'input': 'number', 'help': 'How much it glitters.', 'expects': 'whole number, at least 1, "
+        "at most 9', 'unit': 'px', 'kohya': 'max_sparkle', 'default': '3'}",
     ], done.stderr
+
+
+def test_conditions_name_options_and_never_each_other_in_a_circle() -> None:
+    depends = {o.path: {a.removeprefix("not ").split(" = ")[0] for a in re.split(" and | or ", o.when) if a} for o in walk()}
+    assert {p for paths in depends.values() for p in paths} <= set(depends)
+    for path in depends:
+        seen, pending = set(), set(depends[path])
+        while pending:
+            seen |= pending
+            pending = {q for p in pending for q in depends[p]} - seen
+        assert path not in seen
+
+
+@pytest.mark.parametrize(
+    ("when", "overrides", "expected"),
+    [
+        ("", {}, True),
+        ("data.buckets", {}, True),
+        ("not data.buckets", {}, False),
+        ("data.buckets and data.upscale", {"data.upscale": "false"}, False),
+        ("not data.buckets or data.upscale", {"data.buckets": "false", "data.upscale": "false"}, True),
+        ("adapter.conv_rank", {}, False),
+        ("adapter.conv_rank", {"adapter.conv_rank": "4"}, True),
+        ("adapter.conv_rank", {"adapter.kind": "none"}, False),
+        ("objective.preserve", {}, False),
+        ("objective.preserve", {"objective.preserve": "0.5"}, True),
+        ("optimizer.weight_decay", {"optimizer.weight_decay": "0"}, True),
+        ("sample.prompts", {}, False),
+        ("sample.prompts", {"sample.prompts": ""}, True),
+        ("sample.negative", {}, False),
+        ("adapter.kind = none", {}, False),
+        ("not adapter.kind = none", {}, True),
+    ],
+)
+def test_conditions(when: str, overrides: dict[str, str], expected: bool) -> None:
+    assert holds(when, files.build({}, overrides)) is expected
+
+
+def test_an_option_applies_where_it_exists_and_its_condition_holds() -> None:
+    [rank] = [o for o in walk() if o.path == "adapter.rank"]
+    [author] = [o for o in walk() if o.path == "output.author"]
+    assert applies(rank, Config()) and applies(author, Config())
+    whole = files.build({}, {"adapter.kind": "none"})
+    assert not applies(rank, whole) and not applies(author, whole)
+    assert condition_words(author.when) == 'adapter.kind is not "none"'
+    assert condition_words("data.buckets and not data.upscale") == "data.buckets is set and data.upscale is not set"

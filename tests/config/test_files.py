@@ -177,3 +177,56 @@ def test_all_faults_of_overrides_come_at_once() -> None:
         files.build({}, {"train.clip_norm": "of", "nope": "1", "optimizer.lr": "x", "learning_rate": "3"})
     assert sorted(f.field for f in caught.value.findings) == ["learning_rate", "nope", "optimizer.lr", "train.clip_norm"]
     assert "Did you mean optimizer.lr?" in str(caught.value) and "(," not in str(caught.value)
+
+
+def _values(rng: random.Random, tag: str) -> dict[str, str]:
+    """A valid typed text for every option of a variant, drawn from all that it may be."""
+    raw = _raw(rng, tag)
+    by_path = {o.path: o for o in walk() if o.tag in (None, tag)}
+    return {path: files.as_typed(o, raw[o.section][o.name]) for path, o in by_path.items() if o.name in raw[o.section]}
+
+
+@pytest.mark.parametrize("tag", ["lora", "none"])
+@pytest.mark.parametrize("seed", range(15))
+def test_typed_values_survive_config_and_toml(seed: int, tag: str) -> None:
+    config = files.build({}, _values(random.Random(seed), tag))
+    values = files.overrides_of(config)
+    assert files.build({}, values) == config
+    assert files.overrides_of(_read_back(config)) == values
+    assert all(isinstance(v, str) for v in values.values())
+
+
+TYPED = {
+    "train.seed": ["9223372036854775807"],
+    "optimizer.eps": ["1e-300", "5e-324"],
+    "optimizer.weight_decay": ["0.0", "1.0"],
+    "train.clip_norm": ["off", "1e+300", "5.0"],
+    "objective.min_snr_gamma": ["5.0"],
+    "data.trigger": ["", "true", "1e-4", "[x]", "猫 'x' \"y\"", "two\nlines"],
+    "output.author": ["", " "],
+    "output.name": ["", "007", "off"],
+    "model.base": ["/a/b.safetensors", "owner/name"],
+    "data.path": ["/a b/ü", "/x'y"],
+    "sample.prompts": ['["a","b"]', '[""]', '["[x]"]', '["a\\nb","\\\\"]', '["猫 --w 64"]'],
+    "data.caption_extensions": ["[]"],
+    "data.buckets": ["false"],
+    "adapter.kind": ["none"],
+}
+
+
+@pytest.mark.parametrize(("path", "typed"), [(p, t) for p, texts in TYPED.items() for t in texts])
+def test_typed_texts_come_back_as_they_were(path: str, typed: str) -> None:
+    values = files.overrides_of(_read_back(files.build({}, {path: typed})))
+    assert values == {path: typed}
+
+
+@pytest.mark.parametrize(
+    "typed", ["nan", "inf", "1e400", "9" * 401, "0x" + "f" * 5000, "9" * 5000, "x" * (2 << 20), "[" * 9000]
+)
+@pytest.mark.parametrize(
+    "path", ["train.seed", "train.steps", "optimizer.lr", "sample.every_steps", "output.state_every_steps"]
+)
+def test_impossible_numbers_are_refused_at_their_field(path: str, typed: str) -> None:
+    with pytest.raises(UserError) as caught:
+        files.build({}, {path: typed})
+    assert [f.field for f in caught.value.findings] == [path]

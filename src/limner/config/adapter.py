@@ -24,7 +24,7 @@ class Lora(Section):
     conv_rank: int | None = option(None, ge=1, le=1024, kohya="conv_dim", advanced=True)
     """Also adapt the 3x3 convolutions, with this rank (LoCon). Linear and 1x1 layers only when not given."""
 
-    conv_alpha: float | None = option(None, gt=0, le=4096, kohya="conv_alpha", advanced=True)
+    conv_alpha: float | None = option(None, gt=0, le=4096, kohya="conv_alpha", advanced=True, when="adapter.conv_rank")
     """Alpha of the convolutions. Equal to conv_rank when not given."""
 
     dora: bool = option(False, kohya="dora_wd", advanced=True)

@@ -17,15 +17,23 @@ class Section(BaseModel):
 
 
 def option(
-    default: Any = ..., *, unit: str = "", kohya: str = "", inverted: bool = False, advanced: bool = False, **limits: Any
+    default: Any = ...,
+    *,
+    unit: str = "",
+    kohya: str = "",
+    inverted: bool = False,
+    advanced: bool = False,
+    when: str = "",
+    **limits: Any,
 ) -> Any:
     """Declare an option.
 
     `unit` is shown behind the name; `kohya` is the option's name in kohya_ss or sd-scripts, `inverted` if true there is
-    false here; `advanced` folds it away;
+    false here; `advanced` folds it away; `when` is the condition on other options without which this one has no effect, in
+    the words of `fields.holds`;
     `limits` are pydantic's (ge, gt, le, lt).
     """
-    metadata: dict[str, Any] = {"unit": unit, "kohya": kohya, "inverted": inverted, "advanced": advanced}
+    metadata: dict[str, Any] = {"unit": unit, "kohya": kohya, "inverted": inverted, "advanced": advanced, "when": when}
     return Field(default, json_schema_extra=metadata, **limits)
 
 

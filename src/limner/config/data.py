@@ -14,7 +14,7 @@ class Data(Section):
     trigger: Text | None = option(None, kohya="class_tokens")
     """The word that shall call up what is taught. It is the caption of every picture that has none."""
 
-    class_words: Texts = option((), advanced=True)
+    class_words: Texts = option((), advanced=True, when="objective.preserve")
     """Ordinary words for the kind of thing that is taught (for your dog: "dog", "puppy"). With objective.preserve they take
     the trigger's place, a drawn one for each picture at each step."""
 
@@ -30,16 +30,22 @@ class Data(Section):
     buckets: bool = option(True, kohya="enable_bucket")
     """Keep each picture's shape by sorting them into buckets of similar aspect. Without, all are cut square."""
 
-    bucket_step_px: int | None = option(None, ge=8, le=512, unit="px", kohya="bucket_reso_steps", advanced=True)
+    bucket_step_px: int | None = option(
+        None, ge=8, le=512, unit="px", kohya="bucket_reso_steps", advanced=True, when="data.buckets"
+    )
     """Bucket sides are multiples of this. What the family needs when not given."""
 
-    bucket_min_px: int | None = option(None, ge=16, le=4096, unit="px", kohya="min_bucket_reso", advanced=True)
+    bucket_min_px: int | None = option(
+        None, ge=16, le=4096, unit="px", kohya="min_bucket_reso", advanced=True, when="data.buckets and data.upscale"
+    )
     """Shortest side of a bucket. Half the resolution when not given."""
 
-    bucket_max_px: int | None = option(None, ge=32, le=8192, unit="px", kohya="max_bucket_reso", advanced=True)
+    bucket_max_px: int | None = option(
+        None, ge=32, le=8192, unit="px", kohya="max_bucket_reso", advanced=True, when="data.buckets and data.upscale"
+    )
     """Longest side of a bucket. Twice the resolution when not given."""
 
-    upscale: bool = option(True, kohya="bucket_no_upscale", inverted=True, advanced=True)
+    upscale: bool = option(True, kohya="bucket_no_upscale", inverted=True, advanced=True, when="data.buckets")
     """Enlarge pictures that are smaller than their bucket. Without, they are put into a smaller bucket."""
 
     skip_broken: bool = option(False)

@@ -6,6 +6,9 @@ pocket model's own were measured (docs/pocket-model.md).
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 from limner.config import Config, Optimizer
 
 _LEARNING_RATES = {("sd1", "lora"): 1e-4, ("sd1", "none"): 5e-6}
@@ -42,3 +45,15 @@ def precision(config: Config, device: str, has_bf16: bool) -> str:
     if config.train.precision is not None:
         return config.train.precision
     return "bf16" if device == "cuda" and has_bf16 else "fp32"
+
+
+def proposals(trigger: str | None, captions: Sequence[str], steps: int) -> dict[str, str]:
+    """Typed texts that the page fills in for a newcomer: pictures to watch, painted five times on the way."""
+    said = dict.fromkeys(c for c in captions if c and " --" not in c)
+    prompts = [c for c in said if not trigger or trigger.lower() in c.lower()][:2] or ([trigger] if trigger else [])
+    if not prompts:
+        return {}
+    return {
+        "sample.prompts": json.dumps(prompts, ensure_ascii=False, separators=(",", ":")),
+        "sample.every_steps": str(max(1, steps // 5)),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ class Option:
     kohya: str
     inverted: bool
     advanced: bool
+    when: str
 
     @property
     def section(self) -> str:
@@ -90,6 +92,46 @@ def walk(model: type[BaseModel] = Config) -> Iterator[Option]:
             yield _option(f"{name}.{field_name}", tag, info)
 
 
+def values(config: BaseModel) -> Iterator[tuple[Option, Any]]:
+    """Every option that a configuration has, with its value: those of other kinds are left out."""
+    for option in walk(type(config)):
+        section = getattr(config, option.section)
+        if option.tag in (None, getattr(section, "kind", None)):
+            yield option, getattr(section, option.name)
+
+
+def applies(option: Option, config: BaseModel) -> bool:
+    """Whether an option can have an effect: its section is of its kind, and what it depends on is set."""
+    kind = getattr(getattr(config, option.section), "kind", None)
+    return option.tag in (None, kind) and holds(option.when, config)
+
+
+def holds(when: str, config: BaseModel) -> bool:
+    """Whether a condition holds: "a.b", "not a.b", "a.b = word", "not a.b = word", joined by "and", these by "or"; no brackets.
+
+    An option is set unless it is not given, false, "off" or empty. `holds` in static/store.js says the same in the browser.
+    """
+    return not when or any(all(_is_met(atom, config) for atom in way.split(" and ")) for way in when.split(" or "))
+
+
+def _is_met(atom: str, config: BaseModel) -> bool:
+    path, _, word = atom.removeprefix("not ").partition(" = ")
+    section, _, name = path.partition(".")
+    value = getattr(getattr(config, section), name, None)
+    met = value == word if word else value is not None and value is not False and value not in ("off", "", ())
+    return met != atom.startswith("not ")
+
+
+def condition_words(when: str) -> str:
+    """A condition in words: "data.buckets is set and data.upscale is set"."""
+    return re.sub(r"(not )?([\w.]+\.[\w.]+)(?: = (\w+))?", _atom_words, when)
+
+
+def _atom_words(atom: re.Match[str]) -> str:
+    verb = "is not" if atom[1] else "is"
+    return f'{atom[2]} {verb} "{atom[3]}"' if atom[3] else f"{atom[2]} {verb} set"
+
+
 def _tag(variant: type[BaseModel]) -> str:
     return get_args(variant.model_fields["kind"].annotation)[0]
 
@@ -99,7 +141,9 @@ def _kind_option(
 ) -> Option:
     doc = " ".join(f'"{t}": {" ".join((v.__doc__ or "").split())}' for n, t, v in sections if n == name)
     default = field.default.kind if field.default is not PydanticUndefined else tags[0]
-    return Option(f"{name}.kind", None, doc, default, (), tuple(tags), None, None, (False, False), False, "", "", False, False)
+    return Option(
+        f"{name}.kind", None, doc, default, (), tuple(tags), None, None, (False, False), False, "", "", False, False, ""
+    )
 
 
 def _option(path: str, tag: str | None, info: FieldInfo) -> Option:
@@ -123,6 +167,7 @@ def _option(path: str, tag: str | None, info: FieldInfo) -> Option:
         kohya=str(extra.get("kohya", "")),
         inverted=bool(extra.get("inverted", False)),
         advanced=bool(extra.get("advanced", False)),
+        when=str(extra.get("when", "")),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import textwrap
 import tomllib
@@ -15,7 +16,7 @@ import tomlkit
 from pydantic import ValidationError
 
 from limner.config import Config
-from limner.config.fields import Option, section_types, walk
+from limner.config.fields import Option, section_types, values, walk
 from limner.errors import Finding, UserError, printable, wrong
 
 MAX_BYTES = 1 << 20
@@ -99,6 +100,9 @@ def build(raw: dict[str, Any], overrides: Mapping[str, str], text: str = "", sou
             continue  # reported by validation below
         if name == "kind" and table.get("kind", options[path][0].default) != typed:
             table.clear()  # the other kind's options do not carry over
+        if len(typed) > MAX_BYTES:
+            faults.append(Finding(path, f"is longer than {MAX_BYTES} characters.", "Make it shorter."))
+            continue
         table[name] = _typed(options[path], typed)
         anchored = _anchored({section: {name: table[name]}}, Path.cwd())
         table[name] = anchored[section][name]
@@ -135,6 +139,23 @@ def _typed(options: list[Option], text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError, ValueError):
         return [text] if option.is_list else text
+
+
+def overrides_of(config: Config) -> dict[str, str]:
+    """Every option that differs from its default, as the text that :func:`build` reads back to the same value."""
+    return {option.path: as_typed(option, value) for option, value in values(config) if value != option.default}
+
+
+def as_typed(option: Option, value: Any) -> str:
+    """The text that :func:`build` reads as `value`, "" for what is not given. Lists are TOML arrays, and JSON as well."""
+    if value is None:
+        return ""
+    if option.is_list:
+        return json.dumps(list(value), ensure_ascii=False, separators=(",", ":"))
+    text = str(value) if isinstance(value, str | Path) else _toml(value)
+    # a text that would be read as a number or a truth is put into quotes
+    plain = not isinstance(value, str) or _typed(_options_by_path()[option.path], text) == value
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 def _where(path: str, text: str, source: str) -> str:
@@ -176,6 +197,13 @@ def _unknown(path: str, text: str, source: str) -> Finding:
     return Finding(path, f"there is no such option{f' ({where})' if where else ''}.", remedy)
 
 
+def _shown(value: Any) -> str:
+    try:
+        return printable(repr(value), 60)
+    except ValueError:  # Python does not write out numbers of thousands of digits
+        return "a number of thousands of digits"
+
+
 _TYPE_REMEDIES = {"bool_type": "Write true or false, without quotes.", "int_type": "Write a whole number, without quotes."}
 _TYPE_REMEDIES |= {"float_type": "Write a number, without quotes.", "string_type": 'Write text in quotes: "..."'}
 
@@ -210,7 +238,7 @@ def _finding(path: str, error: Any, text: str, source: str) -> Finding:
         return _unknown(path, text, source)
     where = _where(path, text, source)
     options = _options_by_path().get(path)
-    shown = printable(repr(value), 60)
+    shown = _shown(value)
     if options:
         option = options[0]
         limit = option.range_words()
@@ -226,7 +254,7 @@ def _finding(path: str, error: Any, text: str, source: str) -> Finding:
         given = value.get("kind") if isinstance(value, dict) else value
         return Finding(
             f"{path}.kind",
-            f"{printable(repr(given), 60)} is not known{f' ({where})' if where else ''}.",
+            f"{_shown(given)} is not known{f' ({where})' if where else ''}.",
             f"Choose one of: {names}.",
         )
     return Finding(path, f"{shown} is not a table of options{f' ({where})' if where else ''}.", f"Write a section: [{path}].")
@@ -267,6 +295,15 @@ def render(config: Config, with_help: bool = True, advanced: bool = True) -> str
                 continue
             out += ([""] if with_help else []) + _lines(option, value, with_help)
     return "\n".join(out).lstrip("\n") + "\n"
+
+
+def render_changes(config: Config) -> str:
+    """Only what differs from the defaults, as TOML without help."""
+    out: dict[str, list[str]] = {}
+    for option, value in values(config):
+        if value is not None and value != option.default:
+            out.setdefault(option.section, []).append(f"{option.name} = {_toml(value)}")
+    return "\n\n".join("\n".join([f"[{name}]", *lines]) for name, lines in out.items()) + "\n"
 
 
 def _section_options(name: str, tag: str | None) -> Iterable[Option]:

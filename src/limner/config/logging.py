@@ -18,8 +18,8 @@ class Logging(Section):
     """Also tell these: "wandb" (Weights & Biases, over the network) or "trackio" (on this machine). A key is never written
     here: wandb takes it from WANDB_API_KEY or from its own login, and WANDB_MODE=offline needs none."""
 
-    project: Text = option("limner", kohya="log_tracker_name")
+    project: Text = option("limner", kohya="log_tracker_name", when="logging.trackers")
     """Name of the project under which the trackers list the run."""
 
-    run_name: Text | None = option(None, kohya="wandb_run_name")
+    run_name: Text | None = option(None, kohya="wandb_run_name", when="logging.trackers")
     """Name of the run there. The run's id when not given."""

@@ -14,7 +14,7 @@ class Memory(Section):
     cache_latents: bool = option(True, kohya="cache_latents_to_disk")
     """Encode each picture once and keep the result on disk."""
 
-    cache_text: bool = option(True, kohya="cache_text_encoder_outputs")
+    cache_text: bool = option(True, kohya="cache_text_encoder_outputs", when="not adapter.text_encoder")
     """Encode each caption once and keep the result on disk. Not possible while the text encoder is trained."""
 
     cache_path: FilePath | None = option(None, advanced=True)

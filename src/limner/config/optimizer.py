@@ -16,7 +16,7 @@ class Optimizer(Section):
     lr: float | None = option(None, gt=0, le=10, kohya="learning_rate")
     """Learning rate. When not given: 1e-4 for a LoRA, 5e-6 for a whole SD 1 model (1e-3 and 2e-4 for the pocket model)."""
 
-    text_encoder_lr: float | None = option(None, gt=0, le=10, kohya="text_encoder_lr")
+    text_encoder_lr: float | None = option(None, gt=0, le=10, kohya="text_encoder_lr", when="adapter.text_encoder")
     """Learning rate of the text encoder. Half of lr when not given."""
 
     weight_decay: float = option(0.01, ge=0, le=1, kohya="weight_decay")

@@ -6,6 +6,8 @@ from typing import Literal
 
 from limner.config.base import FilePath, Section, Text, Texts, option
 
+_FILE = "not adapter.kind = none"  # a whole model's folder has no place for these
+
 
 class Output(Section):
     """Checkpoints, training states and the file's metadata."""
@@ -16,33 +18,33 @@ class Output(Section):
     path: FilePath | None = option(None, kohya="output_dir")
     """Folder for the finished files. The run's own folder when not given."""
 
-    save_every_steps: int | None = option(None, ge=1, kohya="save_every_n_steps")
+    save_every_steps: int | None = option(None, ge=1, le=10_000_000, kohya="save_every_n_steps")
     """Save a checkpoint (weights to use) every so many steps, besides the last one."""
 
-    save_every_epochs: int | None = option(None, ge=1, kohya="save_every_n_epochs")
+    save_every_epochs: int | None = option(None, ge=1, le=100_000, kohya="save_every_n_epochs")
     """Save a checkpoint every so many epochs."""
 
-    keep_last: int | None = option(None, ge=1, le=100_000)
+    keep_last: int | None = option(None, ge=1, le=100_000, when="output.save_every_steps or output.save_every_epochs")
     """Keep only this many of the checkpoints saved on the way. All when not given."""
 
-    state_every_steps: int = option(100, ge=1, kohya="save_state")
+    state_every_steps: int = option(100, ge=1, le=10_000_000, kohya="save_state")
     """Save the training state (to resume from) every so many steps, besides at every checkpoint and stop. The newest two
     are kept."""
 
     dtype: Literal["fp32", "fp16", "bf16"] = option("fp16", kohya="save_precision")
     """Precision of the numbers in the file."""
 
-    title: Text | None = option(None, kohya="metadata_title")
+    title: Text | None = option(None, kohya="metadata_title", when=_FILE)
     """Title in the file's metadata. The name when not given."""
 
-    author: Text | None = option(None, kohya="metadata_author")
+    author: Text | None = option(None, kohya="metadata_author", when=_FILE)
     """Author in the file's metadata."""
 
-    description: Text | None = option(None, kohya="metadata_description")
+    description: Text | None = option(None, kohya="metadata_description", when=_FILE)
     """Description in the file's metadata."""
 
-    license: Text | None = option(None, kohya="metadata_license")
+    license: Text | None = option(None, kohya="metadata_license", when=_FILE)
     """License in the file's metadata."""
 
-    tags: Texts = option((), kohya="metadata_tags")
+    tags: Texts = option((), kohya="metadata_tags", when=_FILE)
     """Tags in the file's metadata."""

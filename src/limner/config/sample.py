@@ -17,10 +17,10 @@ class Sample(Section):
     prompt_file: FilePath | None = option(None, kohya="sample_prompts")
     """A kohya prompt file (.txt, one prompt a line). It is copied into the run before the start."""
 
-    every_steps: int | None = option(None, ge=1, kohya="sample_every_n_steps")
+    every_steps: int | None = option(None, ge=1, le=10_000_000, kohya="sample_every_n_steps")
     """Paint every so many steps. When neither every_steps nor every_epochs is given: at the end."""
 
-    every_epochs: int | None = option(None, ge=1, kohya="sample_every_n_epochs")
+    every_epochs: int | None = option(None, ge=1, le=100_000, kohya="sample_every_n_epochs")
     """Paint every so many epochs."""
 
     at_start: bool = option(False, kohya="sample_at_first")

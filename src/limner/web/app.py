@@ -10,18 +10,35 @@ from dataclasses import asdict
 
 import gradio as gr
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from limner import runs
-from limner.errors import UserError
-from limner.web import dataset_api, folders, gate, notices, page, settings_api, tensorboard, thumbnails, uploads
+from limner.errors import Finding, UserError
+from limner.web import (
+    asked,
+    dataset_api,
+    folders,
+    gate,
+    models,
+    notices,
+    page,
+    pictures,
+    presets,
+    settings_api,
+    tensorboard,
+    thumbnails,
+    uploads,
+)
 from limner.web.context import Context
 from limner.web.document import Document
 from limner.web.theme import STATIC, STYLES, theme
 
-ROUTERS = (dataset_api, folders, notices, settings_api, tensorboard, thumbnails)
+ROUTERS = (
+    asked, dataset_api, folders, models, notices, pictures, presets, settings_api, tensorboard, thumbnails,
+)  # fmt: skip
 """Modules with routes of their own under /api: each has `router(context) -> APIRouter`."""
 
 
@@ -44,6 +61,7 @@ def bare_app(context: Context) -> FastAPI:
 
     app = FastAPI(title="Limner", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_exception_handler(UserError, _say)
+    app.add_exception_handler(RequestValidationError, _say_misshapen)
     for module in ROUTERS:
         app.include_router(module.router(context))
     app.mount("/studio", StaticFiles(directory=STATIC))
@@ -67,3 +85,12 @@ def _say(request: Request, error: Exception) -> JSONResponse:
     del request
     assert isinstance(error, UserError)
     return JSONResponse({"findings": [asdict(finding) for finding in error.findings]}, status_code=422)
+
+
+def _say_misshapen(request: Request, error: Exception) -> JSONResponse:
+    """A request that no page of ours makes: said in the same form, without what was sent."""
+    del request
+    assert isinstance(error, RequestValidationError)
+    fields = {".".join(map(str, fault["loc"][1:]))[:200] or "request" for fault in error.errors()}
+    findings = [asdict(Finding(field, "is missing or of the wrong type.", "Reload the page.")) for field in sorted(fields)]
+    return JSONResponse({"findings": findings}, status_code=422)

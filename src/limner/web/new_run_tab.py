@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from limner.web import form
 from limner.web.context import Context
 from limner.web.panel import panel
 
@@ -10,5 +11,5 @@ NAME, TITLE = "new-run", "New run"
 
 def build(context: Context) -> None:
     """Put the tab's components into the page being built."""
-    del context
     panel("new_run")
+    form.build(context)

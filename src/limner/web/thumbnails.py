@@ -72,7 +72,7 @@ class Shelf:
             pass
         with self._turn:
             content = _shrink(picture, side)
-        disk.write_bytes(kept, content)
+        disk.write_bytes(kept, content, durable=False)
         if next(self._writes) % _WRITES_BETWEEN_PRUNINGS == 0:
             self.prune()
         return content

@@ -15,6 +15,7 @@ export function h(tag, attributes = {}, ...children) {
 }
 
 export const url = (path) => new URL(path, document.baseURI).href;
+export const thumbnail = (path, size) => url(`api/thumbnail?${new URLSearchParams({ path, size })}`);
 
 // The server said no: `findings` are [{field, message, remedy, severity}], or one made from the status.
 export class Refused extends Error {

@@ -1,6 +1,6 @@
 // One picture large, with the part that is trained on marked, and its caption to be edited; arrow keys go to its neighbours.
-import { h, post, Refused, t } from "./common.js";
-import { problemWords, thumbnail } from "./dataset_parts.js";
+import { h, post, Refused, t, thumbnail } from "./common.js";
+import { problemWords } from "./dataset_parts.js";
 import { showDialog } from "./dialog.js";
 
 // `neighbour(name, step)` gives the next row or null, `current(name)` its row as it is now, `closed(name)` is told the last.

@@ -1,7 +1,5 @@
-// What the Dataset tab's modules share: a picture's small version, and the words for what is odd about one.
-import { h, t, url } from "./common.js";
-
-export const thumbnail = (path, size) => url(`api/thumbnail?${new URLSearchParams({ path, size })}`);
+// What the Dataset tab's modules share: a small picture, and the words for what is odd about one.
+import { h, t, thumbnail } from "./common.js";
 
 // The small picture itself, or words where it does not open.
 export function smallPicture(path) {

@@ -1,0 +1,170 @@
+"""What the form asks: its values checked, planned, written as TOML or as a command, and started."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body
+
+from limner import expect, jobs, launch, machine, preflight, queue, runner, runs
+from limner.config import Config, defaults, files
+from limner.config.fields import values as option_values
+from limner.config.fields import walk
+from limner.errors import Finding, UserError, wrong
+from limner.machine import Machine
+from limner.preflight import Records
+from limner.web import places
+from limner.web.context import Context
+
+Values = Annotated[dict[str, str], Body(embed=True)]
+"""The form's value: dotted option name -> typed text, holding only what was set."""
+
+_describing = threading.Lock()
+
+
+def router(context: Context) -> APIRouter:
+    """The routes of the form."""
+    routes = APIRouter(prefix="/api")
+
+    @routes.post("/check")
+    def check(values: Values) -> dict[str, Any]:
+        """Findings, the plan where there can be one, and what the pictures propose."""
+        try:
+            config = config_of(values, context)
+            known = machine_if_known()
+            findings, records = preflight.examine(config, known)
+        except UserError as error:
+            return {"findings": [asdict(f) for f in error.findings], "plan": None, "proposals": {}, "again": False}
+        return {
+            "findings": [asdict(f) for f in findings],
+            "plan": plan(config, records),
+            "proposals": _proposals(config, records),
+            "again": known is None,  # more can be said in a moment
+        }
+
+    @routes.post("/train")
+    def train(values: Values) -> dict[str, str]:
+        """Queue a run. Nothing is made if anything is wrong."""
+        config = config_of(values, context)
+        findings, _ = preflight.examine(config, this_machine())
+        if errors := [f for f in findings if f.severity == "error"]:
+            raise UserError(errors)
+        run = jobs.prepare(config)
+        queue.enqueue(run)
+        runner.ensure_runner()
+        return {"run": run.id}
+
+    @routes.post("/toml")
+    def toml(values: Values) -> dict[str, str]:
+        """The whole configuration, commented, and a name for its file."""
+        config = config_of(values, context)
+        return {"name": f"{config.output.name}.toml", "text": files.render(config)}
+
+    @routes.post("/values")
+    def values_of(text: Annotated[str, Body(embed=True)]) -> dict[str, str]:
+        """What a TOML file sets."""
+        if len(text) > files.MAX_BYTES:
+            raise wrong("file", f"is longer than {files.MAX_BYTES} characters.", "A configuration is a small TOML file.")
+        return files.overrides_of(files.build(files.parse(text, "file"), {}, text, "file"))
+
+    @routes.post("/command")
+    def command(values: Values) -> dict[str, str]:
+        """The values as a command line of Limner's, and the process that Train would start."""
+        config = config_of(values, context)
+        device = config.launch.device or this_machine().best().kind
+        process = launch.argv(config, runs.home() / "runs" / "RUN", device)
+        flags = [f"--{path}={text}" for path, text in values.items()]
+        return {
+            "flags": launch.shown(["limner", "train", *flags], {}),
+            "process": launch.shown(process, launch.environment(config, device)),
+        }
+
+    return routes
+
+
+def this_machine() -> Machine:
+    """This machine; only one caller at a time may have to ask it."""
+    with _describing:
+        return machine.describe(runs.home())
+
+
+def machine_if_known(seconds: float = 0.3) -> Machine | None:
+    """This machine; None while it is still being asked, which goes on meanwhile."""
+    if _describing.locked():
+        return None
+    asking = threading.Thread(target=_ask, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return None if asking.is_alive() else this_machine()
+
+
+def _ask() -> None:
+    with contextlib.suppress(UserError):  # it will be raised to whoever must know the machine
+        this_machine()
+
+
+def config_of(values: dict[str, str], context: Context) -> Config:
+    """The configuration that the values make. Raises UserError with a finding at each field that is wrong."""
+    faults = list(_incomplete_paths(values))
+    try:
+        config = files.build({}, values)
+    except UserError as error:
+        named = {f.field for f in faults}
+        raise UserError([*faults, *(f for f in error.findings if f.field not in named)]) from None
+    if faults := faults or check_places(config, context):
+        raise UserError(faults)
+    return config
+
+
+def _incomplete_paths(values: dict[str, str]) -> Iterator[Finding]:
+    """Paths that a terminal would take from its current folder; the page has none."""
+    for option in {o.path: o for o in walk() if Path in o.types}.values():
+        text = values.get(option.path, "/")
+        if text.strip() and not text.startswith("~") and not Path(text).is_absolute():
+            yield Finding(option.path, f"{text[:100]!r} is not a full path.", "Write it from the root of the disk on.")
+
+
+def check_places(config: Config, context: Context) -> list[Finding]:
+    """A finding for each path that lies outside the folders that the page may use."""
+    named = {option.path: value for option, value in option_values(config) if isinstance(value, Path)}
+    base = Path(config.model.base).expanduser() if config.model.base.startswith("~") else Path(config.model.base)
+    if base.is_absolute() or ".." in base.parts:
+        named["model.base"] = base
+    faults: list[Finding] = []
+    for field, path in named.items():
+        try:
+            places.resolve(str(path), context.roots, field=field, must_exist=False)
+        except UserError as error:
+            faults += error.findings
+    return faults
+
+
+def plan(config: Config, records: Records) -> dict[str, Any] | None:
+    """What would be done; None where the model or the pictures are not known."""
+    if records.base is None or records.dataset is None:
+        return None
+    dataset = records.dataset
+    counts = sorted(dataset.bucket_counts().items())
+    before = expect.from_last_run(config)
+    return {
+        "family": records.base.family,
+        "trains": config.adapter.kind,
+        "resolution": dataset.buckets.resolution,
+        "pictures": len(dataset.pictures),
+        "buckets": [[*size, count] for size, count in counts],
+        "steps": dataset.total_steps,
+        "seconds": before and round(before.seconds_per_step * dataset.total_steps),
+        "memory_mib": before and before.memory_mib,
+    }
+
+
+def _proposals(config: Config, records: Records) -> dict[str, str]:
+    if records.dataset is None:
+        return {}
+    captions = [p.caption for p in records.dataset.pictures]
+    return defaults.proposals(config.data.trigger, captions, records.dataset.total_steps)

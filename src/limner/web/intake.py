@@ -1,0 +1,141 @@
+"""Files from a browser become pictures in a folder: harmless names, nothing but pictures and captions, nothing outside."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import threading
+import unicodedata
+import zipfile
+import zlib
+from pathlib import Path
+
+from limner import disk
+from limner.data.scan import EXTENSIONS, MAX_CAPTION_BYTES
+from limner.errors import Finding, printable, wrong
+
+CAPTIONS = frozenset({".txt", ".caption"})
+MAX_PICTURE_BYTES = 256 << 20
+MAX_ZIP_BYTES = 4 << 30
+MAX_UNPACKED_BYTES = 8 << 30
+MAX_FILES = 20_000
+MAX_RATIO = 100
+_MAX_DEPTH = 4
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
+
+_naming = threading.Lock()
+
+
+def shown(name: str) -> str:
+    """A file's name as a message can say it."""
+    return printable(name, 100) or "a file without name"
+
+
+def ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def limit_of(name: str) -> int:
+    """The most bytes a file may have, by its ending. Raises UserError if it is nothing that a run can use."""
+    if ending(name) == ".zip":
+        return MAX_ZIP_BYTES
+    if ending(name) in EXTENSIONS:
+        return MAX_PICTURE_BYTES
+    if ending(name) in CAPTIONS:
+        return MAX_CAPTION_BYTES
+    raise wrong(
+        shown(name), "is neither a picture, nor a caption, nor a zip.", "Drop .png, .jpg, .webp, .bmp, .txt or .zip files."
+    )
+
+
+def harmless(name: str) -> str:
+    """A base name that means the same on every system, as near to the client's as can be; letters of all scripts stay."""
+    base = unicodedata.normalize("NFC", re.split(r"[/\\]", name)[-1])
+    base = "".join("_" if c in '<>:"|?*$`' else c for c in base if unicodedata.category(c)[0] != "C")
+    stem, end = os.path.splitext(base.strip(" ."))
+    stem = stem.strip(" .-") or "picture"
+    if _RESERVED.match(stem):
+        stem = f"_{stem}"
+    while len(os.fsencode(stem)) > 150:
+        stem = stem[:-1]
+    return stem + end.lower()
+
+
+def put(taken: Path, name: str, folder: Path) -> tuple[list[str], list[Finding]]:
+    """Give the received file its name in `folder`, or unpack it there. Returns (names of the files, what was refused)."""
+    if ending(name) != ".zip":
+        return [_place(taken, folder, harmless(name))], []
+    try:
+        with zipfile.ZipFile(taken) as archive:
+            return _unpack(archive, name, folder)
+    except _DAMAGE as error:
+        raise wrong(
+            shown(name), f"cannot be unpacked ({printable(error, 100)}).", "Pack it again, without a password."
+        ) from None
+
+
+def _unpack(archive: zipfile.ZipFile, name: str, folder: Path) -> tuple[list[str], list[Finding]]:
+    entries = [e for e in archive.infolist() if not e.is_dir() and not _is_litter(e.filename)]
+    unpacked = sum(e.file_size for e in entries)
+    if len(entries) > MAX_FILES or unpacked > MAX_UNPACKED_BYTES:
+        said = f"holds {len(entries)} files of {unpacked >> 20} MiB together."
+        raise wrong(shown(name), said, f"At most {MAX_FILES} files and {MAX_UNPACKED_BYTES >> 20} MiB are taken.")
+    saved, refused = [], list[Finding]()
+    renamed: dict[tuple[Path, str], str] = {}  # a caption follows its picture, whatever that is called now
+    for entry in sorted(entries, key=lambda e: ending(e.filename) in CAPTIONS):
+        if fault := _fault(entry):
+            refused.append(Finding(shown(entry.filename), fault, "It was left out.", "warning"))
+            continue
+        *inner, base = re.split(r"[/\\]+", entry.filename)
+        place = folder.joinpath(*(harmless(part) for part in inner if part.strip(" .")))
+        wanted = harmless(base)
+        stem, end = os.path.splitext(wanted)
+        wanted = renamed.get((place, stem), stem) + end if end in CAPTIONS else wanted
+        place.mkdir(parents=True, exist_ok=True)
+        taken = disk.temporary_name(place / "x")
+        try:
+            with archive.open(entry) as source, taken.open("wb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+            final = _place(taken, place, wanted)
+        finally:
+            taken.unlink(missing_ok=True)
+        renamed[place, stem] = os.path.splitext(final)[0]
+        saved.append((place / final).relative_to(folder).as_posix())
+    return saved, refused
+
+
+def _is_litter(path: str) -> bool:
+    """What systems put beside pictures: hidden files, macOS's second halves."""
+    return any(part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in re.split(r"[/\\]+", path))
+
+
+def _fault(entry: zipfile.ZipInfo) -> str:
+    """Why an entry of a zip is not taken, "" if it is."""
+    parts = re.split(r"[/\\]+", entry.filename)
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        return "is a link."
+    if ".." in parts or entry.filename.startswith(("/", "\\")) or ":" in parts[0] or len(parts) > _MAX_DEPTH + 1:
+        return "has a path that leads elsewhere."
+    if ending(entry.filename) not in EXTENSIONS | CAPTIONS:
+        return "is neither a picture nor a caption."
+    if entry.file_size > (MAX_CAPTION_BYTES if ending(entry.filename) in CAPTIONS else MAX_PICTURE_BYTES):
+        return "is too large."
+    if entry.file_size > MAX_RATIO * max(entry.compress_size, 1000):
+        return "is packed more tightly than pictures can be."
+    return ""
+
+
+def _place(taken: Path, folder: Path, name: str) -> str:
+    """Rename a finished file into its folder. A picture never replaces another: it gets a number; a caption is replaced."""
+    stem, end = os.path.splitext(name)
+    disk.fsync(taken)
+    with _naming:
+        number, final = 1, stem
+        while end in EXTENSIONS and any((folder / (final + other)).exists() for other in EXTENSIONS):
+            number += 1
+            final = f"{stem}-{number}"
+        os.replace(taken, folder / (final + end))
+    return final + end

@@ -1,0 +1,130 @@
+"""The pictures of a new run: taken in from the browser, listed with what is wrong with each, captioned."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request
+from fastapi.concurrency import run_in_threadpool
+
+from limner import disk, runs
+from limner.config import Data
+from limner.config.base import clean
+from limner.data import captions, undo
+from limner.data.scan import EXTENSIONS, MAX_CAPTION_BYTES, scan
+from limner.errors import UserError, printable, wrong
+from limner.web import intake, places
+from limner.web.asked import Values, config_of
+from limner.web.context import Context
+
+MAX_SHOWN = 200
+UPLOADS = "pictures"
+"""The folder in Limner's home for what was uploaded, a folder for each set of pictures. They stay: runs refer to them."""
+_TOKEN = re.compile(r"[0-9a-f]{16,64}")
+
+
+def router(context: Context) -> APIRouter:
+    """The routes of the pictures."""
+    routes = APIRouter(prefix="/api")
+
+    @routes.post("/upload")
+    async def take(request: Request, token: str, name: str) -> dict[str, Any]:
+        """Take in one file, the request's body: a picture, a caption or a zip of them, into the folder of `token`."""
+        if not _TOKEN.fullmatch(token):
+            raise wrong("token", "is not one of this page's.", "Reload the page.")
+        folder = runs.home() / UPLOADS / token
+        limit = intake.limit_of(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = disk.temporary_name(folder / "x")
+        try:
+            size = 0
+            with taken.open("wb") as file:
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > limit:
+                        raise wrong(intake.shown(name), f"is larger than {limit >> 20} MiB.", "Make it smaller.")
+                    file.write(chunk)
+            saved, refused = await run_in_threadpool(intake.put, taken, name, folder)
+        finally:
+            taken.unlink(missing_ok=True)
+        return {"path": str(folder), "saved": saved, "refused": [asdict(f) for f in refused]}
+
+    @routes.post("/pictures/list")
+    def look(values: Values) -> dict[str, Any]:
+        """The pictures of the folder that the values name, the first `MAX_SHOWN` in full.
+
+        Nothing while the values name no folder: it is asked at every change, and the reason is said by `check`, at its field.
+        """
+        try:
+            data = _data(values, context)
+            found = scan(data)
+        except UserError:
+            return {"total": 0, "pictures": [], "broken": [], "num_broken": 0}
+        shown = found.pictures[:MAX_SHOWN]
+        return {
+            "total": len(found.pictures),
+            "pictures": [
+                {"path": p.path, "name": _name(p.path, data), "width": p.width, "height": p.height, "caption": p.caption}
+                for p in shown
+            ],
+            "broken": [{**asdict(f), "name": _name(f.field, data)} for f in found.broken[:MAX_SHOWN]],
+            "num_broken": len(found.broken),
+        }
+
+    @routes.post("/caption")
+    def caption(values: Values, path: Annotated[str, Body()], text: Annotated[str, Body()]) -> dict[str, str]:
+        """Write a picture's caption beside it; an empty one removes its file, so that the trigger takes its place.
+
+        The Dataset page can undo it.
+        """
+        picture, data = _picture(path, context), _data(values, context)
+        captions.check_extensions(data.caption_extensions)
+        file = captions.caption_file(str(picture), data.caption_extensions)
+        places.resolve(str(file), context.roots, field=path, must_exist=False)
+        text = _caption(text, path)
+        try:
+            before = captions.read(file)
+        except (OSError, UnicodeDecodeError):
+            raise wrong(file.name, "is no caption file that can be read.", "Save it as UTF-8 text, or remove it.") from None
+        after = captions.with_caption(before, text) if text else None
+        if after != before:
+            change = undo.Write(file, before, after)
+            undo.Journal(runs.home() / "undo").apply(
+                picture.parent, "set", printable(picture.name, 80), [change], lambda _: True
+            )
+        return {"caption": text}
+
+    return routes
+
+
+def _data(values: dict[str, str], context: Context) -> Data:
+    """[data] of the form's values alone: what else is wrong there does not matter here. No trigger stands for a caption."""
+    asked = {path: text for path, text in values.items() if path.startswith("data.")}
+    return config_of(asked, context).data.model_copy(update={"trigger": None})
+
+
+def _name(path: str, data: Data) -> str:
+    assert data.path is not None
+    return os.path.relpath(path, data.path) if Path(path).is_relative_to(data.path) else path
+
+
+def _picture(text: str, context: Context) -> Path:
+    """A picture that the page may show. Raises UserError for anything else."""
+    path = places.resolve(text, context.roots, field=text[:200])
+    if path.suffix.lower() not in EXTENSIONS or not path.is_file():
+        raise wrong(text[:200], "is not a picture.", "Choose a .png, .jpg, .webp or .bmp file.")
+    return path
+
+
+def _caption(text: str, field: str) -> str:
+    """A caption on one line. Raises UserError where it is too long or holds control characters."""
+    if len(text.encode("utf-8", "replace")) > MAX_CAPTION_BYTES:
+        raise wrong(field, "is too long for a caption (over 1 MiB).", "Make it shorter.")
+    try:
+        return " ".join(clean(text).split())
+    except ValueError as error:
+        raise wrong(field, f"the caption {error}.", "Remove it.") from None

@@ -1,0 +1,68 @@
+"""Presets: small TOML files whose first comment line says what they are for. Limner's own, and the user's in their home."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body
+
+from limner import disk, errors, runs
+from limner.config import files
+from limner.errors import UserError, printable, wrong
+from limner.web.asked import Values, config_of
+from limner.web.context import Context
+from limner.web.intake import harmless
+
+SHIPPED = Path(errors.__file__).parent / "presets"
+
+
+def router(context: Context) -> APIRouter:
+    """The routes of the presets. A preset is named `own/name` or `limner/name`."""
+    routes = APIRouter(prefix="/api/presets")
+
+    @routes.get("")
+    def listed() -> list[dict[str, Any]]:
+        """All presets; one that does not load says why instead of its values."""
+        return [_told(file) for folder in (SHIPPED, _own()) if folder.is_dir() for file in sorted(folder.glob("*.toml"))]
+
+    @routes.post("/save")
+    def save(values: Values, name: Annotated[str, Body()]) -> dict[str, Any]:
+        """Keep the values as a preset of the user's; one of that name is replaced."""
+        config = config_of(values, context)
+        file = _file(name)
+        disk.write_text(file, f"# {printable(name)}\n{files.render_changes(config)}")
+        return _told(file)
+
+    @routes.post("/delete")
+    def delete(name: Annotated[str, Body(embed=True)]) -> dict[str, str]:
+        """Remove a preset of the user's."""
+        file = _file(name)
+        if not file.is_file():
+            raise wrong("preset", f"there is none called {printable(name, 60)!r}.", "Choose one of the list.")
+        file.unlink()
+        return {"name": name}
+
+    return routes
+
+
+def _own() -> Path:
+    return runs.home() / "presets"
+
+
+def _file(name: str) -> Path:
+    """The file of a preset of the user's."""
+    if not name or harmless(f"{name}.toml") != f"{name}.toml":
+        raise wrong("preset", f"{printable(name, 60)!r} cannot be its name.", "Use letters, digits, spaces, - and _.")
+    return _own() / f"{name}.toml"
+
+
+def _told(file: Path) -> dict[str, Any]:
+    told: dict[str, Any] = {"name": file.stem, "own": file.parent != SHIPPED, "about": "", "values": {}, "problem": ""}
+    try:
+        text = files.read_text(file)
+        told["about"] = text.partition("\n")[0].lstrip("# ")
+        told["values"] = files.overrides_of(files.build(files.parse(text, file.name), {}, text, file.name))
+    except UserError as error:
+        told["problem"] = str(error.findings[0])
+    return told

@@ -1,0 +1,89 @@
+"""The form is the schema: nothing of it is written down a second time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import limner.web.form
+from limner.config import Config, files
+from limner.config.base import Section, Texts, option
+from limner.config.fields import walk
+from limner.web.form import form_schema
+from limner.web.words import Words
+
+WEB = Path(limner.web.form.__file__).parent
+QUICK = {"data.path", "data.trigger", "model.base", "output.name"}
+
+
+class Glitter(Section):
+    """What shines."""
+
+    names: Texts = option(("a", "b"), when="train.steps")
+    """Names of what shines."""
+
+    shine: bool = option(True, advanced=True, kohya="no_shine", inverted=True)
+    """Whether it shines."""
+
+
+class Shining(Config):
+    glitter: Glitter = Glitter()
+
+
+def test_the_form_has_every_option_in_the_schemas_order() -> None:
+    drawn = [(o["path"], o.get("tag")) for section in form_schema(Words()) for o in section["options"]]
+    assert drawn == [(o.path, o.tag) for o in walk()]
+    assert len(json.dumps(form_schema(Words()))) < 40_000
+
+
+def test_a_section_added_to_the_schema_is_drawn() -> None:
+    assert form_schema(Words(), Shining)[-1] == {
+        "name": "glitter",
+        "help": "What shines.",
+        "options": [
+            {
+                "path": "glitter.names",
+                "input": "list",
+                "help": "Names of what shines.",
+                "default": '["a","b"]',
+                "expects": "list of texts",
+                "when": "train.steps",
+            },
+            {
+                "path": "glitter.shine",
+                "input": "switch",
+                "help": "Whether it shines.",
+                "default": "true",
+                "expects": "true or false",
+                "kohya": "no_shine",
+                "inverted": True,
+                "advanced": True,
+            },
+        ],
+    }
+
+
+def test_each_option_gets_its_kind_of_input_and_a_default_that_reads_back() -> None:
+    drawn = {(o["path"], o.get("tag")): o for section in form_schema(Words()) for o in section["options"]}
+    inputs = {path: o["input"] for (path, _), o in drawn.items()}
+    assert inputs["adapter.kind"] == inputs["launch.device"] == "choice"
+    assert inputs["train.clip_norm"] == inputs["optimizer.lr"] == inputs["train.seed"] == "number"
+    assert (inputs["data.path"], inputs["sample.prompts"], inputs["data.buckets"]) == ("path", "list", "switch")
+    assert inputs["output.author"] == inputs["model.base"] == "text"
+    assert drawn["train.clip_norm", None]["choices"] == ("off",)
+    assert "default" not in drawn["output.author", None] and drawn["sample.negative", None]["default"] == ""
+    for o in walk():
+        if o.default is not None and o.tag in (None, "lora"):
+            assert files.build({}, {o.path: drawn[o.path, o.tag]["default"]}) == Config()
+
+
+def test_the_page_names_no_option_but_the_quick_fields() -> None:
+    sources = {p: p.read_text(encoding="utf-8") for p in (*WEB.glob("*.py"), *WEB.glob("static/*.js"))}
+    found = {(p.name, o.path) for p, text in sources.items() for o in walk() if f'"{o.path}"' in text}
+    # how pictures are cut is what the Dataset page shows
+    assert {path for _, path in found} <= QUICK | {"data.resolution", "data.bucket_step_px"}, found
+
+
+def test_texts_are_said_in_the_pages_language() -> None:
+    words = Words("xx", {"Optimiser updates.": "?", "Length, batch, seed and precision.": "Länge"})
+    assert next(s for s in form_schema(words) if s["name"] == "train")["help"] == "Länge"
