@@ -11,11 +11,11 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from limner.errors import Finding, UserError
-from limner.web import asked, models, page, pictures, presets
+from limner.web import asked, models, page, pictures, presets, runs_api
 from limner.web.context import Context
 from limner.web.theme import STATIC, STYLES, theme
 
-ROUTERS = (asked.router, models.router, pictures.router, presets.router)
+ROUTERS = (asked.router, models.router, pictures.router, presets.router, runs_api.router)
 
 
 def make_app(context: Context) -> FastAPI:

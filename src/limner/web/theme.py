@@ -7,7 +7,7 @@ from pathlib import Path
 import gradio as gr
 
 STATIC = Path(__file__).parent / "static"
-STYLES = [STATIC / "limner.css", STATIC / "new_run.css"]
+STYLES = [STATIC / "limner.css", STATIC / "new_run.css", STATIC / "runs.css"]
 
 
 def theme() -> gr.themes.Base:
