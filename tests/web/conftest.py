@@ -97,7 +97,9 @@ def page(browser: Browser, server: str) -> Iterator[Page]:
     page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(f"{message.text} ({message.location})") if message.type == "error" else None)
+    page.on(
+        "console", lambda message: errors.append(f"{message.text} ({message.location})") if message.type == "error" else None
+    )
     page.set_default_timeout(60_000)
     page.goto(server)
     page.wait_for_selector("#tabs")

@@ -17,7 +17,7 @@ def build(context: Context) -> gr.Blocks:
     with gr.Blocks(title="Limner", analytics_enabled=False, fill_width=True) as page:
         with gr.Tabs(elem_id="tabs") as tabs:
             for number, tab in enumerate((new_run_tab, runs_tab, dataset_tab)):
-                with gr.Tab(context.words(tab.TITLE), id=number, elem_id=f"tab-{tab.NAME}", render_children=True):
+                with gr.Tab(context.words(tab.TITLE), id=number, elem_id=f"tab-{tab.NAME}"):
                     tab.build(context)
         del tabs
     return page

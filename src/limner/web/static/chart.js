@@ -10,7 +10,10 @@ function library() {
   return loading;
 }
 
-const plain = (value) => (value === null || value === undefined ? "–" : String(Number(value.toPrecision(4))));
+function plain(value) {
+  if (value === null || value === undefined) return "–";
+  return value !== 0 && Math.abs(value) < 0.001 ? String(Number(value.toPrecision(3)).toExponential()) : String(Number(value.toPrecision(4)));
+}
 
 // One chart. show(lines, {log}): lines are [{label, steps, values, colour, width, dash, points, fillTo}]; colours are CSS
 // variables' names. What has the same lines as before is only given new data.

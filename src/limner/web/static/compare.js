@@ -79,7 +79,7 @@ function table(rows, mine, other) {
   if (!rows.length) return h("p", {}, t("Their configs are the same."));
   return h(
     "div",
-    { class: "wide" },
+    { class: "wide differences" },
     h(
       "table",
       {},

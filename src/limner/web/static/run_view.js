@@ -3,7 +3,7 @@ import { get, go, h, post, say, sayRefused, t, url } from "./common.js";
 import { compare } from "./compare.js";
 import { charts } from "./curves.js";
 import { keep } from "./keep.js";
-import { duration, fill, isLive, size, speed, stateSentence, statusWord, when } from "./run_words.js";
+import { duration, fill, isLive, size, speed, stateSentence, when } from "./run_words.js";
 import { samples } from "./samples.js";
 
 const section = (title, ...inside) => h("section", { class: "card" }, h("h2", {}, title), inside);
@@ -23,9 +23,10 @@ export function runView(id, { back, changed }) {
   const grid = samples();
   const beside = compare(() => drawn.show(curves, otherCurves()));
   const noSamples = h("p", { class: "soft" }, t("No samples yet. They are painted from the prompts of the run."));
-  const files = h("div", { class: "wide" });
+  const files = h("div", { class: "wide files" });
   const config = h("div", {});
   const log = h("pre", { class: "log", tabIndex: 0, "aria-label": t("End of the log") });
+  const wholeLog = h("a", { href: url(`${path}/log`), download: "" }, t("Download the whole log"));
   const element = h(
     "article",
     { class: "run-view" },
@@ -37,7 +38,7 @@ export function runView(id, { back, changed }) {
     section(t("Files"), files),
     section(t("Compare"), beside.element),
     section(t("Config"), config),
-    section(t("Log"), log, h("a", { href: url(`${path}/log`), download: "" }, t("Download the whole log"))),
+    section(t("Log"), log, wholeLog),
   );
   let run = {};
   let curves = null;
@@ -65,7 +66,7 @@ export function runView(id, { back, changed }) {
 
   function drawHead(place) {
     keep(title, run.name, () => run.name);
-    keep(status, [stateSentence(run, place), run.status], ([sentence]) => [h("span", { class: `status ${run.status}` }, statusWord(run.status)), " ", sentence]);
+    keep(status, [stateSentence(run, place), run.status], ([sentence]) => h("span", { class: `status ${run.status}` }, sentence));
     bar.hidden = !run.steps;
     bar.max = run.steps || 1;
     bar.value = run.step;
@@ -167,7 +168,7 @@ export function runView(id, { back, changed }) {
     const head = h("thead", {}, h("tr", {}, [t("option"), t("here"), t("default")].map((text) => h("th", { scope: "col" }, text))));
     const copy = () => navigator.clipboard.writeText(part.command).then(() => say(t("Copied.")), () => say(t("The browser does not allow copying."), "error"));
     return [
-      part.differences.length ? h("div", { class: "wide" }, h("table", {}, head, h("tbody", {}, values))) : h("p", {}, t("Every option is at its default.")),
+      part.differences.length ? h("div", { class: "wide differences" }, h("table", {}, head, h("tbody", {}, values))) : h("p", {}, t("Every option is at its default.")),
       h("details", {}, h("summary", {}, t("The whole config")), h("pre", { tabIndex: 0 }, part.toml), h("a", { href: url(`${path}/config.toml`), download: "" }, t("Download config.toml"))),
       part.command ? h("details", {}, h("summary", {}, t("The command")), h("pre", { class: "command", tabIndex: 0 }, part.command), h("button", { onclick: copy }, t("Copy"))) : null,
       h("p", { class: "soft folder" }, part.folder),
@@ -177,14 +178,17 @@ export function runView(id, { back, changed }) {
   function drawLog() {
     const follows = log.scrollTop + log.clientHeight >= log.scrollHeight - 8;
     log.textContent = run.log.tail || t("The log is empty.");
+    wholeLog.hidden = !run.log.tail;
     if (follows) log.scrollTop = log.scrollHeight;
   }
 
   return { element, look, title, run: () => run };
 }
 
-// "error: train.steps: 3 is wrong. Do this." without the word error, which the heading says already.
+// "error: optimizer.lr: 3 is wrong. Do this." without the word error, which the heading says already. A name of an option
+// stays as it is written.
 function sentence(line) {
   const text = line.replace(/^error: /, "");
-  return text.charAt(0).toUpperCase() + text.slice(1);
+  const field = text.match(/^[a-z_]+\.[\w.]+(?=: )/)?.[0];
+  return field ? [h("code", {}, field), text.slice(field.length)] : text.charAt(0).toUpperCase() + text.slice(1);
 }

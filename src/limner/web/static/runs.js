@@ -1,5 +1,5 @@
 // The page "Runs": the list, the chosen run beside it, and looking at the server again and again.
-import { get, h, Refused, t, watchWhileSeen } from "./common.js";
+import { arriving, get, h, Refused, t, watchWhileSeen } from "./common.js";
 import { runList } from "./run_list.js";
 import { runView } from "./run_view.js";
 import { isLive } from "./run_words.js";
@@ -48,7 +48,7 @@ export function mount({ element }) {
     if (answer.order) order = answer.order;
     for (const id of runs.keys()) if (answer.order && !answer.order.includes(id)) runs.delete(id);
     queue = answer.queue;
-    if (chosen && !runs.has(chosen)) choose(null);
+    if (chosen && answer.order && !runs.has(chosen)) choose(null);
     if (!chosen && order.length && !matchMedia("(max-width: 800px)").matches) choose(order[0]);
     draw();
   }
@@ -87,14 +87,9 @@ export function mount({ element }) {
   }
 
   const fromHash = () => decodeURIComponent(location.hash.match(/^#run=([^&]+)/)?.[1] ?? "") || null;
-  if (fromHash()) {
-    document.querySelector("#tab-runs-button")?.click();
-    choose(fromHash());
-  } else {
-    choose(null);
-    right.replaceChildren(h("p", { class: "soft" }, t("Choose a run to see it.")));
-  }
-  window.addEventListener("limner:runs", ({ detail }) => detail.run && lookAtList().then(() => choose(detail.run, true)));
+  right.append(h("p", { class: "soft" }, t("Choose a run to see it.")));
+  if (fromHash()) choose(fromHash());
+  arriving("runs", (detail) => detail.run && choose(detail.run, true));
   window.addEventListener("hashchange", () => fromHash() && choose(fromHash()));
   watchWhileSeen(page, lookAtList, LIST_MILLISECONDS);
   watchWhileSeen(page, lookAtRun, RUN_MILLISECONDS);
