@@ -1,4 +1,4 @@
-"""The command line: `limner train|check|command|sample|demo|config|doctor|runs`. Every option of a run is a flag."""
+"""The command line: `limner train|check|command|sample|demo|web|config|doctor|runs`. Every option of a run is a flag."""
 
 from __future__ import annotations
 
@@ -168,11 +168,42 @@ def demo(*, out: Path = Path("demo"), steps: int | None = None) -> int:
 
 
 @app.command
-def web(*, port: int | None = None) -> int:
-    """Open the page."""
+def web(
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    username: str = "",
+    inbrowser: Annotated[bool, Parameter(negative="")] = False,
+    root_path: str = "",
+    allowed_path: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    language: Literal["en", "ja", "zh-CN"] | None = None,
+    headless: Annotated[bool, Parameter(negative="")] = False,
+    theme: Literal["system", "light", "dark"] | None = None,
+    share: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Open the page: train, watch and look after your pictures in the browser.
+
+    Parameters
+    ----------
+    host: The address to listen on. Anything but this machine's own needs a password in LIMNER_PASSWORD.
+    port: The port, or 0 for any free one. Left out: the first free one from 7860 on.
+    username: A name to be asked for with the password.
+    inbrowser: Open the page in your browser.
+    root_path: The folder of the address that a reverse proxy gives to Limner, such as /limner.
+    allowed_path: A folder that the page may read and write; can be given several times.
+    language: The language of the page.
+    headless: Never open a browser.
+    theme: Light or dark; "system" follows your browser.
+    share: Say how to reach the page from elsewhere.
+    """
     from limner.web import server
 
-    return server.serve(port)
+    return server.serve(
+        server.Asked(
+            host=host, port=port, username=username, inbrowser=inbrowser, root_path=root_path, headless=headless,
+            allowed_path=tuple(allowed_path or ()), language=language, theme=theme, share=share,
+        )
+    )  # fmt: skip
 
 
 @app.command

@@ -1,9 +1,26 @@
-"""The user's own defaults, in `settings.toml` in Limner's home: folders, roots, theme, language."""
+"""The user's own defaults, in `settings.toml` in Limner's home: folders, roots, theme, language, where forms start from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import reprlib
+import time
+import tomllib
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
+
+import tomlkit
+
+from limner import disk
+from limner.errors import Finding, wrong
+
+NAME = "settings.toml"
+THEMES = ("system", "light", "dark")
+LANGUAGES = ("en", "ja", "zh-CN")
+LIMIT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -14,5 +31,155 @@ class Settings:
     models: Path | None = None
     output: Path | None = None
     roots: tuple[Path, ...] = ()
+    """More folders that people at the page may read from and write to."""
+    hosts: tuple[str, ...] = ()
+    """More names this server answers to, such as the public name of a reverse proxy before it."""
     theme: str = "system"
     language: str = "en"
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """What forms start from: the dotted name of an option -> its value as text."""
+
+
+def read(home: Path) -> tuple[Settings, list[Finding]]:
+    """The settings kept in `home`, and what is wrong with them. What is wrong is left out; nothing here is fatal."""
+    path = home / NAME
+    try:
+        with path.open("rb") as file:
+            content = file.read(LIMIT_BYTES + 1)
+    except FileNotFoundError:
+        return Settings(), []
+    except OSError as error:
+        return Settings(), [Finding(NAME, f"cannot be read: {error.strerror}.", "Its defaults are used.", "warning")]
+    try:
+        if len(content) > LIMIT_BYTES:
+            raise ValueError("it is longer than 1 MiB")
+        raw = tomllib.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        return Settings(), [_aside(path, error)]
+    return parse(raw)
+
+
+def _aside(path: Path, why: Exception) -> Finding:
+    """Rename a damaged file, so that the next write does not destroy what the user may want to mend."""
+    kept = path.with_name(f"settings.damaged-{time.time_ns()}.toml")
+    try:
+        os.replace(path, kept)
+    except OSError as error:
+        return Finding(NAME, f"is damaged ({why}) and cannot be renamed: {error.strerror}.", "Mend or delete it.", "warning")
+    return Finding(NAME, f"is damaged: {why}.", f"It is kept as {kept.name}; the defaults are used.", "warning")
+
+
+def parse(raw: Mapping[str, Any]) -> tuple[Settings, list[Finding]]:
+    """Settings from plain values, and one finding for each that is unknown or wrong (its default is used)."""
+    values: dict[str, Any] = {}
+    findings: list[Finding] = []
+    for key, value in raw.items():
+        if key not in _READERS:
+            findings.append(Finding(f"{NAME}: {key}", "is no setting.", f"There are: {', '.join(_READERS)}.", "warning"))
+            continue
+        try:
+            values[key] = _READERS[key](value)
+        except ValueError as error:
+            findings.append(Finding(f"{NAME}: {key}", f"{reprlib.repr(value)} {error}.", "Its default is used.", "warning"))
+    return Settings(**values), findings
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON and TOML know values; what is not given is None."""
+
+    def simple(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [simple(v) for v in value]
+        return str(value) if isinstance(value, Path) else dict(value) if isinstance(value, Mapping) else value
+
+    return {f.name: simple(getattr(settings, f.name)) for f in fields(Settings)}
+
+
+def write(home: Path, settings: Settings) -> None:
+    """Replace what `home` keeps, whole or not at all. Comments and keys we do not know stay."""
+    path = home / NAME
+    try:
+        document = tomlkit.parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        document = tomlkit.document()
+    except (ValueError, RecursionError):
+        raise wrong(NAME, "was damaged since the start.", "Start Limner again; it keeps the file aside.") from None
+    usual = plain(Settings())
+    for key, value in plain(settings).items():
+        before = document.get(key)
+        if value == usual[key]:
+            document.pop(key, None)
+        elif isinstance(value, dict) and isinstance(before, dict):
+            _change(before, value)
+        elif before != value:
+            document[key] = value
+    disk.write_text(path, tomlkit.dumps(document))
+
+
+def _change(table: Any, values: dict[str, str]) -> None:
+    for key in [k for k in table if k not in values]:
+        del table[key]
+    for key, value in values.items():
+        if table.get(key) != value:
+            table[key] = value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("is not text")
+    if len(value) > 4096 or any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
+        raise ValueError("is too long or holds control characters")
+    return value
+
+
+def _folder(value: Any) -> Path | None:
+    if value is None or not _text(value):
+        return None
+    try:
+        path = Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError("names a home folder that does not exist") from None
+    if not path.is_absolute():
+        raise ValueError("is not a full path")
+    return path
+
+
+def _folders(value: Any) -> tuple[Path, ...]:
+    if not isinstance(value, list):
+        raise ValueError("is not a list of folders")
+    return tuple(filter(None, map(_folder, value)))
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError("is not a list of names")
+    return tuple(_text(name).lower() for name in value)
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def reader(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"is none of {', '.join(choices)}")
+        return value
+
+    return reader
+
+
+def _defaults(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise ValueError("is not a table")
+    if bad := [k for k, v in value.items() if not isinstance(v, str)]:
+        raise ValueError(f'must hold texts, as in "optimizer.lr" = "1e-4" (name and value in quotes); wrong: {bad[0]}')
+    return {_text(k): v for k, v in value.items()}
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "pictures": _folder,
+    "models": _folder,
+    "output": _folder,
+    "roots": _folders,
+    "hosts": _names,
+    "theme": _one_of(*THEMES),
+    "language": _one_of(*LANGUAGES),
+    "defaults": _defaults,
+}

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+from starlette.testclient import TestClient
 
-ARGUMENTS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+from limner.web.context import Context
+
+ARGUMENTS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 
 
 class Limner:
@@ -71,6 +74,19 @@ def limner_web(home: Path) -> Iterator[Callable[..., Limner]]:
     yield start
     for one in started:
         one.end()
+
+
+@pytest.fixture
+def client(home: Path) -> Callable[[Context], TestClient]:
+    """client(context) asks the application in this process, gate and all, as its own page does."""
+    from limner.web.app import make_app
+
+    def make(context: Context) -> TestClient:
+        asking = TestClient(make_app(context), base_url="http://127.0.0.1", headers={"Origin": "http://127.0.0.1"})
+        assert asking.get("/").status_code == 200  # gives the session's cookie
+        return asking
+
+    return make
 
 
 @pytest.fixture

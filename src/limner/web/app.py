@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 
 import gradio as gr
@@ -9,22 +13,41 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
+from limner import runs
 from limner.errors import Finding, UserError
-from limner.web import asked, models, page, pictures, presets, runs_api
+from limner.web import asked, folders, gate, models, notices, page, pictures, presets, runs_api, settings_api, tensorboard, uploads
 from limner.web.context import Context
+from limner.web.document import Document
 from limner.web.theme import STATIC, STYLES, theme
 
-ROUTERS = (asked.router, models.router, pictures.router, presets.router, runs_api.router)
+ROUTERS = (asked, folders, models, notices, pictures, presets, runs_api, settings_api, tensorboard)
+"""Modules with routes of their own under /api: each has `router(context) -> APIRouter`."""
 
 
-def make_app(context: Context) -> FastAPI:
-    """Everything that answers a request. `web.server` puts the gate before it."""
-    app = FastAPI(title="Limner", docs_url=None, redoc_url=None, openapi_url=None)
+def make_app(context: Context, rules: gate.Rules | None = None) -> ASGIApp:
+    """Everything that answers a request, behind the gate. Without rules: those of a server on loopback without a password."""
+    document = Document(bare_app(context), language=context.words.language, theme=context.settings.theme)
+    return gate.Gate(document, rules or gate.Rules(gate.token_of(runs.home())))
+
+
+def bare_app(context: Context) -> FastAPI:
+    """The routes without the gate: for `make_app`, and for tests that go through all of them."""
+    kept = runs.home() / "uploads"
+    os.environ["GRADIO_TEMP_DIR"] = str(kept)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(uploads.keep_swept(kept))
+        yield
+        sweeping.cancel()
+
+    app = FastAPI(title="Limner", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_exception_handler(UserError, _say)
     app.add_exception_handler(RequestValidationError, _say_misshapen)
-    for part in ROUTERS:
-        app.include_router(part(context))
+    for module in ROUTERS:
+        app.include_router(module.router(context))
     app.mount("/studio", StaticFiles(directory=STATIC))
     return gr.mount_gradio_app(
         app,
@@ -37,6 +60,7 @@ def make_app(context: Context) -> FastAPI:
         show_error=False,
         ssr_mode=False,
         mcp_server=False,
+        enable_monitoring=False,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from limner.errors import Finding
 from limner.settings import Settings
 from limner.web.words import Words
 
@@ -17,3 +18,7 @@ class Context:
     roots: tuple[Path, ...]
     """The folders that people at the page may read from and write to, resolved; see `web.places`."""
     words: Words
+    notices: tuple[Finding, ...] = ()
+    """What was found wrong at the start and should be seen on the page."""
+    loopback: bool = True
+    """Whether only this machine's own browsers can come here directly."""

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # must stand before gradio is imported: nothing calls out
-
 import gradio as gr
 
 from limner.web import dataset_tab, new_run_tab, runs_tab

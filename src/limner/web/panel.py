@@ -15,8 +15,8 @@ def panel(module: str, value: Any = None, **props: Any) -> gr.HTML:
     own GET routes. (No subclass: Gradio writes a `.pyi` file beside each module that defines one.)
     """
     start = (
-        f"import(new URL('studio/{module}.js', document.baseURI))"
-        ".then(m => m.mount({element, props, trigger, watch})); /* 'input' 'submit' */"
+        "import(new URL('studio/start.js', document.baseURI))"
+        f".then(s => s.start('{module}', {{element, props, trigger, watch}})); /* 'input' 'submit' */"
     )
     return gr.HTML(
         value,

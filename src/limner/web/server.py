@@ -2,21 +2,188 @@
 
 from __future__ import annotations
 
+import errno
+import getpass
+import ipaddress
+import os
 import socket
+import sys
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import uvicorn
 
-from limner.settings import Settings
-from limner.web import app
+from limner import runs, settings
+from limner.errors import Finding, wrong
+from limner.web import gate, places, words
 from limner.web.context import Context
-from limner.web.words import words_of
+
+PORT, PORTS = 7860, 21
+GRACE_SECONDS = 1
+LEAST_PASSWORD = 8
 
 
-def serve(port: int | None) -> int:
-    """Answer until somebody ends it."""
-    listening = socket.create_server(("127.0.0.1", port or 0))
-    context = Context(Settings(), (), words_of("en"))
-    server = uvicorn.Server(uvicorn.Config(app.make_app(context), access_log=False, log_level="warning"))
-    print(f"Limner is at http://127.0.0.1:{listening.getsockname()[1]}/", flush=True)
-    server.run(sockets=[listening])
+@dataclass(frozen=True)
+class Asked:
+    """What was asked on the command line; None leaves it to the settings."""
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    username: str = ""
+    inbrowser: bool = False
+    root_path: str = ""
+    allowed_path: Sequence[Path] = ()
+    language: str | None = None
+    theme: str | None = None
+    headless: bool = False
+    share: bool = False
+
+
+def serve(asked: Asked) -> int:
+    """Answer until somebody ends it. Raises UserError for what cannot be."""
+    if asked.share:
+        print(_instead_of_sharing(asked.port or PORT))
+        return 2
+    root_path = _root_path(asked.root_path)
+    kept, findings = settings.read(runs.home())
+    kept = replace(kept, theme=asked.theme or kept.theme, language=asked.language or kept.language)
+    loopback = _is_loopback(asked.host)
+    password = _password(needed=not loopback)
+    runs.home().mkdir(parents=True, exist_ok=True)
+    with _listen(asked.host, asked.port) as listening:
+        port = listening.getsockname()[1]
+        rules = gate.Rules(
+            token=gate.token_of(runs.home()),
+            hosts=frozenset({*kept.hosts, asked.host.lower(), *({socket.gethostname().lower()} if not loopback else ())}),
+            any_address=_is_any(asked.host),
+            password=password,
+            username=asked.username,
+            root_path=root_path,
+        )
+        crowded = loopback and not password and places.has_other_users()
+        if crowded:
+            findings.append(_CROWDED)
+        private = loopback and not password and not root_path and not crowded
+        roots = places.default_roots(kept, runs.home(), asked.allowed_path, private=private)
+        context = Context(kept, roots, _words(kept.language, findings), tuple(findings), loopback and not root_path)
+        for finding in findings:
+            print(finding, file=sys.stderr, flush=True)
+        return _answer(context, rules, listening, _address(asked.host, port, root_path), asked.inbrowser and not asked.headless)
+
+
+_CROWDED = Finding(
+    "limner web",
+    "other people have accounts on this machine, and each of them can open this page.",
+    "Set LIMNER_PASSWORD to keep it to yourself.",
+    "warning",
+)
+
+
+def _answer(context: Context, rules: gate.Rules, listening: socket.socket, url: str, inbrowser: bool) -> int:
+    from limner.web import app  # imports gradio: seconds, which a mistake in the address need not wait for
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            print(f"Limner is at {url}", flush=True)
+            if inbrowser:
+                webbrowser.open(url)
+
+    config = uvicorn.Config(
+        app.make_app(context, rules),
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=bool(rules.root_path),
+        ws="none",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    Server(config).run(sockets=[listening])
     return 0
+
+
+def _words(language: str, findings: list[Finding]) -> words.Words:
+    if language in words.LANGUAGES:
+        return words.words_of(language)
+    findings.append(
+        Finding("language", f"{language!r} has no words yet.", f"There are: {', '.join(words.LANGUAGES)}.", "warning")
+    )
+    return words.words_of("en")
+
+
+def _password(*, needed: bool) -> str:
+    """The password, or "" for none. It is taken out of the environment: no trainer inherits it."""
+    password = os.environ.pop("LIMNER_PASSWORD", "")
+    if not needed:
+        return password
+    if not password and sys.stdin.isatty():
+        password = getpass.getpass("A password for the page: ")
+    if not password:
+        raise wrong("host", "other machines could come in without a password.", "Set LIMNER_PASSWORD, or leave --host out.")
+    if len(password) < LEAST_PASSWORD:
+        raise wrong("LIMNER_PASSWORD", f"is shorter than {LEAST_PASSWORD} characters.", "Choose a longer one.")
+    return password
+
+
+def _root_path(text: str) -> str:
+    path = text.rstrip("/")
+    parts = path.split("/")[1:]
+    if path and (
+        not path.startswith("/") or not all(p and p.isascii() and p.replace("-", "").replace("_", "").isalnum() for p in parts)
+    ):
+        raise wrong("root-path", f"{text!r} is no folder of an address.", "Write it like /limner.")
+    return path
+
+
+def _is_any(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether all addresses of a name are this machine's own."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return all(ipaddress.ip_address(a[4][0]).is_loopback for a in found)
+    except (OSError, ValueError):
+        raise wrong(
+            "host", f"{host!r} is no address of this machine.", "Leave it out, or give one such as 127.0.0.1."
+        ) from None
+
+
+def _listen(host: str, port: int | None) -> socket.socket:
+    """A socket on `port` (0 is any free one), or without one on the first free port from PORT on."""
+    if port is not None and not 0 <= port < 65536:
+        raise wrong("port", f"{port} is no port.", "Give one from 1 to 65535, or 0 for any.")
+    candidates = [port] if port is not None else list(range(PORT, PORT + PORTS))
+    family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
+    for candidate in candidates:
+        try:
+            listening = socket.create_server((host, candidate), family=family)
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                continue
+            raise wrong("host", f"cannot listen on {host!r}: {error.strerror}.", "Choose another address.") from None
+        if port is None and candidate != PORT:
+            print(f"Port {PORT} is taken.", flush=True)
+        return listening
+    if port is None:
+        raise wrong("port", f"{PORT} to {PORT + PORTS - 1} are all taken.", "Give another with --port.")
+    raise wrong("port", f"{port} is taken, or not yours to use.", "Give another, or leave --port out.")
+
+
+def _address(host: str, port: int, root_path: str) -> str:
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{port}{root_path}/"
+
+
+def _instead_of_sharing(port: int) -> str:
+    return (
+        "Limner is not shared through somebody else's server. From the other machine, this does the same safely:\n"
+        f"    ssh -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}\n"
+        f"then open http://127.0.0.1:{port}/ there, while `limner web` runs here."
+    )
