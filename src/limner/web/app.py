@@ -17,7 +17,20 @@ from starlette.types import ASGIApp
 
 from limner import runs
 from limner.errors import Finding, UserError
-from limner.web import asked, folders, gate, models, notices, page, pictures, presets, runs_api, settings_api, tensorboard, uploads
+from limner.web import (
+    asked,
+    folders,
+    gate,
+    models,
+    notices,
+    page,
+    pictures,
+    presets,
+    runs_api,
+    settings_api,
+    tensorboard,
+    uploads,
+)
 from limner.web.context import Context
 from limner.web.document import Document
 from limner.web.theme import STATIC, STYLES, theme

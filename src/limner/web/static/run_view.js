@@ -127,7 +127,9 @@ export function runView(id, { back, changed }) {
 
   async function openTensorBoard() {
     try {
-      window.open((await post("api/tensorboard")).url, "_blank", "noopener");
+      const { url: address, message } = await post("api/tensorboard");
+      if (address) window.open(address, "_blank", "noopener");
+      else say(message, "error"); // stays: it holds the line that opens it from another machine
     } catch (error) {
       sayRefused(error);
     }
