@@ -30,12 +30,17 @@ export function mount({ element }) {
     }
     chosen = id;
     page.classList.toggle("chosen", Boolean(id));
-    history.replaceState(null, "", id ? `#run=${encodeURIComponent(id)}` : "#");
+    nameInAddress(id);
     view = id ? runView(id, { back: () => page.classList.remove("chosen"), changed }) : null;
     right.replaceChildren(...(view ? [view.element] : [h("p", { class: "soft" }, t("Choose a run to see it."))]));
     draw();
     if (asked && view) lookAtRun(true).then(() => view?.title.focus());
     else lookAtRun(true);
+  }
+
+  // The address names the chosen run while this tab is open, so that a reload comes back to it.
+  function nameInAddress(id) {
+    history.replaceState(null, "", location.pathname + location.search + (id ? `#run=${encodeURIComponent(id)}` : ""));
   }
 
   const draw = () => list.show(runs, order, queue, chosen);
@@ -48,7 +53,6 @@ export function mount({ element }) {
     if (answer.order) order = answer.order;
     for (const id of runs.keys()) if (answer.order && !answer.order.includes(id)) runs.delete(id);
     queue = answer.queue;
-    if (chosen && answer.order && !runs.has(chosen)) choose(null);
     if (!chosen && order.length && !matchMedia("(max-width: 800px)").matches) choose(order[0]);
     draw();
   }
@@ -59,7 +63,13 @@ export function mount({ element }) {
     const run = looked.run();
     const lively = !run.status || isLive(run) || run.status === "waiting";
     turns = now || lively ? 0 : (turns + 1) % QUIET_TURNS;
-    if (turns === 0) await answered(() => looked.look(runs, order, queue));
+    if (turns !== 0) return;
+    await answered(() =>
+      looked.look(runs, order, queue).catch((error) => {
+        if (error.status !== 422) throw error;
+        if (looked === view) choose(null); // it was deleted, perhaps by somebody else
+      }),
+    );
   }
 
   // What the server says; undefined, with a word at the top, where it does not. The next turn asks again.
@@ -70,12 +80,8 @@ export function mount({ element }) {
       return answer;
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
-      if (error.status === 422) return undefined; // the run was deleted: the list says so next
       gone.hidden = false;
-      gone.textContent =
-        error.status === 0
-          ? t("The server does not answer. Runs go on without it; this page looks again by itself.")
-          : `${error.message} ${t("Reload the page.")}`;
+      gone.textContent = error.status === 0 ? t("The server does not answer. Runs go on without it; this page looks again by itself.") : error.message;
       return undefined;
     }
   }
@@ -91,6 +97,10 @@ export function mount({ element }) {
   if (fromHash()) choose(fromHash());
   arriving("runs", (detail) => detail.run && choose(detail.run, true));
   window.addEventListener("hashchange", () => fromHash() && choose(fromHash()));
+  document.addEventListener("click", ({ target }) => {
+    const tab = target.closest?.("[role=tab]");
+    if (tab) nameInAddress(tab.id.startsWith("tab-runs") ? chosen : null);
+  });
   watchWhileSeen(page, lookAtList, LIST_MILLISECONDS);
   watchWhileSeen(page, lookAtRun, RUN_MILLISECONDS);
 }
