@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
 
 _CHUNK_BYTES = 1 << 20
 
@@ -31,7 +32,7 @@ class _Outgoing:
 def zipped(folder: Path) -> Iterator[bytes]:
     """The files in `folder`, stored as they are (weights don't shrink), under the folder's name. Links are left out."""
     out = _Outgoing()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:  # pyright: ignore[reportArgumentType]
+    with zipfile.ZipFile(cast(IO[bytes], out), "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()):
             entry = zipfile.ZipInfo.from_file(
                 path, f"{folder.name}/{path.relative_to(folder).as_posix()}", strict_timestamps=False

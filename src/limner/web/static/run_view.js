@@ -43,10 +43,12 @@ export function runView(id, { back, changed }) {
   let run = {};
   let curves = null;
   let asksToDelete = false;
+  let acts = false;
 
   const otherCurves = () => (beside.curves() ? { name: beside.other().name, curves: beside.curves() } : null);
 
   async function look(runs, order, queue) {
+    if (acts) return run; // what is being deleted is not asked for meanwhile
     const answer = await get(`${path}?since=${encodeURIComponent(run.version ?? "")}`);
     run = { ...run, ...answer };
     drawHead(queue.indexOf(id) + 1);
@@ -114,6 +116,7 @@ export function runView(id, { back, changed }) {
 
   async function act(action) {
     const done = { sample: t("Samples are painted after this step."), save: t("The weights are saved after this step."), delete: t("The run is in the trash folder.") };
+    acts = true;
     try {
       const answer = await post(`${path}/${action}`);
       if (done[action]) say(done[action]);
@@ -121,7 +124,7 @@ export function runView(id, { back, changed }) {
     } catch (error) {
       sayRefused(error);
     }
-    asksToDelete = false;
+    acts = asksToDelete = false;
     changed(action);
   }
 
