@@ -135,7 +135,7 @@ class Wandb(Service):
     def begin(self, step: int, *, is_resumed: bool) -> None:
         del step
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its analytics
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         # the run's numbers and nothing of the machine's: neither what is printed nor the code in the current folder
         settings = wandb.Settings(console="off", disable_git=True, disable_code=True, finish_timeout=120)
@@ -162,7 +162,7 @@ class Trackio(Service):
 
     def begin(self, step: int, *, is_resumed: bool) -> None:
         del step
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
         from huggingface_hub import constants
 
         self._library = trackio

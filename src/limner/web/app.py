@@ -27,6 +27,7 @@ from limner.web import (
     page,
     pictures,
     presets,
+    runs_api,
     settings_api,
     tensorboard,
     thumbnails,
@@ -37,7 +38,8 @@ from limner.web.document import Document
 from limner.web.theme import STATIC, STYLES, theme
 
 ROUTERS = (
-    asked, dataset_api, folders, models, notices, pictures, presets, settings_api, tensorboard, thumbnails,
+    asked, dataset_api, folders, models, notices, pictures, presets, runs_api, settings_api, tensorboard,
+    thumbnails,
 )  # fmt: skip
 """Modules with routes of their own under /api: each has `router(context) -> APIRouter`."""
 

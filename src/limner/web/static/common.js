@@ -82,8 +82,24 @@ export const sayRefused = (error) => {
   say(error.message, "error");
 };
 
-// Panels open one another: go("runs", {run: id}) shows the tab and tells its panel.
+// Panels open one another: go("runs", {run: id}) shows the tab and tells its panel. A tab's panel is mounted when the tab is
+// first seen, so what it is told waits for it.
+const waiting = new Map();
 export function go(tab, detail = {}) {
+  waiting.set(tab, detail);
   document.querySelector(`#tab-${tab}-button`)?.click();
   window.dispatchEvent(new CustomEvent(`limner:${tab}`, { detail }));
 }
+
+// A panel's side: take(detail) is called for everything that `go` tells it, be it told before.
+export function arriving(tab, take) {
+  const told = (detail) => {
+    waiting.delete(tab);
+    take(detail);
+  };
+  window.addEventListener(`limner:${tab}`, ({ detail }) => told(detail));
+  if (waiting.has(tab)) told(waiting.get(tab));
+}
+
+// An address that names a run opens its tab: a reload stays where one was.
+if (location.hash.startsWith("#run=")) go("runs");

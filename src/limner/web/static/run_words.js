@@ -1,0 +1,60 @@
+// What a run's facts are called: its state as a sentence, times, sizes.
+import { t } from "./common.js";
+
+// fill("{n} of {m}", {n: 1, m: 2}): "1 of 2". The text with its marks is what is translated.
+export const fill = (text, values) => text.replace(/\{(\w+)\}/g, (mark, name) => (name in values ? String(values[name]) : mark));
+
+export const LIVE = ["starting", "running", "stopping"];
+export const isLive = (run) => LIVE.includes(run.status);
+
+export function statusWord(status) {
+  return {
+    queued: t("not started"),
+    waiting: t("waiting"),
+    starting: t("starting"),
+    running: t("running"),
+    stopping: t("stopping"),
+    done: t("finished"),
+    failed: t("failed"),
+    stopped: t("stopped"),
+  }[status];
+}
+
+export function stateSentence(run, place) {
+  const [done, total] = run.progress;
+  if (run.status === "queued") return t("Not started yet.");
+  if (run.status === "waiting") {
+    return place ? fill(t("Waits in the queue, at place {n}."), { n: place }) : t("Waits in the queue.");
+  }
+  if (run.status === "done") return t("Finished.");
+  if (run.status === "failed") return fill(t("Failed at step {step}."), run);
+  if (run.status === "stopped") return fill(t("Stopped at step {step}; what it learnt is saved."), run);
+  if (run.asked || run.status === "stopping") return t("Stopping after this step; its work will be saved.");
+  if (run.phase === "caching") return fill(t("Preparing pictures: {done} of {total}."), { done, total });
+  if (run.phase === "sampling") return fill(t("Painting samples: {done} of {total}."), { done, total });
+  if (run.phase === "saving") return t("Saving.");
+  if (run.phase === "training") return t("Training.");
+  return t("Loading the model.");
+}
+
+export function duration(seconds) {
+  const s = Math.round(seconds);
+  if (s < 60) return fill(t("{s} s"), { s });
+  if (s < 3600) return fill(t("{m} min {s} s"), { m: Math.floor(s / 60), s: s % 60 });
+  return fill(t("{h} h {m} min"), { h: Math.floor(s / 3600), m: Math.floor((s % 3600) / 60) });
+}
+
+export function size(bytes) {
+  if (bytes < 1024) return `${bytes} B`;
+  const units = ["KiB", "MiB", "GiB", "TiB"];
+  let value = bytes / 1024;
+  let unit = 0;
+  for (; value >= 1024 && unit < units.length - 1; unit++) value /= 1024;
+  return `${value.toPrecision(3)} ${units[unit]}`;
+}
+
+export const when = (seconds) => new Date(seconds * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+export const speed = (perSecond) =>
+  perSecond >= 1
+    ? fill(t("{n} steps per second"), { n: perSecond.toPrecision(3) })
+    : fill(t("{n} s per step"), { n: (1 / perSecond).toPrecision(3) });

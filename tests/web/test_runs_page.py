@@ -1,0 +1,233 @@
+"""The Runs page in a real browser, over real trainers: watching, stopping, deaths of the trainer and of the server."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from limner import jobs, machine, queue, runner, runs
+from limner.config import files
+from limner.formats.header import read_header
+from limner.pocket import PICTURES
+from limner.runs import LIVE, Run, State
+
+SECONDS = 300_000
+"""How long anything may take on a busy machine, in milliseconds."""
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def machine_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("machine")
+    machine.describe(folder)
+    return folder / "machine.json"
+
+
+@pytest.fixture
+def new_run(home: Path, machine_file: Path) -> Iterator[Callable[..., Run]]:
+    """new_run("cat", steps=60) is a run on the pocket model, made but not started; what still trains is ended with the test."""
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copy(machine_file, home / "machine.json")
+
+    def make(name: str, steps: int, **over: Any) -> Run:
+        raw: dict[str, Any] = {
+            "data": {"path": str(PICTURES), "trigger": "zibbo"},
+            "train": {"steps": steps, "batch_size": 4},
+            "sample": {"prompts": ["a zibbo", "a red zibbo"], "steps": 2, "every_steps": 20},
+            "output": {"name": name, "state_every_steps": 10},
+            "launch": {"device": "cpu", "num_threads": 1},
+        }
+        return jobs.prepare(files.build(raw, over))
+
+    yield make
+    for run in runs.all_runs():
+        jobs.stop(run, now=True)
+
+
+def start(run: Run) -> Run:
+    queue.enqueue(run)
+    runner.ensure_runner()
+    return run
+
+
+def opened(page: Page, run: Run) -> Page:
+    """The page with this run chosen, as from a bookmark."""
+    page.goto(f"{page.url.split('#')[0]}#run={run.id}")
+    page.reload()
+    expect(page.locator(".run-view h2").first).to_have_text(run.config().output.name, timeout=SECONDS)
+    return page
+
+
+def says(page: Page, words: str) -> None:
+    expect(page.locator(".run-view .sentence")).to_contain_text(re.compile(words), timeout=SECONDS)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_watch_a_run_and_download_its_lora(page: Page, new_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = start(new_run("watched", 60))
+    opened(page, run)
+    expect(page.locator(".run-view .uplot").first).to_be_visible(timeout=SECONDS)
+    expect(page.locator(".samples img").first).to_be_visible(timeout=SECONDS)
+    says(page, "Finished")
+    assert page.locator(".run-view progress").evaluate("p => [p.value, p.max]") == [60, 60]
+    expect(page.locator(".samples .row")).to_have_count(4)  # the head, and steps 20, 40, 60
+    expect(page.locator(".chart").first).to_have_attribute("aria-label", re.compile(r"smoothed 0\.\d+"))
+    wait_for(lambda: page.locator(".before-after img").first.evaluate("i => i.naturalWidth") == 64)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="watched.safetensors").click()
+    download.value.save_as(tmp_path / "got.safetensors")
+    assert (tmp_path / "got.safetensors").read_bytes() == (run.checkpoints / "watched.safetensors").read_bytes()
+    assert read_header(tmp_path / "got.safetensors").metadata["ss_steps"] == "60"
+
+
+def test_stop_kill_and_resume(page: Page, new_run: Callable[..., Run]) -> None:
+    run = start(new_run("stubborn", 200))
+    opened(page, run)
+    wait_for(lambda: run.state().step > 2)
+    page.get_by_role("button", name="Stop (saves first)").click()
+    says(page, "Stopped at step")
+    step = run.state().step
+    assert 0 < step < 200 and (run.states / f"step-{step:08d}").is_dir()
+
+    page.get_by_role("button", name="Resume").click()
+    wait_for(lambda: run.state().step > step)
+    says(page, "Training|Painting|Saving")
+    os.kill(State.read(run.path / "state.json").pid, signal.SIGKILL)
+    killed = time.monotonic()
+    says(page, "Failed at step")
+    expect(page.locator(".trouble")).to_contain_text(re.compile("The trainer (was killed|is gone)"), timeout=SECONDS)
+    seconds = time.monotonic() - killed
+    print(f"said after {seconds:.1f} s")
+    assert seconds < 10  # 5 s, and as long again for a busy machine
+    expect(page.locator(".trouble")).to_contain_text("Resume goes on from step")
+
+    page.reload()
+    says(page, "Failed at step")
+    page.get_by_role("button", name="Resume").click()
+    says(page, "Finished")
+    assert [e["step"] for e in run.history() if e["event"] == "step"] == list(range(1, 201))
+
+
+def test_the_server_is_killed_and_comes_back(
+    browser: Browser, limner_web: Callable[..., Any], new_run: Callable[..., Run]
+) -> None:
+    run = start(new_run("survivor", 5000))
+    server = limner_web("--port", "0")
+    page = browser.new_context().new_page()
+    page.set_default_timeout(SECONDS)
+    page.goto(f"{server.url}/#run={run.id}")
+    wait_for(lambda: run.state().step > 2)
+    says(page, "Training|Painting|Saving")
+    server.process.kill()
+    expect(page.locator(".gone")).to_contain_text("The server does not answer", timeout=SECONDS)
+    step = run.state().step
+    wait_for(lambda: run.state().step > step)
+
+    again = limner_web("--port", server.url.rpartition(":")[2])
+    assert again.url == server.url
+    expect(page.locator(".gone")).to_be_hidden(timeout=SECONDS)
+    assert run.state().status in LIVE
+    page.get_by_role("button", name="Stop (saves first)").click()
+    says(page, "Stopped at step")
+    assert (run.states / f"step-{run.state().step:08d}").is_dir()
+    page.context.close()
+
+
+def test_two_browsers_see_the_same_queue(page: Page, browser: Browser, new_run: Callable[..., Run]) -> None:
+    made = [new_run(name, 5) for name in ("one", "two", "three")]
+    for run in made:
+        queue.enqueue(run)  # and no runner: they wait
+    other = browser.new_context().new_page()
+    other.goto(page.url)
+    other.locator("#tab-runs-button").click()
+    opened(page, made[2])
+    says(page, "place 3")
+    names = page.locator(".queue .name")
+    expect(names).to_have_text(["one", "two", "three"])
+    page.locator(".queue li").nth(2).get_by_role("button", name="Earlier").focus()
+    page.keyboard.press("Enter")
+    expect(names).to_have_text(["one", "three", "two"])
+    expect(other.locator(".queue .name")).to_have_text(["one", "three", "two"], timeout=SECONDS)
+    assert queue.waiting() == [made[0].id, made[2].id, made[1].id]
+    says(page, "place 2")
+    page.get_by_role("button", name="Take out of the queue").click()
+    expect(other.locator(".queue .name")).to_have_text(["one", "two"], timeout=SECONDS)
+    other.context.close()
+
+
+def test_compare_duplicate_and_delete(page: Page, new_run: Callable[..., Run], home: Path) -> None:
+    one, two = new_run("one", 5), new_run("two", 9)
+    for run, loss in ((one, 0.5), (two, 0.25)):
+        run.write_state(State("done", step=5, steps=5))
+        for step in range(1, 6):
+            run.event("step", step=step, loss=loss, lr={"denoiser": 1e-4})
+    opened(page, one)
+    page.get_by_label("Compare with").select_option(two.id)
+    expect(page.get_by_role("row", name="train.steps 5 9")).to_be_visible()
+    expect(page.locator(".chart").first).to_have_attribute("aria-label", re.compile("two 0.25"))
+    page.evaluate("window.addEventListener('limner:new-run', e => window.told = e.detail)")
+    page.get_by_role("button", name="Duplicate as new run").click()
+    page.wait_for_function("window.told")
+    assert page.evaluate("window.told.values['train.steps']") == "5"
+    page.locator("#tab-runs-button").click()
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Keep it").click()
+    assert one.path.exists()
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Move to the trash").click()
+    expect(page.locator(".history .item")).to_have_count(1)
+    assert not one.path.exists() and (home / "trash" / one.id).is_dir()
+
+
+def test_a_long_run_opens_fast_and_polls_cheaply(page: Page, home: Path) -> None:
+    run = runs.create(files.build({}, {"output.name": "long"}))
+    run.write_state(State("done", step=100_000, steps=100_000))
+    sample = next(p for p in PICTURES.iterdir() if p.suffix == ".png").read_bytes()
+    with (run.path / "events.jsonl").open("w") as file:
+        for n in range(1, 100_001):
+            file.write(f'{{"event": "step", "time": {n}, "step": {n}, "loss": {0.1 + 1 / n}, "lr": {{"denoiser": 0.0001}}}}\n')
+    for n in range(100, 100_001, 100):
+        for prompt in range(2):
+            (run.samples / f"step-{n:08d}_{prompt:02d}.png").write_bytes(sample)
+    page.locator("#tab-runs-button").click()
+    expect(page.locator(".history .item")).to_have_count(1, timeout=SECONDS)
+    began = time.monotonic()
+    page.goto(f"{page.url.split('#')[0]}#run={run.id}")
+    page.reload()
+    expect(page.locator(".samples .row")).to_have_count(1001, timeout=SECONDS)
+    expect(page.locator(".run-view .uplot").first).to_be_visible(timeout=SECONDS)
+    print(f"drawn after {time.monotonic() - began:.2f} s")
+    assert page.evaluate("document.querySelectorAll('.samples img').length") == 2000
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_wider_than_the_page(page: Page, width: int, new_run: Callable[..., Run]) -> None:
+    run = new_run("a-name-that-is-as-long-as-a-name-may-be-on-this-page", 5)
+    run.write_state(State("failed", step=3, steps=5, error="error: data.path: " + "x" * 300 + " is not there. Choose another."))
+    run.event("step", step=1, loss=0.5, lr={"denoiser": 1e-4})
+    page.set_viewport_size({"width": width, "height": 800})
+    opened(page, run)
+    expect(page.locator(".run-view .uplot").first).to_be_visible(timeout=SECONDS)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll('.run-view .card')].flatMap(card => [...card.querySelectorAll('*')].filter(e =>
+        e.getBoundingClientRect().right > card.getBoundingClientRect().right + 1 && !e.closest('pre, .wide, .samples, .chart'))
+        .map(e => e.outerHTML.slice(0, 80)))"""
+    )
+    assert cut == []
