@@ -144,8 +144,8 @@ def test_pictures_that_are_alike_are_put_away_and_come_back(tab: Page, folder: P
 
 
 def test_problems_text_and_a_reload(tab: Page, folder: Path) -> None:
-    tab.get_by_label("Resolution (px)").fill("512")
-    tab.get_by_label("Resolution (px)").press("Enter")
+    tab.locator("#panel-dataset").get_by_label("Resolution (px)").fill("512")
+    tab.locator("#panel-dataset").get_by_label("Resolution (px)").press("Enter")
     problems = tab.get_by_role("group", name="Problems")
     expect(problems.get_by_role("button", name="too small 2")).to_be_visible()
     problems.get_by_role("button", name="too small 2").click()
@@ -159,9 +159,9 @@ def test_problems_text_and_a_reload(tab: Page, folder: Path) -> None:
     tab.reload()
     tab.get_by_role("tab", name="Dataset").click()
     expect(tab.locator(".dataset-grid > li")).to_have_count(6)
-    expect(tab.get_by_label("Resolution (px)")).to_have_value("512")
-    tab.get_by_label("Resolution (px)").fill("abc")
-    tab.get_by_label("Resolution (px)").press("Enter")
+    expect(tab.locator("#panel-dataset").get_by_label("Resolution (px)")).to_have_value("512")
+    tab.locator("#panel-dataset").get_by_label("Resolution (px)").fill("abc")
+    tab.locator("#panel-dataset").get_by_label("Resolution (px)").press("Enter")
     expect(tab.get_by_text(re.compile("data.resolution: .*abc.* is not allowed"))).to_be_visible()
 
 
