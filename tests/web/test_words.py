@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 from limner.web import page as the_page
 from limner.web import words
 from limner.web.form import form_schema
+from limner.web.presets import SHIPPED
 from limner.web.theme import STATIC
 
 MODULES = sorted(STATIC.glob("*.js"))
@@ -22,8 +23,8 @@ PYTHON = sorted(Path(words.__file__).parent.glob("*.py"))
 LANGUAGES = [language for language in words.LANGUAGES if language != "en"]
 CALL = re.compile(r"(?<![\w.])t\(")
 LITERAL = re.compile(r"""\bt\(\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*\)""")
-LOOKED_UP = ("page.py", "form.py")
-"""Python modules whose texts come from elsewhere: the tabs' titles, and the helps of the schema."""
+LOOKED_UP = ("page.py", "form.py", "presets.py")
+"""Python modules whose texts come from elsewhere: the tabs' titles, the helps of the schema, what presets are for."""
 
 
 def said_by_modules() -> set[str]:
@@ -44,9 +45,10 @@ def words_calls(file: Path) -> list[ast.expr]:
 
 
 def helps() -> set[str]:
-    """The texts of the schema: of sections and of options. A new option need not be translated to be shown."""
+    """The texts of the schema, and what presets are for. A new option or preset need not be translated to be shown."""
     sections: list[dict[str, Any]] = form_schema(words.Words())
     said = {text for s in sections for text in (s["help"], *(o.get("help", "") for o in s["options"]))}
+    said |= {file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in SHIPPED.glob("*.toml")}
     return said - {""}
 
 
