@@ -35,7 +35,7 @@ def said_by_modules() -> set[str]:
 def said_by_python() -> set[str]:
     """What our Python passes through the `words` of its context, and the titles of the tabs."""
     calls = [argument for file in PYTHON for argument in words_calls(file)]
-    return {a.value for a in calls if isinstance(a, ast.Constant)} | {tab.TITLE for tab in the_page.TABS}
+    return {str(a.value) for a in calls if isinstance(a, ast.Constant)} | {tab.TITLE for tab in the_page.TABS}
 
 
 def words_calls(file: Path) -> list[ast.expr]:
