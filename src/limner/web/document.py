@@ -26,7 +26,8 @@ _START = """<script>
 window.__gradio_mode__ = "app";
 gradio_config.root = new URL(".", document.baseURI).href.replace(/\\/$/, "");  // whatever proxy is between
 {{
-  const theme = document.documentElement.dataset.theme, here = new URL(location.href);
+  const {{ language, theme }} = document.documentElement.dataset, here = new URL(location.href);
+  Object.defineProperty(navigator, "language", {{ value: language }});  // what Gradio speaks, and sets as the page's `lang`
   if (theme !== "system" && !here.searchParams.has("__theme")) {{
     here.searchParams.set("__theme", theme);
     history.replaceState(null, "", here);

@@ -24,7 +24,8 @@ def router(context: Context) -> APIRouter:
     @routes.get("")
     def listed() -> list[dict[str, Any]]:
         """All presets; one that does not load says why instead of its values."""
-        return [_told(file) for folder in (SHIPPED, _own()) if folder.is_dir() for file in sorted(folder.glob("*.toml"))]
+        told = [_told(file) for folder in (SHIPPED, _own()) if folder.is_dir() for file in sorted(folder.glob("*.toml"))]
+        return [one | {"about": context.words(one["about"])} for one in told]
 
     @routes.post("/save")
     def save(values: Values, name: Annotated[str, Body()]) -> dict[str, Any]:

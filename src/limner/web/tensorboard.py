@@ -36,8 +36,8 @@ def router(context: Context) -> APIRouter:
         if context.loopback:
             return {"url": f"http://127.0.0.1:{port}/", "message": ""}
         line = f"ssh -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}"
-        words = "TensorBoard has no password, so it answers only on the machine it runs on. On yours, run"
-        return {"url": "", "message": f"{context.words(words)}: {line} | http://127.0.0.1:{port}/"}
+        said = context.words("TensorBoard has no password, so it answers only on the machine it runs on. On yours, run")
+        return {"url": "", "message": f"{said}: {line} | http://127.0.0.1:{port}/"}
 
     return routes
 

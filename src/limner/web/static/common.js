@@ -63,6 +63,10 @@ export function watchWhileSeen(element, look, milliseconds = 1000) {
 
 let words = {};
 export const t = (text) => words[text] ?? text;
+
+// fill("{n} of {m}", {n: 1, m: 2}): "1 of 2". The text with its marks is what is translated.
+export const fill = (text, values) => text.replace(/\{(\w+)\}/g, (mark, name) => (name in values ? String(values[name]) : mark));
+
 export async function loadWords() {
   const language = document.documentElement.dataset.language ?? "en";
   if (language !== "en") words = await get(`studio/words/${language}.json`).catch(() => ({}));

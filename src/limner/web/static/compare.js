@@ -1,7 +1,6 @@
 // A second run beside the chosen one: what differs in their configs, and their newest samples side by side.
-import { get, h, sayRefused, t } from "./common.js";
+import { fill, get, h, sayRefused, t } from "./common.js";
 import { keep } from "./keep.js";
-import { fill } from "./run_words.js";
 import { parse, sampleUrl } from "./samples.js";
 
 // compare(changed): {element, other(), curves(), show(run, runs, samples)}; `changed()` is called when another run was chosen.

@@ -1,5 +1,5 @@
 // The tab "Dataset": a folder's pictures with their captions, filtered, chosen and edited; everything written can be undone.
-import { get, go, h, post, say, sayRefused, t } from "./common.js";
+import { fill, get, go, h, post, say, sayRefused, t } from "./common.js";
 import { showAlike } from "./dataset_alike.js";
 import { showDetail } from "./dataset_detail.js";
 import { editBar, kindWords } from "./dataset_edit.js";
@@ -255,7 +255,7 @@ export function mount({ element }) {
 
   function drawChosen() {
     const { answer } = state;
-    count.textContent = `${state.chosen.size} ${t("chosen of")} ${answer.matching}${answer.matching < answer.total ? ` (${answer.total} ${t("in the folder")})` : ""}`;
+    count.textContent = fill(t("{n} chosen of {all}"), { n: state.chosen.size, all: answer.matching }) + (answer.matching < answer.total ? ` (${fill(t("{n} in the folder"), { n: answer.total })})` : "");
     all.textContent = `${t("Choose all")} ${answer.matching}`;
     all.disabled = !answer.matching || state.chosen.size === answer.matching;
     none.disabled = !state.chosen.size;

@@ -1,11 +1,11 @@
 // Pictures that look nearly the same, group by group, side by side; of each, all but one can be put away.
-import { get, h, sayRefused, t } from "./common.js";
+import { fill, get, h, sayRefused, t } from "./common.js";
 import { smallPicture } from "./dataset_parts.js";
 
 // Fills `place`, again and again until the search is done or `place` shows something else.
 export async function showAlike(place, { view, putAway, open }) {
   const bar = h("progress", { "aria-label": t("Looking for pictures that are nearly the same") });
-  const said = h("p", { role: "status", "aria-live": "polite" }, t("Looking…"));
+  const said = h("p", { role: "status", "aria-live": "polite" }, t("Looking …"));
   const list = h("div", { class: "alike-groups" });
   place.replaceChildren(said, bar, list);
   try {
@@ -14,7 +14,7 @@ export async function showAlike(place, { view, putAway, open }) {
       answer = await get(`api/dataset/alike?${new URLSearchParams(view)}`);
       bar.max = Math.max(1, answer.total);
       bar.value = answer.seen;
-      said.textContent = `${t("Looked at")} ${answer.seen} ${t("of")} ${answer.total}`;
+      said.textContent = fill(t("Looked at {n} of {all}"), { n: answer.seen, all: answer.total });
       if (!answer.done) await new Promise((resolve) => setTimeout(resolve, 400));
     } while (!answer.done && bar.isConnected);
     if (!bar.isConnected) return;
@@ -39,5 +39,5 @@ function groupOf({ pictures, copies }, { putAway, open }) {
       h("div", {}, `${p.width} × ${p.height} `, same.has(p.name) ? h("span", { class: "mark" }, t("same file")) : null),
       h("div", { class: "dataset-caption", title: p.caption }, p.caption || h("i", {}, t("no caption"))),
       h("button", { type: "button", class: "danger", "aria-label": `${t("Put away")} ${p.name}`, onclick: () => putAway([p.name]) }, t("Put away"))))),
-    h("button", { type: "button", onclick: () => putAway(rest) }, `${t("Keep the largest, put away")} ${rest.length}`));
+    h("button", { type: "button", onclick: () => putAway(rest) }, fill(t("Keep the largest, put away {n}"), { n: rest.length })));
 }

@@ -1,5 +1,5 @@
 // One picture large, with the part that is trained on marked, and its caption to be edited; arrow keys go to its neighbours.
-import { h, post, Refused, t, thumbnail } from "./common.js";
+import { fill, h, post, Refused, t, thumbnail } from "./common.js";
 import { problemWords } from "./dataset_parts.js";
 import { showDialog } from "./dialog.js";
 
@@ -39,8 +39,8 @@ export function showDetail({ row, view, written, neighbour, current, closed }) {
     Object.assign(box.style, { left: share(left, row.width), top: share(top, row.height), width: share(right - left, row.width), height: share(bottom - top, row.height) });
     const said = [
       `${row.width} × ${row.height} px`, `${t("bucket")} ${row.bucket.join(" × ")}`,
-      row.lost > 0.005 ? `${(100 * row.lost).toFixed(0)} % ${t("cut off")}` : t("nothing cut off"),
-      row.enlarged > 1.005 ? `${t("enlarged")} ${row.enlarged.toFixed(2)} ×` : "", row.repeats > 1 ? `${row.repeats} ${t("repeats")}` : "",
+      row.lost > 0.005 ? fill(t("{n} % cut off"), { n: (100 * row.lost).toFixed(0) }) : t("nothing cut off"),
+      row.enlarged > 1.005 ? fill(t("enlarged {n} ×"), { n: row.enlarged.toFixed(2) }) : "", row.repeats > 1 ? fill(t("{n} repeats"), { n: row.repeats }) : "",
       ...row.problems.map((p) => problemWords()[p]),
     ];
     facts.textContent = said.filter(Boolean).join(" · ");

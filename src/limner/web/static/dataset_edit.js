@@ -1,5 +1,5 @@
 // Editing many captions: what to do, a look at what would change, and only then the writing.
-import { h, post, Refused, t } from "./common.js";
+import { fill, h, post, Refused, t } from "./common.js";
 import { showDialog } from "./dialog.js";
 
 // Each kind's words and fields: name -> [label, what to draw]. The server checks them again.
@@ -63,7 +63,7 @@ export function editBar({ choice, written, putAway }) {
     element,
     enable(number) {
       look.disabled = away.disabled = !number;
-      look.textContent = number ? `${t("Preview on")} ${number}` : t("Preview");
+      look.textContent = number ? fill(t("Preview on {n}"), { n: number }) : t("Preview");
       look.title = number ? "" : t("Choose pictures first.");
     },
   };
@@ -79,8 +79,8 @@ function confirmed(answer) {
     const write = h("button", { type: "button", class: "primary", disabled: !answer.total, onclick: () => dialog.close("yes") }, `${t("Write to files:")} ${answer.total}`);
     const dialog = h("dialog", { class: "limner dataset-preview", "aria-label": t("What would change") },
       h("h2", {}, answer.total ? t("What would change") : t("Nothing would change")),
-      h("p", {}, `${answer.total} ${t("of")} ${answer.chosen} ${t("chosen pictures get another caption. It can be undone.")}`),
-      h("ul", { class: "dataset-changes", tabindex: 0 }, faults, lines, rest > 0 ? h("li", {}, `+ ${rest} ${t("more")}`) : null),
+      h("p", {}, fill(t("{n} of {all} chosen pictures get another caption. It can be undone."), { n: answer.total, all: answer.chosen })),
+      h("ul", { class: "dataset-changes", tabindex: 0 }, faults, lines, rest > 0 ? h("li", {}, fill(t("+ {n} more"), { n: rest })) : null),
       h("div", { class: "folder-end" }, h("button", { type: "button", onclick: () => dialog.close("") }, t("Cancel")), write));
     showDialog(dialog, (word) => resolve(word === "yes"));
     if (answer.total) write.focus();

@@ -1,6 +1,6 @@
 // "All settings": every option of the schema. It knows no option by name; what it draws comes from the server's schema.
 
-import { get, h, sayRefused, t } from "./common.js";
+import { fill, get, h, sayRefused, t } from "./common.js";
 import { chooseFolder } from "./folders.js";
 import * as store from "./store.js";
 
@@ -16,7 +16,7 @@ export function mount({ element, props }) {
   const draw = () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const changed = sections.map((s) => s.draw(words)).reduce((a, b) => a + b, 0);
-    count.textContent = changed ? t("{n} changed").replace("{n}", changed) : "";
+    count.textContent = changed ? fill(t("{n} changed"), { n: changed }) : "";
     none.hidden = sections.some((s) => !s.box.hidden);
   };
   search.addEventListener("input", draw);
@@ -105,12 +105,12 @@ function drawField(option) {
 
 // The first sentence of a help, and the rest.
 function split(help) {
-  const end = help.match(/^.{15,}?[.:](?= [A-Z"0-9])/);
-  return end ? [end[0], help.slice(end[0].length + 1)] : [help, ""];
+  const end = help.match(/^.{15,}?[.:](?= [A-Z"0-9])|^.+?。/);
+  return end ? [end[0], help.slice(end[0].length).trimStart()] : [help, ""];
 }
 
 function facts(option) {
-  const kohya = option.kohya && t("In kohya_ss: {name}").replace("{name}", option.kohya) + (option.inverted ? ` (${t("the opposite")})` : "");
+  const kohya = option.kohya && fill(t("In kohya_ss: {name}"), { name: option.kohya }) + (option.inverted ? ` (${t("the opposite")})` : "");
   const usual = option.default && `${t("Default")}: ${option.default}`;
   return [option.expects, usual, kohya].filter(Boolean).map((fact) => h("span", { class: "fact" }, fact));
 }

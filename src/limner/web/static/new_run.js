@@ -1,6 +1,6 @@
 // The page "New run": pictures, what they are, the base model, one line that says the plan, and Train.
 
-import { get, go, h, post, Refused, sayRefused, t } from "./common.js";
+import { fill, get, go, h, post, Refused, sayRefused, t } from "./common.js";
 import { chooseFolder } from "./folders.js";
 import { showSetting } from "./form.js";
 import { pictures } from "./pictures.js";
@@ -175,20 +175,20 @@ function findingRow(finding) {
 }
 
 function planWords(plan) {
-  const pictures = t("{n} pictures ({buckets})").replace("{n}", plan.pictures).replace("{buckets}", bucketWords(plan.buckets));
+  const pictures = fill(t("{n} pictures ({buckets})"), { n: plan.pictures, buckets: bucketWords(plan.buckets) });
   const trains = plan.trains === "none" ? t("the whole model") : plan.trains === "lora" ? "LoRA" : plan.trains;
   const memory = plan.memory_mib ? `${(plan.memory_mib / 1024).toFixed(1)} GiB` : t("memory unknown");
-  const time = plan.seconds ? t("about {time}").replace("{time}", timeWords(plan.seconds)) : t("time unknown before a first such run");
-  return [plan.family, trains, `${plan.resolution} px`, pictures, t("{n} steps").replace("{n}", plan.steps), memory, time].join(" · ");
+  const time = plan.seconds ? fill(t("about {time}"), { time: timeWords(plan.seconds) }) : t("time unknown before a first such run");
+  return [plan.family, trains, `${plan.resolution} px`, pictures, fill(t("{n} steps"), { n: plan.steps }), memory, time].join(" · ");
 }
 
 function bucketWords(buckets) {
   const shown = buckets.slice(0, 3).map(([width, height, count]) => `${width}×${height}: ${count}`);
-  return [...shown, ...(buckets.length > 3 ? [t("{n} more sizes").replace("{n}", buckets.length - 3)] : [])].join(", ");
+  return [...shown, ...(buckets.length > 3 ? [fill(t("{n} more sizes"), { n: buckets.length - 3 })] : [])].join(", ");
 }
 
 function timeWords(seconds) {
-  if (seconds < 90) return `${seconds} s`;
+  if (seconds < 90) return fill(t("{s} s"), { s: seconds });
   const minutes = Math.round(seconds / 60);
-  return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  return minutes < 90 ? fill(t("{m} min"), { m: minutes }) : fill(t("{h} h {m} min"), { h: Math.floor(minutes / 60), m: minutes % 60 });
 }

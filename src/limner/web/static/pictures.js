@@ -1,6 +1,6 @@
 // The pictures of a new run: a place to drop them on, what is wrong with each, and their captions to edit.
 
-import { h, post, Refused, sayRefused, t, thumbnail, url } from "./common.js";
+import { fill, h, post, Refused, sayRefused, t, thumbnail, url } from "./common.js";
 import * as store from "./store.js";
 
 const AT_ONCE = 3;
@@ -47,7 +47,7 @@ export function pictures() {
     const mistakes = [];
     let done = 0;
     let path = null;
-    const say = () => (status.textContent = t("Uploading: {done} of {all}").replace("{done}", done).replace("{all}", files.length));
+    const say = () => (status.textContent = fill(t("Uploading: {done} of {all}"), { done, all: files.length }));
     const send = async (file) => {
       const stem = file.name.replace(/\.[^.]*$/, "");
       const name = CAPTION.test(file.name) && renamed.has(stem) ? renamed.get(stem) + file.name.slice(stem.length) : file.name;
@@ -96,9 +96,9 @@ export function pictures() {
     grid.replaceChildren(...(found ? [...found.broken.map(brokenTile), ...found.pictures.map((p) => tile(p, about))] : []));
     const more = found ? found.total - found.pictures.length : 0;
     const words = [
-      found?.total > 0 && t("{n} pictures").replace("{n}", found.total),
-      found?.num_broken && t("{n} cannot be used").replace("{n}", found.num_broken),
-      more > 0 && t("{n} more are not shown").replace("{n}", more),
+      found?.total > 0 && fill(t("{n} pictures"), { n: found.total }),
+      found?.num_broken && fill(t("{n} cannot be used"), { n: found.num_broken }),
+      more > 0 && fill(t("{n} more are not shown"), { n: more }),
     ];
     status.textContent = words.filter(Boolean).join(" · ");
   }
@@ -108,7 +108,7 @@ export function pictures() {
 const placeholder = () => store.values()["data.trigger"] || t("no caption");
 
 function tile(picture, about) {
-  const caption = h("textarea", { rows: "2", "aria-label": `${t("Caption of")} ${picture.name}`, placeholder: placeholder() });
+  const caption = h("textarea", { rows: "2", "aria-label": fill(t("Caption of {name}"), { name: picture.name }), placeholder: placeholder() });
   caption.value = picture.caption;
   caption.addEventListener("change", async () => {
     try {

@@ -1,9 +1,9 @@
 // The right side: one run with everything that is known of it, and what can be done with it now.
-import { get, go, h, post, say, sayRefused, t, url } from "./common.js";
+import { fill, get, go, h, post, say, sayRefused, t, url } from "./common.js";
 import { compare } from "./compare.js";
 import { charts } from "./curves.js";
 import { keep } from "./keep.js";
-import { duration, fill, isLive, size, speed, stateSentence, when } from "./run_words.js";
+import { duration, isLive, size, speed, stateSentence, when } from "./run_words.js";
 import { samples } from "./samples.js";
 
 const section = (title, ...inside) => h("section", { class: "card" }, h("h2", {}, title), inside);

@@ -1,8 +1,5 @@
 // What a run's facts are called: its state as a sentence, times, sizes.
-import { t } from "./common.js";
-
-// fill("{n} of {m}", {n: 1, m: 2}): "1 of 2". The text with its marks is what is translated.
-export const fill = (text, values) => text.replace(/\{(\w+)\}/g, (mark, name) => (name in values ? String(values[name]) : mark));
+import { fill, t } from "./common.js";
 
 export const LIVE = ["starting", "running", "stopping"];
 export const isLive = (run) => LIVE.includes(run.status);

@@ -1,7 +1,6 @@
 // A run's samples: a grid of steps and prompts, and a slider over two steps of one prompt.
-import { h, t, url } from "./common.js";
+import { fill, h, t, url } from "./common.js";
 import { keep } from "./keep.js";
-import { fill } from "./run_words.js";
 
 // parse(["step-00000020_01.png"]): [{name, step: 20, prompt: "01"}]
 export const parse = (names) =>

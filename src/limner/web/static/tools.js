@@ -1,6 +1,6 @@
 // What can be done with the whole form: load and save it as TOML, presets, the command that it stands for, clear it.
 
-import { get, h, post, say, sayRefused, t } from "./common.js";
+import { fill, get, h, post, say, sayRefused, t } from "./common.js";
 import * as store from "./store.js";
 
 // A preset is about how to train; which pictures, their trigger, the model and the name stay as they are.
@@ -24,7 +24,7 @@ async function load(file) {
   try {
     const values = await post("api/values", { text: await file.text() });
     store.replace(values, "", true);
-    say(t("Loaded {name}.").replace("{name}", file.name));
+    say(fill(t("Loaded {name}."), { name: file.name }));
   } catch (error) {
     sayRefused(error);
   }
@@ -106,5 +106,5 @@ async function presets() {
 function apply(preset) {
   const stays = Object.fromEntries(Object.entries(store.values()).filter(([path]) => STAYS.includes(path)));
   store.replace({ ...stays, ...preset.values }, "");
-  say(t("Preset {name} is in the form.").replace("{name}", preset.name));
+  say(fill(t("Preset {name} is in the form."), { name: preset.name }));
 }
