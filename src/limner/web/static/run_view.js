@@ -42,6 +42,7 @@ export function runView(id, { back, changed }) {
   );
   let run = {};
   let curves = null;
+  let curvesAt = 0;
   let asksToDelete = false;
   let acts = false;
 
@@ -60,8 +61,12 @@ export function runView(id, { back, changed }) {
     grid.element.hidden = !noSamples.hidden;
     if (answer.samples) grid.show(id, run.samples);
     beside.show(run, order, runs);
-    const fresh = await get(`${path}/curves?since=${encodeURIComponent(curves?.version ?? "")}`);
-    if (fresh.steps) curves = fresh;
+    // a long past takes the server longer to draw, and a second more of it changes the picture less
+    if (performance.now() - curvesAt > run.step / 20) {
+      const fresh = await get(`${path}/curves?since=${encodeURIComponent(curves?.version ?? "")}`);
+      curvesAt = performance.now();
+      if (fresh.steps) curves = fresh;
+    }
     drawn.show(curves, otherCurves());
     return run;
   }
