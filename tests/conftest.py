@@ -20,6 +20,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
+def machine_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What this machine is, asked once; a copy in a home (`machine.json`) spares its runs the question."""
+    from limner import machine
+
+    folder = tmp_path_factory.mktemp("machine")
+    machine.describe(folder)
+    return folder / "machine.json"
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Stable Diffusion 1 model in a diffusers folder. Read only: copy it to change it."""
     import tiny

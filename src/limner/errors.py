@@ -27,6 +27,11 @@ class Finding:
     remedy: str = ""
     severity: Severity = "error"
 
+    def __post_init__(self) -> None:
+        for name in ("field", "message", "remedy"):  # a lone surrogate, of a typed text or a file's name, cannot be sent as JSON
+            text = getattr(self, name)
+            object.__setattr__(self, name, text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
     def __str__(self) -> str:
         remedy = f" {printable(self.remedy, 300)}" if self.remedy else ""
         return f"{self.severity}: {printable(self.field, 120)}: {printable(self.message, 300)}{remedy}"

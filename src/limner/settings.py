@@ -113,7 +113,10 @@ def write(home: Path, settings: Settings) -> None:
             _change(before, value)
         elif before != value:
             document[key] = value
-    disk.write_text(path, tomlkit.dumps(document))
+    text = tomlkit.dumps(document)
+    if len(text.encode()) > LIMIT_BYTES:  # it would be taken for damaged at the next start
+        raise wrong(NAME, f"would be longer than {LIMIT_BYTES >> 20} MiB.", "Keep long texts in a preset.")
+    disk.write_text(path, text)
 
 
 def _change(table: Any, values: dict[str, str]) -> None:
@@ -127,8 +130,14 @@ def _change(table: Any, values: dict[str, str]) -> None:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("is not text")
-    if len(value) > 4096 or any(unicodedata.category(c) in ("Cc", "Cs") for c in value):
+    if len(value) > 4096 or "\n" in value or "\t" in value:
         raise ValueError("is too long or holds control characters")
+    return _long_text(value)
+
+
+def _long_text(value: str) -> str:
+    if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in value):
+        raise ValueError("holds control characters")
     return value
 
 
@@ -170,7 +179,7 @@ def _defaults(value: Any) -> dict[str, str]:
         raise ValueError("is not a table")
     if bad := [k for k, v in value.items() if not isinstance(v, str)]:
         raise ValueError(f'must hold texts, as in "optimizer.lr" = "1e-4" (name and value in quotes); wrong: {bad[0]}')
-    return {_text(k): v for k, v in value.items()}
+    return {_text(k): _long_text(v) for k, v in value.items()}
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {

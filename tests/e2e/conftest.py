@@ -8,14 +8,6 @@ from pathlib import Path
 import pytest
 
 import tiny
-from limner import machine
-
-
-@pytest.fixture(scope="session")
-def machine_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("machine")
-    machine.describe(folder)
-    return folder / "machine.json"
 
 
 @pytest.fixture(autouse=True)

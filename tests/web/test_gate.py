@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from route_table import routes_of
 
 from limner.settings import Settings
 from limner.web import gate, login
@@ -86,19 +86,8 @@ def ask(
 @pytest.fixture(scope="module")
 def routes() -> list[tuple[str, str]]:
     """(method, path) of all that the application answers, Gradio's routes and static files among them."""
-
-    def walk(found: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-        for route in found:
-            inner = getattr(route, "original_router", None) or getattr(route, "app", None)
-            path = prefix + getattr(route, "path", "")
-            if getattr(route, "methods", None):
-                yield from ((method, path) for method in route.methods)
-            elif hasattr(inner, "routes"):
-                yield from walk(inner.routes, path)
-            else:
-                yield "GET", f"{path}/common.js"
-
-    return sorted(set(walk(bare_app(Context(Settings(), (), Words())).routes)))
+    app = bare_app(Context(Settings(), (), Words()))
+    return sorted({(method, path) for methods, path, _ in routes_of(app) for method in methods})
 
 
 def test_the_table_of_routes_is_complete(routes: list[tuple[str, str]]) -> None:

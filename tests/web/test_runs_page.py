@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from limner import jobs, machine, queue, runner, runs
+from limner import jobs, queue, runner, runs
 from limner.config import files
 from limner.formats.header import read_header
 from limner.pocket import PICTURES
@@ -24,13 +24,6 @@ SECONDS = 300_000
 """How long anything may take on a busy machine, in milliseconds."""
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="session")
-def machine_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("machine")
-    machine.describe(folder)
-    return folder / "machine.json"
 
 
 @pytest.fixture

@@ -135,6 +135,7 @@ function planLine() {
     attempted = starting = true;
     draw();
     try {
+      await store.settled(); // whoever presses Train while pictures are on their way means those too
       const { run } = await post("api/train", { values: store.sent() });
       attempted = false;
       go("runs", { run });

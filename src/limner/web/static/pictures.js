@@ -32,15 +32,22 @@ export function pictures() {
   window.addEventListener("dragenter", (event) => isFiles(event) && isSeen() && (depth++, light(true)));
   window.addEventListener("dragleave", (event) => isFiles(event) && isSeen() && (--depth || light(false)));
   window.addEventListener("dragover", (event) => isFiles(event) && isSeen() && event.preventDefault());
-  window.addEventListener("drop", async (event) => {
+  window.addEventListener("drop", (event) => {
     if (!isFiles(event) || !isSeen()) return;
     event.preventDefault();
     light(false);
     depth = 0;
-    upload(await filesOf(event.dataTransfer));
+    upload(filesOf(event.dataTransfer));
   });
 
-  async function upload(files) {
+  function upload(files) {
+    const sending = sendAll(files);
+    store.during(sending);
+    return sending;
+  }
+
+  async function sendAll(given) {
+    const files = await given;
     if (!files.length) return;
     const token = OURS.exec(store.values()["data.path"] ?? "")?.[1] ?? newToken();
     const renamed = new Map(); // a caption follows its picture, whatever that is called on the server

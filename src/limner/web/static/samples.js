@@ -103,9 +103,10 @@ function beforeAfter() {
   }
 
   function options(select, pairs, wanted) {
-    const value = wanted ?? select.value;
+    const value = String(wanted ?? select.value);
     keep(select, pairs, () => pairs.map(([v, label]) => h("option", { value: String(v) }, String(label))));
-    if (value !== undefined) select.value = String(value);
+    select.value = value;
+    if (select.selectedIndex < 0) select.selectedIndex = 0; // what was chosen is gone, or these are the first there are
   }
 
   function draw() {

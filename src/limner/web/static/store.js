@@ -10,6 +10,7 @@ let state = empty;
 let options = [];
 let answer = { findings: [], plan: null };
 let checking = null;
+let numUnderWay = 0;
 
 function load() {
   for (const storage of [sessionStorage, localStorage]) {
@@ -48,6 +49,27 @@ export const findings = () => answer.findings;
 export const plan = () => answer.plan;
 export const isChecking = () => checking !== null;
 export const allOptions = () => options;
+
+// Something that will change the form is under way, such as an upload.
+export function during(promise) {
+  numUnderWay += 1;
+  promise.finally(() => {
+    numUnderWay -= 1;
+    tell();
+  });
+}
+
+// Resolves when nothing is under way any more, and what came of it was checked.
+export const settled = () =>
+  new Promise((resolve) => {
+    const look = () => {
+      if (numUnderWay || checking) return;
+      end();
+      resolve();
+    };
+    const end = listen(look);
+    look();
+  });
 
 // An empty form holds the user's own defaults.
 export function start(sections, defaults) {
