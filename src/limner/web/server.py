@@ -57,23 +57,33 @@ def serve(asked: Asked) -> int:
         port = listening.getsockname()[1]
         rules = gate.Rules(
             token=gate.token_of(runs.home()),
-            hosts=frozenset({*kept.hosts, asked.host.lower(), *({socket.gethostname().lower()} if not loopback else ())}),
+            hosts=frozenset({asked.host.lower(), *({socket.gethostname().lower()} if not loopback else ())}),
+            proxies=frozenset(kept.hosts),
             any_address=_is_any(asked.host),
             password=password,
             username=asked.username,
             root_path=root_path,
         )
+        proxied = bool(root_path or kept.hosts)
         crowded = loopback and not password and places.has_other_users()
         if crowded:
             findings.append(_CROWDED)
-        private = loopback and not password and not root_path and not crowded
+        if proxied and not password:
+            findings.append(_PROXIED)
+        private = loopback and not password and not proxied and not crowded
         roots = places.default_roots(kept, runs.home(), asked.allowed_path, private=private)
-        context = Context(kept, roots, _words(kept.language, findings), tuple(findings), loopback and not root_path)
+        context = Context(kept, roots, _words(kept.language, findings), tuple(findings), loopback and not proxied)
         for finding in findings:
             print(finding, file=sys.stderr, flush=True)
         return _answer(context, rules, listening, _address(asked.host, port, root_path), asked.inbrowser and not asked.headless)
 
 
+_PROXIED = Finding(
+    "limner web",
+    "whoever reaches the proxy before it can open this page.",
+    "Set LIMNER_PASSWORD, unless the proxy itself asks for one.",
+    "warning",
+)
 _CROWDED = Finding(
     "limner web",
     "other people have accounts on this machine, and each of them can open this page.",
