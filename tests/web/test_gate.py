@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def ask(
     async def send(message: dict[str, Any]) -> None:
         said.append(message)
 
-    asyncio.run(app(scope, receive, send))
+    with ThreadPoolExecutor(1) as thread:  # a browser of another test may have its own loop in this one
+        thread.submit(asyncio.run, app(scope, receive, send)).result()
     starts = [m for m in said if m["type"] == "http.response.start"]
     assert len(starts) == 1, said
     answered = {k.decode(): v.decode() for k, v in starts[0]["headers"]}

@@ -156,7 +156,7 @@ TEXTS = ["0", "false", "[x]", " a  b ", "quo\"te 'x' \\", "ünï 🐈 猫", "<b>
 def _typed(option: Option, rng: random.Random, folder: Path) -> str:
     """A text that somebody may type into a field; never the default."""
     if option.is_list:
-        return json.dumps(rng.sample(TEXTS, 3), ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(rng.sample(option.choices or TEXTS, 2), ensure_ascii=False, separators=(",", ":"))
     if option.choices and not option.types:
         return rng.choice([c for c in option.choices if c != option.default] or list(option.choices))
     kind = option.types[0]

@@ -143,7 +143,7 @@ export function mount({ element }) {
   const pathText = h("span", { class: "dataset-path" });
   const undo = h("button", { type: "button", onclick: () => turnBack("undo") }, t("Undo"));
   const redo = h("button", { type: "button", onclick: () => turnBack("redo") }, t("Redo"));
-  const train = h("button", { type: "button", class: "primary", onclick: () => go("new-run", { values: { "data.path": state.view["data.path"] } }) }, t("Train on this folder"));
+  const train = h("button", { type: "button", class: "primary", onclick: () => go("new-run", { set: { "data.path": state.view["data.path"] } }) }, t("Train on this folder"));
   const pick = async () => {
     const path = await chooseFolder({ start: state.view["data.path"] });
     if (path) open(path);

@@ -27,8 +27,11 @@ export function mount({ element, props }) {
     draw();
     sections.forEach((s) => s.show(detail.path));
   });
-  // go("new-run", {values}) fills the form, as from another run's config
-  window.addEventListener("limner:new-run", ({ detail }) => detail.values && store.replace(detail.values, "", true));
+  // go("new-run", {values}) fills the form, as from another run's config; {set} sets some values and leaves the others
+  window.addEventListener("limner:new-run", ({ detail }) => {
+    if (detail.values) store.replace(detail.values, "", true);
+    for (const [path, text] of Object.entries(detail.set ?? {})) store.set(path, text);
+  });
   get("api/settings")
     .catch((refused) => (sayRefused(refused), { defaults: {} }))
     .then(({ defaults }) => store.start(props.schema, defaults));

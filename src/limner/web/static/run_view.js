@@ -42,7 +42,7 @@ export function runView(id, { back, changed }) {
   );
   let run = {};
   let curves = null;
-  let curvesAt = 0;
+  let curvesAt = -Infinity;
   let asksToDelete = false;
   let acts = false;
 
