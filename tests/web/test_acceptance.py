@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -24,13 +25,19 @@ from limner.runs import LIVE, Run, State
 pytestmark = pytest.mark.slow
 expect.set_options(timeout=60_000)
 
-SHORT = {"train.steps": "30", "sample.every_steps": "10", "sample.steps": "2", "launch.device": "cpu", "launch.num_threads": "1"}
+SHORT = {
+    "train.steps": "30",
+    "sample.every_steps": "10",
+    "sample.steps": "2",
+    "launch.device": "cpu",
+    "launch.num_threads": "1",
+}
 """What an impatient person keeps as their own defaults. (On one thread, so that two runs may be equal to the bit.)"""
 
 
 @pytest.fixture
 def start_page(home: Path, limner_web: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """start_page({"train.steps": "30"}) is a server whose empty forms hold these values; what still trains ends with the test."""
+    """start_page({"train.steps": "30"}) is a server whose empty forms hold these values. All trainers end with the test."""
 
     def start(defaults: dict[str, str], port: int = 0) -> Any:
         home.mkdir(exist_ok=True)
@@ -212,7 +219,7 @@ def test_ten_runs_in_order_with_nobody_there(browser: Browser, start_page: Calla
     wait_for(lambda: waited.state().status not in ("waiting", *LIVE), seconds=900)
     assert [runs.named(name).state().status for name in asked] == ["done"] * 10
     times = [[e["time"] for e, _ in runs.named(name).events()] for name in asked]
-    for one, next_one in zip(times, times[1:], strict=False):
+    for one, next_one in itertools.pairwise(times):
         assert one[-1] <= next_one[0], "two trained at once, or in another order"
     assert all((runs.named(name).checkpoints / "limner.safetensors").is_file() for name in asked)
 
