@@ -121,8 +121,8 @@ class Overview:
             self._order, self._order_changed = order, self._changes
 
     def _brief_of(self, run: Run) -> _Known:
-        """What is known of a run, read again if its state was written or may change by a death."""
-        stamp, before = _stamp(run.path / "state.json"), self._known.get(run.id)
+        """What is known of a run, read again if its state was written, its end noted, or it may have died."""
+        stamp, before = (_stamp(run.path / "state.json"), _stamp(run.path / "exit.json")), self._known.get(run.id)
         if before is not None and before.stamp == stamp and before.state.status not in LIVE:
             return before
         state = run.state()
