@@ -67,7 +67,7 @@ def new_run(page: Page) -> None:
 
 def settings(page: Page) -> None:
     page.locator("summary", has_text="All settings").click()
-    page.get_by_placeholder(re.compile("Search|Find", re.IGNORECASE)).first.fill("rank")
+    page.locator("summary", has_text="All settings").evaluate("e => e.scrollIntoView()")
 
 
 def runs(page: Page) -> None:
@@ -85,9 +85,11 @@ def compare(page: Page) -> None:
 def dataset(page: Page, folder: Path) -> None:
     page.click("#tab-dataset-button")
     page.locator("#panel-dataset").get_by_role("button", name="Choose a folder").first.click()
-    page.get_by_label("Path").fill(str(folder))
-    page.get_by_role("button", name="Go").click()
-    page.get_by_role("button", name="Use this folder").click()
+    dialog = page.locator("dialog[open]")
+    dialog.locator(".folder-path").fill(str(folder))
+    dialog.get_by_role("button", name="Go", exact=True).click()
+    page.wait_for_timeout(500)
+    dialog.get_by_role("button", name="Use this folder").click()
     page.wait_for_selector(".dataset-grid img")
 
 
@@ -119,6 +121,7 @@ def main() -> None:
                 page = browser.new_context(viewport=size, color_scheme=theme).new_page()  # type: ignore[arg-type]
                 page.goto(address)
                 page.wait_for_selector("#panel-new-run button")
+                page.wait_for_timeout(7000)  # passing messages have passed
                 folder, ending = (args.all, f"-{width}-{theme}") if args.all else (OUT, "")
                 folder.mkdir(parents=True, exist_ok=True)
                 take(page, folder, ending, pictures, whole=bool(args.all))

@@ -108,3 +108,17 @@ def test_gone_and_broken_files(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         look_of(tmp_path / "none.png")
     assert copies_among([str(tmp_path / "a"), str(tmp_path / "b")]) == []
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "likeness.sqlite").write_bytes(b"no database" * 500)
+    looks = Looks(tmp_path / "likeness.sqlite")
+    assert looks.known(["/nowhere.png"]) == {}
+
+
+def test_a_search_that_fails_says_so(tmp_path: Path) -> None:
+    looks = Looks(tmp_path / "likeness.sqlite")
+    (tmp_path / "likeness.sqlite").write_bytes(b"no database" * 500)
+    search = Search(["/nowhere.png"], looks)
+    search.wait()
+    assert search.done and "database" in search.failed and search.groups == []

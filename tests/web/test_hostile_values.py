@@ -94,8 +94,6 @@ PATHS = {
     "data.path", "output.path", "sample.prompt_file", "memory.cache_path", "path", "pictures", "models", "output",
 }  # fmt: skip
 """What is a path, or names a picture in a folder: not one hostile value is taken for it."""
-PLAIN = {"text", "data.trigger", "output.name", "defaults"}
-"""What is only ever text."""
 
 
 def hostile(root: Path, outside: Path) -> list[Any]:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -96,6 +97,15 @@ class Looks:
     def __init__(self, file: Path) -> None:
         self.file = file
         file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._make()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            file.unlink()  # damaged; all that was in it can be found again
+            self._make()
+
+    def _make(self) -> None:
         with closing(self._open()) as table, table:
             table.execute(
                 "CREATE TABLE IF NOT EXISTS looks (path BLOB PRIMARY KEY, mtime_ns INT, size INT, bits BLOB, colour BLOB)"
@@ -131,6 +141,10 @@ class Search:
         self.total, self.seen = len(paths), 0
         self.groups: list[Group] = []
         self.faults: dict[str, str] = {}
+        self.failed = ""
+        """Why the search itself came to nothing, such as a full disk."""
+        self.ended = float("inf")
+        """When it ended, by `time.monotonic`."""
         self._paths, self._looks, self._workers = paths, looks, workers
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -149,6 +163,14 @@ class Search:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._search()
+        except (sqlite3.Error, OSError) as error:
+            self.failed = str(error)
+        finally:
+            self.ended = time.monotonic()
+
+    def _search(self) -> None:
         looks = self._looks.known(self._paths)
         self.seen = len(looks)
         missing = [p for p in self._paths if p not in looks]

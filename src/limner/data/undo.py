@@ -157,8 +157,13 @@ class Journal:
         return Outcome(entry, changed, refused)
 
     def _prune(self) -> None:
-        entries = self.entries()
-        sizes = {e.number: (self._place(e.number) / "files.json").stat().st_size for e in entries}
+        entries, sizes = [], dict[int, int]()
+        for entry in self.entries():
+            try:
+                sizes[entry.number] = (self._place(entry.number) / "files.json").stat().st_size
+                entries.append(entry)
+            except FileNotFoundError:
+                self._drop(entry.number)  # somebody removed what it could be undone with
         total = sum(sizes.values())
         for i, entry in enumerate(entries[:-1]):
             if len(entries) - i <= self.max_entries and total <= self.max_bytes:

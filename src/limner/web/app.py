@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from limner import runs
+from limner import queue, runner, runs
 from limner.errors import Finding, UserError
 from limner.web import (
     asked,
@@ -37,6 +37,8 @@ from limner.web.context import Context
 from limner.web.document import Document
 from limner.web.theme import STATIC, STYLES, theme
 
+_LOOK_SECONDS = 10.0
+
 ROUTERS = (
     asked, dataset_api, folders, models, notices, pictures, presets, runs_api, settings_api, tensorboard,
     thumbnails,
@@ -57,9 +59,10 @@ def bare_app(context: Context) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        sweeping = asyncio.create_task(uploads.keep_swept(kept))
+        tasks = [asyncio.create_task(uploads.keep_swept(kept)), asyncio.create_task(_keep_queue_served())]
         yield
-        sweeping.cancel()
+        for task in tasks:
+            task.cancel()
 
     app = FastAPI(title="Limner", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_exception_handler(UserError, _say)
@@ -80,6 +83,15 @@ def bare_app(context: Context) -> FastAPI:
         mcp_server=False,
         enable_monitoring=False,
     )
+
+
+async def _keep_queue_served() -> None:
+    """See to it that there is a runner while something waits: the last one may have gone with the machine."""
+    while True:
+        with contextlib.suppress(UserError, OSError):  # a full disk: later, again
+            if await asyncio.to_thread(queue.waiting):
+                await asyncio.to_thread(runner.ensure_runner)
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _say(request: Request, error: Exception) -> JSONResponse:

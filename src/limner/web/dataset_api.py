@@ -154,6 +154,8 @@ def _reading(routes: APIRouter, state: _State) -> None:
         """The groups of pictures that look nearly the same; `done` is false while they are still being looked for."""
         found = state.surveys.get(_view(request))
         search = state.searches.get(found)
+        if search.done and search.failed:
+            raise wrong("likeness", f"could not be looked for: {search.failed}.", "Free some space, and look again.")
         by_path = {row.picture.path: row for row in found.rows}
         groups = [
             {
@@ -260,7 +262,7 @@ def _checked(model: type[M], content: Json) -> M:
         return model.model_validate(content)
     except ValidationError as error:
         raise UserError(
-            Finding(".".join(map(str, f["loc"])) or "body", f"{f['msg']}.", "Mend it and try again.")
+            Finding(printable(".".join(map(str, f["loc"]))) or "body", printable(f"{f['msg']}."), "Mend it and try again.")
             for f in error.errors(include_url=False, include_input=False)[:20]
         ) from None
 

@@ -92,10 +92,11 @@ def router(context: Context) -> APIRouter:
             raise wrong(file.name, "is no caption file that can be read.", "Save it as UTF-8 text, or remove it.") from None
         after = captions.with_caption(before, text) if text else None
         if after != before:
+            folder, about = data.path or picture.parent, printable(picture.name, 80)
             change = undo.Write(file, before, after)
-            undo.Journal(runs.home() / "undo").apply(
-                picture.parent, "set", printable(picture.name, 80), [change], lambda _: True
-            )
+            done = undo.Journal(runs.home() / "undo").apply(folder, "set", about, [change], lambda _: True)
+            if done.refused:
+                raise wrong(file.name, f"was not written: {done.refused[0][1]}.", "Look at the folder, and try again.")
         return {"caption": text}
 
     return routes

@@ -63,10 +63,9 @@ class Surveys:
             made = self._kept.get(key)
             if made is not None and time.monotonic() - made[0] < _FRESH_SECONDS and _times(made[1]) == made[1]:
                 return made[2]
-            begun = time.monotonic()
             found = survey(config, recognise(config.model.base), self.allowing())
             folders = {str(found.folder), *(os.path.dirname(row.picture.path) for row in found.rows)}
-            self._kept[key] = begun, _times(folders), found
+            self._kept[key] = time.monotonic(), _times(folders), found
             self._kept.move_to_end(key)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
@@ -118,16 +117,16 @@ class Searches:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._looks = Looks(runs.home() / "cache" / "likeness.sqlite")
-        self._running: OrderedDict[tuple[str, ...], tuple[float, Search]] = OrderedDict()
+        self._running: OrderedDict[tuple[str, ...], Search] = OrderedDict()
 
     def get(self, found: Survey) -> Search:
         """The search over a survey's pictures, begun now if there is none; one that ended a while ago is done again."""
         key = tuple(row.picture.path for row in found.rows)
         with self._lock:
-            begun, search = self._running.get(key, (0.0, None))
-            if search is None or (search.done and time.monotonic() - begun > _SEARCHED_SECONDS):
-                self._running[key] = time.monotonic(), (search := Search(key, self._looks))
+            search = self._running.get(key)
+            if search is None or (search.done and time.monotonic() - search.ended > _SEARCHED_SECONDS):
+                self._running[key] = search = Search(key, self._looks)
             self._running.move_to_end(key)
             while len(self._running) > _SEARCHES:
-                self._running.popitem(last=False)[1][1].stop()
+                self._running.popitem(last=False)[1].stop()
             return search
