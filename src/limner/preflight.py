@@ -39,17 +39,21 @@ class Records:
     scan: Scan | None = None
     dataset: Dataset | None = None
     deep: bool = False
+    may_follow: Callable[[str], bool] | None = None
 
 
 Check = Callable[[Config, Machine | None, Records], Iterable[Finding]]
 
 
-def examine(config: Config, machine: Machine | None, *, deep: bool = False) -> tuple[list[Finding], Records]:
-    """All findings, errors first, and what was learnt on the way. `deep` decodes every picture.
+def examine(
+    config: Config, machine: Machine | None, *, deep: bool = False, may_follow: Callable[[str], bool] | None = None
+) -> tuple[list[Finding], Records]:
+    """All findings, errors first, and what was learnt on the way. `deep` decodes every picture; links among the pictures for
+    which `may_follow` is false are errors.
 
     Of a machine that is not known (yet), nothing is said.
     """
-    records, findings = Records(deep=deep), []
+    records, findings = Records(deep=deep, may_follow=may_follow), []
     for check in CHECKS:
         try:
             findings += check(config, machine, records)
@@ -86,7 +90,7 @@ def check_base(config: Config, machine: Machine | None, records: Records) -> Ite
 
 def check_pictures(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
-    records.scan = found = scan(config.data)
+    records.scan = found = scan(config.data, records.may_follow)
     if config.data.skip_broken:
         for finding in found.broken[:50]:
             yield Finding(finding.field, f"{finding.message} It will be skipped.", "", "warning")

@@ -421,3 +421,17 @@ def test_models_are_found_and_recognised(client: TestClient, home: Path, tiny_mo
     assert next(iter(found)) == "pocket" and found["pocket"]["resolution"] == 64
     assert (found["model"]["family"], found["model"]["base"]) == ("sd1", str(home / "models" / "mine" / "model"))
     assert found["broken.safetensors"]["problem"]
+
+
+def test_links_that_lead_out_are_not_followed(client: TestClient, pics: Path, root: Path) -> None:
+    outside = root.parent / f"{root.name}-outside"
+    outside.mkdir(exist_ok=True)
+    (outside / "secret.png").write_bytes(png())
+    (outside / "secret.txt").write_text("secret words")
+    (pics / "in.png").write_bytes(png())
+    (pics / "out").symlink_to(outside)
+    listed = client.post("/api/pictures/list", json={"values": {"data.path": str(pics)}})
+    assert "secret words" not in listed.text and listed.json()["num_broken"] == 1
+    checked = client.post("/api/check", json={"values": {"data.path": str(pics)}}).json()
+    assert [f["field"] for f in checked["findings"] if f["severity"] == "error"] == [str(pics / "out")]
+    assert client.post("/api/train", json={"values": {"data.path": str(pics)}}).status_code == 422

@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,7 @@ _describing = threading.Lock()
 
 def router(context: Context) -> APIRouter:
     """The routes of the form."""
-    routes = APIRouter(prefix="/api")
+    routes, may_follow = APIRouter(prefix="/api"), partial(places.leads_inside, roots=context.roots)
 
     @routes.post("/check")
     def check(values: Values) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def router(context: Context) -> APIRouter:
         try:
             config = config_of(values, context)
             known = machine_if_known()
-            findings, records = preflight.examine(config, known)
+            findings, records = preflight.examine(config, known, may_follow=may_follow)
         except UserError as error:
             return {"findings": [asdict(f) for f in error.findings], "plan": None, "proposals": {}, "again": False}
         return {
@@ -51,7 +52,7 @@ def router(context: Context) -> APIRouter:
     def train(values: Values) -> dict[str, str]:
         """Queue a run. Nothing is made if anything is wrong."""
         config = config_of(values, context)
-        findings, _ = preflight.examine(config, this_machine())
+        findings, _ = preflight.examine(config, this_machine(), may_follow=may_follow)
         if errors := [f for f in findings if f.severity == "error"]:
             raise UserError(errors)
         run = jobs.prepare(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,7 +62,7 @@ def router(context: Context) -> APIRouter:
         """
         try:
             data = _data(values, context)
-            found = scan(data)
+            found = scan(data, partial(places.leads_inside, roots=context.roots))
         except UserError:
             return {"total": 0, "pictures": [], "broken": [], "num_broken": 0}
         shown = found.pictures[:MAX_SHOWN]

@@ -38,6 +38,15 @@ def default_roots(settings: Settings, home: Path, allowed: Iterable[Path], *, pr
     return tuple(p for p in found if p != Path(p.anchor) or p in {a.resolve() for a in (*settings.roots, *allowed)})
 
 
+def leads_inside(path: str, roots: Sequence[Path]) -> bool:
+    """Whether a path, links followed, lies inside one of `roots`."""
+    try:
+        resolve(path, roots, must_exist=False)
+    except UserError:
+        return False
+    return True
+
+
 def has_other_users() -> bool:
     """Whether other people have accounts on this machine. Windows is taken for a machine of one."""
     if sys.platform == "win32":

@@ -65,7 +65,7 @@ def config_of(run: Run) -> Config | None:
 class _Known:
     """What was read of a run, and when."""
 
-    stamp: int
+    stamp: tuple[int, int]
     state: State
     brief: Brief
     changed: int = 0

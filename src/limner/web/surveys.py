@@ -14,7 +14,7 @@ from limner.config import Config
 from limner.config import files as config_files
 from limner.data.likeness import Looks, Search
 from limner.data.survey import Survey, survey
-from limner.errors import UserError, wrong
+from limner.errors import wrong
 from limner.formats.base import recognise
 from limner.web import places
 from limner.web.context import Context
@@ -85,20 +85,13 @@ class Surveys:
 
         def allows(path: str | Path) -> bool:
             if os.path.islink(path):
-                return self._is_inside(str(path))
+                return places.leads_inside(str(path), self._roots)
             folder, name = os.path.split(path)
             if folder not in folders:
-                folders[folder] = self._is_inside(folder)
+                folders[folder] = places.leads_inside(folder, self._roots)
             return folders[folder] and not name.startswith(".")
 
         return allows
-
-    def _is_inside(self, path: str) -> bool:
-        try:
-            places.resolve(path, self._roots, must_exist=False)
-        except UserError:
-            return False
-        return True
 
 
 def _times(folders: set[str] | dict[str, int]) -> dict[str, int]:
