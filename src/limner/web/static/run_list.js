@@ -50,8 +50,7 @@ export function runList(choose) {
       const ids = last[2].filter((id) => id !== entry.id);
       ids.splice(last[2].indexOf(entry.id) + by, 0, entry.id);
       show(last[0], last[1], ids, last[3]);
-      post("api/queue", { order: ids }).catch(sayRefused);
-      say(t("The queue's order was changed."));
+      post("api/queue", { order: ids }).then(() => say(t("The queue's order was changed.")), sayRefused);
     };
     return h(
       "li",
