@@ -100,6 +100,9 @@ def check_pictures(config: Config, machine: Machine | None, records: Records) ->
         severity = "warning" if config.data.skip_broken else "error"
         said = f"{len(found.broken) - 50} more files are broken."
         yield Finding("data.path", said, "Mend or remove those above first.", severity)
+    if found.num_barred and config.data.skip_broken:  # the trainer, which knows no allowed folders, would follow them
+        said = f"{found.num_barred} links among the pictures lead outside the allowed folders."
+        yield Finding("data.path", said, "Put the files themselves there, or remove the links.")
     if not found.pictures:
         yield Finding("data.path", f"{config.data.path} holds no usable picture.", "Put .png, .jpg, .webp or .bmp files there.")
     yield from found.warnings

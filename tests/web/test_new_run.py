@@ -435,3 +435,5 @@ def test_links_that_lead_out_are_not_followed(client: TestClient, pics: Path, ro
     checked = client.post("/api/check", json={"values": {"data.path": str(pics)}}).json()
     assert [f["field"] for f in checked["findings"] if f["severity"] == "error"] == [str(pics / "out")]
     assert client.post("/api/train", json={"values": {"data.path": str(pics)}}).status_code == 422
+    skipping = {"values": {"data.path": str(pics), "data.skip_broken": "true"}}
+    assert client.post("/api/train", json=skipping).status_code == 422

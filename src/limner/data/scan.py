@@ -42,6 +42,8 @@ class Scan:
     pictures: list[Picture] = field(default_factory=list)
     broken: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
+    num_barred: int = 0
+    """Links that were not followed; they are among the broken."""
 
 
 def scan(data: Data, may_follow: Callable[[str], bool] | None = None) -> Scan:
@@ -116,6 +118,7 @@ def _folders(root: Path, out: Scan, may_follow: Callable[[str], bool] | None) ->
             barred = {e.name for e in entries if e.is_symlink() and not may_follow(e.path)}
             said = "is a link that leads outside the allowed folders."
             out.broken += [Finding(str(folder / n), said, "Put the file itself there.") for n in sorted(barred)]
+            out.num_barred += len(barred)
             entries = [e for e in entries if e.name not in barred]
         files = {e.name for e in entries if _is_file(e)}
         pending += [Path(e.path) for e in reversed(entries) if _is_folder(e)]

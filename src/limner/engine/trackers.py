@@ -29,7 +29,7 @@ def hyperparameters(config: Config) -> dict[str, bool | float | str]:
     out: dict[str, bool | float | str] = {}
     for section, options in config:
         for name, value in options:
-            if isinstance(value, Path) or (name == "base" and Path(value).exists()):
+            if isinstance(value, Path) or (name == "base" and Path(value).expanduser().exists()):
                 value = Path(value).name
             elif isinstance(value, tuple):
                 value = ", ".join(value)

@@ -107,3 +107,23 @@ export function arriving(tab, take) {
 
 // An address that names a run opens its tab: a reload stays where one was.
 if (location.hash.startsWith("#run=")) go("runs");
+
+// Copies text, and says so.
+export async function copyText(text) {
+  if (navigator.clipboard) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      return say(t("The browser does not allow copying."), "error");
+    }
+  } else {
+    // without https, browsers offer only the old way
+    const area = h("textarea", { class: "unseen" });
+    area.value = text;
+    (document.querySelector("dialog[open]") ?? document.body).append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  say(t("Copied."));
+}

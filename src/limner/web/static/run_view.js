@@ -1,5 +1,5 @@
 // The right side: one run with everything that is known of it, and what can be done with it now.
-import { fill, get, go, h, post, say, sayRefused, t, url } from "./common.js";
+import { copyText, fill, get, go, h, post, say, sayRefused, t, url } from "./common.js";
 import { compare } from "./compare.js";
 import { charts } from "./curves.js";
 import { keep } from "./keep.js";
@@ -176,11 +176,10 @@ export function runView(id, { back, changed }) {
   function drawConfig(part) {
     const values = part.differences.map((d) => h("tr", {}, h("th", { scope: "row" }, d.field), h("td", {}, d.value || t("not given")), h("td", { class: "soft" }, d.default || t("not given"))));
     const head = h("thead", {}, h("tr", {}, [t("option"), t("here"), t("default")].map((text) => h("th", { scope: "col" }, text))));
-    const copy = () => navigator.clipboard.writeText(part.command).then(() => say(t("Copied.")), () => say(t("The browser does not allow copying."), "error"));
     return [
       part.differences.length ? h("div", { class: "wide differences" }, h("table", {}, head, h("tbody", {}, values))) : h("p", {}, t("Every option is at its default.")),
       h("details", {}, h("summary", {}, t("The whole config")), h("pre", { tabIndex: 0 }, part.toml), h("a", { href: url(`${path}/config.toml`), download: "" }, t("Download config.toml"))),
-      part.command ? h("details", {}, h("summary", {}, t("The command")), h("pre", { class: "command", tabIndex: 0 }, part.command), h("button", { onclick: copy }, t("Copy"))) : null,
+      part.command ? h("details", {}, h("summary", {}, t("The command")), h("pre", { class: "command", tabIndex: 0 }, part.command), h("button", { onclick: () => copyText(part.command) }, t("Copy"))) : null,
       h("p", { class: "soft folder" }, part.folder),
     ];
   }

@@ -1,6 +1,6 @@
 // What can be done with the whole form: load and save it as TOML, presets, the command that it stands for, clear it.
 
-import { fill, get, h, post, say, sayRefused, t } from "./common.js";
+import { copyText, fill, get, h, post, say, sayRefused, t } from "./common.js";
 import * as store from "./store.js";
 
 // A preset is about how to train; which pictures, their trigger, the model and the name stay as they are.
@@ -56,20 +56,6 @@ async function command() {
     line(t("As a command line"), said.flags),
     line(t("The process that Train starts (RUN is its run folder)"), said.process),
   );
-}
-
-async function copyText(text) {
-  if (navigator.clipboard) await navigator.clipboard.writeText(text);
-  else {
-    // without https, browsers offer only the old way
-    const area = h("textarea", { class: "unseen" });
-    area.value = text;
-    (document.querySelector("dialog[open]") ?? document.body).append(area);
-    area.select();
-    document.execCommand("copy");
-    area.remove();
-  }
-  say(t("Copied."));
 }
 
 async function presets() {
