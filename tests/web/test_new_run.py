@@ -437,3 +437,21 @@ def test_links_that_lead_out_are_not_followed(client: TestClient, pics: Path, ro
     assert client.post("/api/train", json={"values": {"data.path": str(pics)}}).status_code == 422
     skipping = {"values": {"data.path": str(pics), "data.skip_broken": "true"}}
     assert client.post("/api/train", json=skipping).status_code == 422
+
+
+def test_folders_that_are_dropped_stay_apart(client: TestClient) -> None:
+    token = "f" * 16
+    for inside, words in (("10_dog", "a dog"), ("1_cat", "a cat")):
+        for name, body in (("1.png", png()), ("1.txt", words.encode())):
+            taken = client.post("/api/upload", params={"token": token, "name": name, "inside": inside}, content=body)
+            assert taken.status_code == 200, taken.text
+    folder = taken.json()["path"]
+    listed = client.post("/api/pictures/list", json={"values": {"data.path": str(Path(folder).parent)}}).json()
+    assert sorted((p["name"].split("/")[-2], p["caption"]) for p in listed["pictures"] if token in p["path"]) == [
+        ("10_dog", "a dog"), ("1_cat", "a cat"),
+    ]  # fmt: skip
+    for inside in ("../../../x", "/etc", "a/b/c/d/e/f"):
+        params = {"token": token, "name": "1.png", "inside": inside}
+        answer = client.post("/api/upload", params=params, content=png())
+        assert answer.status_code == 422 or str(runs.home()) in answer.json()["path"], answer.text
+    assert not list(runs.home().parent.glob("x")) and not Path("/etc/1.png").exists()

@@ -64,6 +64,14 @@ def harmless(name: str) -> str:
     return stem + end.lower()
 
 
+def inner(folder: Path, inside: str) -> Path:
+    """The folder `inside` of `folder`, with harmless names. Raises UserError where it lies too deep."""
+    parts = [part for part in re.split(r"[/\\]+", inside) if part.strip(" .")]
+    if len(parts) > _MAX_DEPTH:
+        raise wrong(shown(inside), "lies too deep.", f"At most {_MAX_DEPTH} folders inside one another are taken.")
+    return folder.joinpath(*map(harmless, parts))
+
+
 def put(taken: Path, name: str, folder: Path) -> tuple[list[str], list[Finding]]:
     """Give the received file its name in `folder`, or unpack it there. Returns (names of the files, what was refused)."""
     if ending(name) != ".zip":
@@ -89,8 +97,8 @@ def _unpack(archive: zipfile.ZipFile, name: str, folder: Path) -> tuple[list[str
         if fault := _fault(entry):
             refused.append(Finding(shown(entry.filename), fault, "It was left out.", "warning"))
             continue
-        *inner, base = re.split(r"[/\\]+", entry.filename)
-        place = folder.joinpath(*(harmless(part) for part in inner if part.strip(" .")))
+        *above, base = re.split(r"[/\\]+", entry.filename)
+        place = inner(folder, "/".join(above))
         wanted = harmless(base)
         stem, end = os.path.splitext(wanted)
         wanted = renamed.get((place, stem), stem) + end if end in CAPTIONS else wanted

@@ -33,14 +33,16 @@ def router(context: Context) -> APIRouter:
     routes = APIRouter(prefix="/api")
 
     @routes.post("/upload")
-    async def take(request: Request, token: str, name: str) -> dict[str, Any]:
-        """Take in one file, the request's body: a picture, a caption or a zip of them, into the folder of `token`."""
+    async def take(request: Request, token: str, name: str, inside: str = "") -> dict[str, Any]:
+        """Take in one file, the request's body: a picture, a caption or a zip of them, into the folder of `token`, or into
+        the one `inside` it.
+        """
         if not _TOKEN.fullmatch(token):
             raise wrong("token", "is not one of this page's.", "Reload the page.")
         folder = runs.home() / UPLOADS / token
-        limit = intake.limit_of(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        taken = disk.temporary_name(folder / "x")
+        limit, place = intake.limit_of(name), intake.inner(folder, inside)
+        place.mkdir(parents=True, exist_ok=True)
+        taken = disk.temporary_name(place / "x")
         try:
             size = 0
             with taken.open("wb") as file:
@@ -48,8 +50,8 @@ def router(context: Context) -> APIRouter:
                     size += len(chunk)
                     if size > limit:
                         raise wrong(intake.shown(name), f"is larger than {limit >> 20} MiB.", "Make it smaller.")
-                    file.write(chunk)
-            saved, refused = await run_in_threadpool(intake.put, taken, name, folder)
+                    await run_in_threadpool(file.write, chunk)
+            saved, refused = await run_in_threadpool(intake.put, taken, name, place)
         finally:
             taken.unlink(missing_ok=True)
         return {"path": str(folder), "saved": saved, "refused": [asdict(f) for f in refused]}

@@ -57,11 +57,12 @@ export function pictures() {
     const say = () => (status.textContent = fill(t("Uploading: {done} of {all}"), { done, all: files.length }));
     const send = async (file) => {
       const stem = file.name.replace(/\.[^.]*$/, "");
-      const name = CAPTION.test(file.name) && renamed.has(stem) ? renamed.get(stem) + file.name.slice(stem.length) : file.name;
+      const key = `${file.inside ?? ""}/${stem}`;
+      const name = CAPTION.test(file.name) && renamed.has(key) ? renamed.get(key) + file.name.slice(stem.length) : file.name;
       try {
         const answer = await sendFile(file, name, token);
         path = answer.path;
-        if (!CAPTION.test(name) && answer.saved.length === 1) renamed.set(stem, answer.saved[0].replace(/\.[^.]*$/, ""));
+        if (!CAPTION.test(name) && answer.saved.length === 1) renamed.set(key, answer.saved[0].replace(/\.[^.]*$/, ""));
         mistakes.push(...answer.refused);
       } catch (error) {
         if (!(error instanceof Refused)) throw error;
@@ -141,7 +142,8 @@ const brokenTile = (finding) =>
   h("figure", { class: "broken", title: finding.name }, h("div", { class: "cross", "aria-hidden": "true" }, "✕"), h("figcaption", {}, finding.name), h("p", { class: "mistake error" }, finding.message));
 
 async function sendFile(file, name, token) {
-  const answer = await fetch(url(`api/upload?token=${token}&name=${encodeURIComponent(name)}`), { method: "POST", body: file, credentials: "same-origin" }).catch(() => null);
+  const query = new URLSearchParams({ token, name, inside: file.inside ?? "" });
+  const answer = await fetch(url(`api/upload?${query}`), { method: "POST", body: file, credentials: "same-origin" }).catch(() => null);
   if (answer?.ok) return answer.json();
   const said = await answer?.json().catch(() => null);
   throw new Refused(answer?.status ?? 0, said?.findings ?? [{ field: name, message: t("could not be uploaded."), remedy: t("Try again."), severity: "error" }]);
@@ -149,15 +151,20 @@ async function sendFile(file, name, token) {
 
 const newToken = () => [...crypto.getRandomValues(new Uint8Array(12))].map((b) => b.toString(16).padStart(2, "0")).join("");
 
-// The files of a drop, those inside dropped folders too.
+// The files of a drop, those inside dropped folders too; `inside` says in which. The name of a single folder says nothing,
+// unless it is one of kohya's, with repeats.
 async function filesOf(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files];
-  return (await Promise.all(entries.map(filesIn))).flat().filter((file) => !file.name.startsWith("."));
+  const above = entries.length === 1 && !/^\d+_/.test(entries[0].name) ? `/${entries[0].name}/` : "/";
+  return (await Promise.all(entries.map((entry) => filesIn(entry, above)))).flat().filter((file) => !file.name.startsWith("."));
 }
 
-async function filesIn(entry) {
-  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+async function filesIn(entry, above) {
+  if (entry.isFile) {
+    const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+    return [Object.assign(file, { inside: entry.fullPath.slice(above.length, -file.name.length - 1) })];
+  }
   const reader = entry.createReader();
   const found = [];
   for (;;) {
@@ -165,5 +172,5 @@ async function filesIn(entry) {
     if (!some.length) break;
     found.push(...some);
   }
-  return (await Promise.all(found.map(filesIn))).flat();
+  return (await Promise.all(found.map((inner) => filesIn(inner, above)))).flat();
 }
