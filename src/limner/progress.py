@@ -72,10 +72,10 @@ class Watcher:
             width = shutil.get_terminal_size().columns - 1
             if line != self._last_line:
                 print(f"\r{line[:width]:<{width}}", end="", flush=True)
+            self._last_line = line
         elif line != self._last_line and time.monotonic() - self._printed > _PLAIN_SECONDS:
             print(line, flush=True)
-            self._printed = time.monotonic()
-        self._last_line = line
+            self._printed, self._last_line = time.monotonic(), line  # one that came too soon is printed later
 
     def _take(self, event: dict) -> None:
         kind = event.get("event")
