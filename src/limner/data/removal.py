@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from limner.data.captions import check_extensions
 from limner.data.survey import Survey
 from limner.data.undo import Change, Move
 from limner.errors import wrong
@@ -16,11 +17,14 @@ REMOVED = ".limner-removed"
 def removal(found: Survey, names: list[str], extensions: tuple[str, ...]) -> list[Change]:
     """The moves that put the pictures of these names away; broken ones may be named too.
 
-    A caption goes along unless a picture that stays has it too. Raises UserError for a name that is not in the folder.
+    A caption goes along unless a picture that stays has it too. Raises UserError for a name that is not in the folder,
+    and for an extension that is none of a caption.
     """
+    check_extensions(extensions)
     if not names:
         raise wrong("pictures", "none are chosen.", "Choose some.")
-    stays = {os.path.splitext(row.picture.path)[0] for row in found.rows if row.name not in set(names)}
+    going = set(names)
+    stays = {os.path.splitext(row.picture.path)[0] for row in found.rows if row.name not in going}
     out: dict[Path, Change] = {}
     for name in names:
         if name not in found.by_name and name not in found.broken:
