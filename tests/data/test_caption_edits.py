@@ -189,6 +189,31 @@ def test_a_new_edit_forgets_what_was_undone_but_other_folders_keep_theirs(folder
     assert (other / "x.txt").read_text() == "x" and journal.next(other)[0] is not None
 
 
+def test_an_edit_of_a_folder_inside_is_undone_from_the_folder_too(folder: Path, home: Path) -> None:
+    journal, inside, beside = Journal(home / "undo"), folder / "sub", folder.with_name(folder.name + "2")
+    inside.mkdir(exist_ok=True)
+    beside.mkdir()
+    journal.apply(folder, "set", "outer", [Write(folder / "x.txt", None, "x")], yes)
+    journal.apply(inside, "set", "inner", [Write(inside / "y.txt", None, "y")], yes)
+    journal.apply(beside, "set", "beside", [Write(beside / "z.txt", None, "z")], yes)
+    assert [e and e.detail for e in journal.next(folder)] == ["inner", None]
+    assert [e and e.detail for e in journal.next(inside)] == ["inner", None]
+    undone = journal.undo(folder, yes)
+    assert undone is not None and undone.entry.detail == "inner" and not (inside / "y.txt").exists()
+    assert [e and e.detail for e in journal.next(folder)] == ["outer", "inner"]
+    journal.undo(folder, yes)
+    assert not (folder / "x.txt").exists() and (beside / "z.txt").exists()
+    assert [e and e.detail for e in journal.next(folder)] == [None, "outer"]
+
+
+def test_an_entry_whose_files_are_lost_stops_no_edit(folder: Path, home: Path) -> None:
+    journal = Journal(home / "undo")
+    lost = journal.apply(folder, "set", "lost", [Write(folder / "x.txt", None, "x")], yes).entry
+    (home / "undo" / f"{lost.number:08d}" / "files.json").unlink()
+    assert journal.apply(folder, "set", "next", [Write(folder / "y.txt", None, "y")], yes).changed == 1
+    assert [e.detail for e in journal.entries()] == ["next"]
+
+
 def test_a_crash_between_two_files_is_undone_whole(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, journal, real, count = contents(folder), Journal(home / "undo"), undo._write_file, iter(range(9))
 

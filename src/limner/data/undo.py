@@ -100,7 +100,7 @@ class Journal:
             return self._do(entry, changes, allowed, back=False)
 
     def undo(self, folder: Path, allowed: Callable[[Path], bool]) -> Outcome | None:
-        """Take back the last operation on `folder` that stands, but only in files for which `allowed` is true.
+        """Take back the last operation in `folder` that stands, but only in files for which `allowed` is true.
 
         None if there is none.
         """
@@ -119,13 +119,13 @@ class Journal:
         )
 
     def entries(self, folder: Path | None = None) -> list[Entry]:
-        """All operations, or those on one folder, oldest first. Damaged ones are left out."""
+        """All operations, or those on one folder and on folders inside it, oldest first. Damaged ones are left out."""
         out = []
         for name in os.listdir(self.folder) if self.folder.is_dir() else ():
             content = disk.read_json(self.folder / name / "entry.json")
             with contextlib.suppress(TypeError, ValueError):
                 out.append(Entry(int(name), **content))
-        return sorted((e for e in out if folder is None or e.folder == str(folder)), key=lambda e: e.number)
+        return sorted((e for e in out if folder is None or Path(e.folder).is_relative_to(folder)), key=lambda e: e.number)
 
     def _turn(self, folder: Path, allowed: Callable[[Path], bool], *, back: bool) -> Outcome | None:
         with self._lock():
