@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from limner import runs
 from limner.config import Config
@@ -28,6 +29,7 @@ _SEARCHED_SECONDS = 30.0
 
 View = Mapping[str, str]
 """Options by dotted name, as typed: `data.path` and what else of [data] is to be seen differently."""
+_Key = tuple[tuple[str, str], ...]
 
 
 class Surveys:
@@ -36,7 +38,9 @@ class Surveys:
     def __init__(self, context: Context) -> None:
         self._roots = context.roots
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[tuple[str, str], ...], tuple[float, dict[str, int], Survey]] = OrderedDict()
+        self._kept: OrderedDict[_Key, tuple[float, dict[str, int], Survey]] = OrderedDict()
+        self._making: WeakValueDictionary[_Key, threading.Lock] = WeakValueDictionary()  # each lives while somebody holds it
+        self._writes = 0
 
     def folder(self, view: View) -> Path:
         """The folder that a view is of. Raises UserError."""
@@ -59,22 +63,32 @@ class Surveys:
         """The folder's survey. Raises UserError."""
         config = self.config(view)
         key = tuple(sorted({**view, "data.path": str(config.data.path)}.items()))
-        with self._lock:  # also while it is made, so that two who ask at once wait for one scan
-            made = self._kept.get(key)
+        with self._lock:
+            making = self._making.setdefault(key, threading.Lock())
+        with making:  # two who ask for the same wait for one scan; nobody waits for another folder's
+            with self._lock:
+                made, writes = self._kept.get(key), self._writes
             if made is not None and time.monotonic() - made[0] < _FRESH_SECONDS and _times(made[1]) == made[1]:
                 return made[2]
             found = survey(config, recognise(config.model.base), self.allowing())
             folders = {str(found.folder), *(os.path.dirname(row.picture.path) for row in found.rows)}
-            self._kept[key] = time.monotonic(), _times(folders), found
+            self._keep(key, (time.monotonic(), _times(folders), found), writes)
+            return found
+
+    def _keep(self, key: _Key, made: tuple[float, dict[str, int], Survey], writes: int) -> None:
+        with self._lock:
+            if writes != self._writes:
+                return  # something was written during the scan, which may have missed it
+            self._kept[key] = made
             self._kept.move_to_end(key)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
-            return found
 
     def forget(self) -> None:
         """Read everything again at the next look: something was written."""
         with self._lock:
             self._kept.clear()
+            self._writes += 1
 
     def allowing(self) -> Callable[[str | Path], bool]:
         """A function that says whether a file, links followed, lies inside the allowed folders.
