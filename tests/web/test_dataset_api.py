@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fastapi.testclient import TestClient
 from httpx import Response
 from PIL import Image
 
+from limner.data import undo
 from limner.errors import UserError
 from limner.settings import Settings
 from limner.web import dataset_api, thumbnails
@@ -145,6 +147,26 @@ def test_files_changed_since_the_preview_are_named_and_left(client: TestClient, 
     assert done["changed"] == 1
     assert done["refused"] == [{"picture": "a.txt", "message": "it was changed by somebody else since"}]
     assert (folder / "a.txt").read_text() == "mine" and (folder / "c.txt").read_text(encoding="utf-8") == "猫\n"
+
+
+def test_two_previews_are_kept(client: TestClient, view: dict[str, str]) -> None:
+    body = {"view": view, "operation": {"kind": "add", "tags": "hat"}}
+    first, second, third = [ok(client.post("/api/dataset/preview", json=body))["id"] for _ in range(3)]
+    assert client.post("/api/dataset/apply", json={"id": first}).status_code == 422
+    assert ok(client.post("/api/dataset/apply", json={"id": third}))["changed"] > 0
+    ok(client.post("/api/dataset/apply", json={"id": second}))
+
+
+def test_an_edit_too_large_to_be_undone_is_refused_at_its_preview(
+    view: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(undo, "Journal", partial(undo.Journal, max_bytes=2000))
+    client = client_of(folder.parent)
+    small = {"view": view, "pictures": ["a.png"], "operation": {"kind": "add", "tags": "mat"}}
+    assert ok(client.post("/api/dataset/preview", json=small))["total"] == 1
+    large = {"view": view, "operation": {"kind": "add", "tags": "hat" * 300}}
+    refused = client.post("/api/dataset/preview", json=large)
+    assert refused.status_code == 422 and "too much to be undone" in refused.json()["findings"][0]
 
 
 def test_putting_away_takes_the_caption_along_and_comes_back(client: TestClient, view: dict[str, str], folder: Path) -> None:

@@ -83,10 +83,7 @@ class Journal:
         """
         if not changes:
             raise wrong("pictures", "nothing would change.", "Choose other pictures, or another edit.")
-        content = json.dumps([_dumped(c) for c in changes])
-        if len(content) > self.max_bytes:
-            said = f"changes {len(content) >> 20} MiB of captions at once, too much to be undone."
-            raise wrong("pictures", said, "Choose fewer pictures.")
+        content = self.record(changes)
         with self._lock():
             for entry in self.entries(folder):
                 if entry.undone:  # what was undone and then written over cannot be done again
@@ -98,6 +95,14 @@ class Journal:
             self._write(entry)
             self._prune()
             return self._do(entry, changes, allowed, back=False)
+
+    def record(self, changes: Sequence[Change]) -> str:
+        """What `apply` keeps of the changes. Raises UserError if it is too much."""
+        content = json.dumps([_dumped(c) for c in changes])
+        if len(content) > self.max_bytes:
+            said = f"changes {len(content) >> 20} MiB of captions at once, too much to be undone."
+            raise wrong("pictures", said, "Choose fewer pictures.")
+        return content
 
     def undo(self, folder: Path, allowed: Callable[[Path], bool]) -> Outcome | None:
         """Take back the last operation in `folder` that stands, but only in files for which `allowed` is true.

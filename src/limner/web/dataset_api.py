@@ -25,7 +25,7 @@ _MAX_PAGE = 500
 _MAX_TAGS = 500
 _MAX_SHOWN = 200
 _MAX_PICTURES = 100_000
-_KEPT_PREVIEWS = 8
+_KEPT_PREVIEWS = 2
 
 
 class Wanted(Section):
@@ -178,6 +178,7 @@ def _editing(routes: APIRouter, state: _State) -> None:
         edits = captions.edits(pictures, asked.operation, config.data.caption_extensions, state.surveys.allowing())
         good, bad = [e for e in edits if not e.fault], [e for e in edits if e.fault]
         changes: list[undo.Change] = [undo.Write(e.file, e.before, e.after) for e in good]
+        state.journal.record(changes)  # so that nothing is shown, or kept here, that `apply` would refuse as too much
         pending = _Pending(found.folder, asked.operation.kind, captions.in_words(asked.operation), changes)
         return {
             "id": state.previews.add(pending),
