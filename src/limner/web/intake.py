@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import shutil
@@ -22,11 +24,28 @@ MAX_ZIP_BYTES = 4 << 30
 MAX_UNPACKED_BYTES = 8 << 30
 MAX_FILES = 20_000
 MAX_RATIO = 100
+_MAX_DIRECTORY_BYTES = 8 << 20  # 20,000 entries with long names; each takes some 300 bytes of memory once it is read
 _MAX_DEPTH = 4
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
 
 _naming = threading.Lock()
+_Numbers = dict[tuple[Path, str], int]
+
+
+class _LongDirectory(Exception):
+    """A zip lists more files than are taken."""
+
+
+class _Archive(io.BufferedReader):
+    """A file of which little is read at once. `zipfile` reads the whole directory of a zip so, before it can be asked
+    how many entries that has, and contents in small pieces.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MAX_DIRECTORY_BYTES:
+            raise _LongDirectory
+        return super().read(size)
 
 
 def shown(name: str) -> str:
@@ -75,11 +94,15 @@ def inner(folder: Path, inside: str) -> Path:
 def put(taken: Path, name: str, folder: Path) -> tuple[list[str], list[Finding]]:
     """Give the received file its name in `folder`, or unpack it there. Returns (names of the files, what was refused)."""
     if ending(name) != ".zip":
-        return [_place(taken, folder, harmless(name))], []
+        return [_place(taken, folder, harmless(name), {})], []
     try:
-        with zipfile.ZipFile(taken) as archive:
+        with _Archive(io.FileIO(taken)) as file, zipfile.ZipFile(file) as archive:
             return _unpack(archive, name, folder)
+    except _LongDirectory:
+        raise wrong(shown(name), "lists too many files.", f"At most {MAX_FILES} files are taken.") from None
     except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise wrong(shown(name), "does not fit on the disk.", "Free some space, then drop it again.") from None
         raise wrong(
             shown(name), f"cannot be unpacked ({printable(error, 100)}).", "Pack it again, without a password."
         ) from None
@@ -92,6 +115,7 @@ def _unpack(archive: zipfile.ZipFile, name: str, folder: Path) -> tuple[list[str
         said = f"holds {len(entries)} files of {unpacked >> 20} MiB together."
         raise wrong(shown(name), said, f"At most {MAX_FILES} files and {MAX_UNPACKED_BYTES >> 20} MiB are taken.")
     saved, refused = [], list[Finding]()
+    numbers: _Numbers = {}
     renamed: dict[tuple[Path, str], str] = {}  # a caption follows its picture, whatever that is called now
     for entry in sorted(entries, key=lambda e: ending(e.filename) in CAPTIONS):
         if fault := _fault(entry):
@@ -107,7 +131,7 @@ def _unpack(archive: zipfile.ZipFile, name: str, folder: Path) -> tuple[list[str
         try:
             with archive.open(entry) as source, taken.open("wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)
-            final = _place(taken, place, wanted)
+            final = _place(taken, place, wanted, numbers)
         finally:
             taken.unlink(missing_ok=True)
         renamed[place, stem] = os.path.splitext(final)[0]
@@ -136,14 +160,18 @@ def _fault(entry: zipfile.ZipInfo) -> str:
     return ""
 
 
-def _place(taken: Path, folder: Path, name: str) -> str:
-    """Rename a finished file into its folder. A picture never replaces another: it gets a number; a caption is replaced."""
+def _place(taken: Path, folder: Path, name: str, numbers: _Numbers) -> str:
+    """Rename a finished file into its folder. A picture never replaces another: it gets a number; a caption is replaced.
+
+    `numbers` keeps the last number of each name, so that many pictures of one name are not counted from 1 each time.
+    """
     stem, end = os.path.splitext(name)
     disk.fsync(taken)
     with _naming:
-        number, final = 1, stem
+        number, final = numbers.get((folder, stem), 1), stem
         while end in EXTENSIONS and any((folder / (final + other)).exists() for other in EXTENSIONS):
             number += 1
             final = f"{stem}-{number}"
+        numbers[folder, stem] = number
         os.replace(taken, folder / (final + end))
     return final + end
