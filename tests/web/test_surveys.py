@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,10 +73,8 @@ def test_a_long_scan_holds_up_no_other_folder_and_is_made_once(held: Surveys, sl
 def test_a_scan_that_took_longer_than_it_is_fresh_is_kept(
     held: Surveys, slow: Slow, folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter(range(0, 1_000_000, 4))  # 4 s pass between any two looks at the clock; fresh are 5 s
-    monkeypatch.setattr(surveys.time, "monotonic", lambda: next(clock))
-    slow.go.set()
-    view = {"data.path": str(folders / "slow")}
+    monkeypatch.setattr(surveys, "time", SimpleNamespace(monotonic=lambda: 100.0 * len(slow.made)))  # 100 s a scan
+    view = {"data.path": str(folders / "other")}
     assert held.get(view) is held.get(view)
 
 
@@ -96,7 +95,7 @@ def test_a_search_is_as_old_as_its_end(held: Surveys, folders: Path, home: Path,
     first = searches.get(found)
     first.wait()
     now = first.ended
-    monkeypatch.setattr(surveys.time, "monotonic", lambda: now + surveys._SEARCHED_SECONDS - 1)
+    monkeypatch.setattr(surveys, "time", SimpleNamespace(monotonic=lambda: now + surveys._SEARCHED_SECONDS - 1))
     assert searches.get(found) is first
-    monkeypatch.setattr(surveys.time, "monotonic", lambda: now + surveys._SEARCHED_SECONDS + 1)
+    monkeypatch.setattr(surveys, "time", SimpleNamespace(monotonic=lambda: now + surveys._SEARCHED_SECONDS + 1))
     assert searches.get(found) is not first
