@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,12 @@ class Behind:
         await send({"type": "http.response.body", "body": b"data"})
 
 
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run to its end in a thread of its own: a browser of another test may have its loop in this one."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
+
+
 def ask(
     app: Any,
     method: str,
@@ -78,8 +85,7 @@ def ask(
     async def send(message: dict[str, Any]) -> None:
         said.append(message)
 
-    with ThreadPoolExecutor(1) as thread:  # a browser of another test may have its own loop in this one
-        thread.submit(asyncio.run, app(scope, receive, send)).result()
+    run(app(scope, receive, send))
     starts = [m for m in said if m["type"] == "http.response.start"]
     assert len(starts) == 1, said
     answered = {k.decode(): v.decode() for k, v in starts[0]["headers"]}
@@ -271,14 +277,11 @@ def test_long_addresses_and_headers() -> None:
 def test_websockets_are_refused() -> None:
     said: list[Any] = []
 
-    async def run() -> None:
-        async def send(message: Any) -> None:
-            said.append(message)
+    async def send(message: Any) -> None:
+        said.append(message)
 
-        scope = {"type": "websocket", "path": "/gradio_api/queue/join", "headers": [(b"host", HOST.encode())]}
-        await Gate(Behind(), RULES)(scope, None, send)  # type: ignore[arg-type]
-
-    asyncio.run(run())
+    scope = {"type": "websocket", "path": "/gradio_api/queue/join", "headers": [(b"host", HOST.encode())]}
+    run(Gate(Behind(), RULES)(scope, None, send))  # type: ignore[arg-type]
     assert said == [{"type": "websocket.close", "code": 1008}]
 
 
