@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,13 @@ from typing import Any
 import pytest
 
 from limner.settings import Settings
-from limner.web import gate, login
+from limner.web import gate, login, server
 from limner.web.app import bare_app, make_app
 from limner.web.context import Context
 from limner.web.gate import Gate, Rules
 from limner.web.words import Words
 
-RULES = Rules("t" * 40, hosts=frozenset({"studio.example"}))
+RULES = Rules("t" * 40, proxies=frozenset({"studio.example"}))
 COOKIE = {"cookie": f"{RULES.cookie}={RULES.session}"}
 HOST = "127.0.0.1:7860"
 OWN = {
@@ -144,7 +145,7 @@ BAD: dict[str, dict[str, str]] = {
 @pytest.mark.parametrize("password", ["", "a long password"])
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_request_reaches_no_route(routes: list[tuple[str, str]], name: str, password: str) -> None:
-    behind, rules = Behind(), Rules(RULES.token, RULES.hosts, password=password)
+    behind, rules = Behind(), Rules(RULES.token, proxies=RULES.proxies, password=password)
     cookie = f"{rules.cookie}={rules.session}"
     app = Gate(behind, rules)
     for (method, path), session in itertools.product(routes, (True, False)):
@@ -215,6 +216,28 @@ def test_good_requests_pass(headers: dict[str, str]) -> None:
     behind = Behind()
     assert ask(Gate(behind, RULES), "POST", "/api/settings", headers, pieces=[b"12", b"3"])[0] == 200
     assert behind.body == 3
+
+
+@pytest.mark.parametrize("host", ["192.168.1.5", "my-machine", "127.0.0.1", "studio.example"])
+def test_only_a_proxys_origin_may_have_another_port(home: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """As a browser asks over plain http from another machine: the cookie goes to all ports, and nothing says same-site."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "My-Machine")
+    kept = Settings(hosts=("studio.example",))
+    rules = server.rules_for(server.Asked("192.168.1.5"), kept, password="a long password", root_path="", loopback=False)
+    headers = {"host": f"{host}:7860", "cookie": f"{rules.cookie}={rules.session}"}
+    behind = Behind()
+    own = {**headers, "origin": f"http://{host}:7860"}
+    assert ask(Gate(behind, rules), "POST", "/api/train", own)[0] == 200
+    other = {**headers, "origin": f"http://{host}:8000"}
+    assert ask(Gate(behind, rules), "POST", "/api/train", other)[0] == (200 if host == "studio.example" else 403)
+
+
+def test_an_odd_cookie_of_another_program_does_no_harm() -> None:
+    mine = COOKIE["cookie"]
+    for cookie in (f'theirs={{"a": 1}}; {mine}', f"{mine}; b[]=,@", f"=; ;{mine}", f"a b; {mine}; c", f'x="; {mine}; y'):
+        assert ask(Gate(Behind(), RULES), "GET", "/api/settings", {**OWN, "cookie": cookie})[0] == 200, cookie
+    for cookie in (f"x{mine}", f"a={mine}", f"{RULES.cookie}=", f"{mine}x", "é", f"{RULES.cookie}=é"):
+        assert ask(Gate(Behind(), RULES), "GET", "/api/settings", {**OWN, "cookie": cookie})[0] == 401, cookie
 
 
 def test_neither_origin_nor_metadata_needs_a_session() -> None:

@@ -31,7 +31,6 @@ import json
 import secrets
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -93,7 +92,9 @@ class Rules:
     token: str
     """The home's secret; see `token_of`."""
     hosts: frozenset[str] = frozenset()
-    """Names besides the loopback ones, in lower case. Origins of these names are ours too, whatever the port: a proxy's."""
+    """This machine's own names besides the loopback ones, in lower case."""
+    proxies: frozenset[str] = frozenset()
+    """Names of reverse proxies before us, in lower case. Their origins are ours too, whatever the port: a proxy has its own."""
     any_address: bool = False
     """Whether Host may be any IP address, for a server that listens on all of them."""
     password: str = ""
@@ -118,8 +119,8 @@ class Rules:
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
-            return name == "localhost" or name in self.hosts
-        return address.is_loopback or self.any_address or name in self.hosts
+            return name in ("localhost", *self.hosts, *self.proxies)
+        return address.is_loopback or self.any_address or name in self.hosts or name in self.proxies
 
 
 def token_of(home: Path) -> str:
@@ -224,17 +225,13 @@ class Gate:
             same = parts.hostname == own.hostname and (parts.port or usual) == (own.port or usual)
         except ValueError:
             return False
-        return bool(usual and (same or parts.hostname in self.rules.hosts))
+        return bool(usual and (same or parts.hostname in self.rules.proxies))
 
     def _has_session(self, headers: dict[str, list[str]]) -> bool:
-        for line in headers.get("cookie", ()):
-            try:
-                given = SimpleCookie(line).get(self.rules.cookie)
-            except CookieError:
-                continue
-            if given is not None and hmac.compare_digest(given.value.encode(), self.rules.session.encode()):
-                return True
-        return False
+        # By hand: SimpleCookie drops all if one is odd, and other programs on this host, whatever their port, put theirs here.
+        cookies = (cookie.strip().partition("=") for line in headers.get("cookie", ()) for cookie in line.split(";"))
+        own = (value for name, _, value in cookies if name == self.rules.cookie)
+        return any(hmac.compare_digest(value.encode(), self.rules.session.encode()) for value in own)
 
     def _giving_cookie(self, send: Send) -> Send:
         where = self.rules.root_path or "/"

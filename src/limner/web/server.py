@@ -55,14 +55,7 @@ def serve(asked: Asked) -> int:
     runs.home().mkdir(parents=True, exist_ok=True)
     with _listen(asked.host, asked.port) as listening:
         port = listening.getsockname()[1]
-        rules = gate.Rules(
-            token=gate.token_of(runs.home()),
-            hosts=frozenset({*kept.hosts, asked.host.lower(), *({socket.gethostname().lower()} if not loopback else ())}),
-            any_address=_is_any(asked.host),
-            password=password,
-            username=asked.username,
-            root_path=root_path,
-        )
+        rules = rules_for(asked, kept, password=password, root_path=root_path, loopback=loopback)
         crowded = loopback and not password and places.has_other_users()
         if crowded:
             findings.append(_CROWDED)
@@ -72,6 +65,19 @@ def serve(asked: Asked) -> int:
         for finding in findings:
             print(finding, file=sys.stderr, flush=True)
         return _answer(context, rules, listening, _address(asked.host, port, root_path), asked.inbrowser and not asked.headless)
+
+
+def rules_for(asked: Asked, kept: settings.Settings, *, password: str, root_path: str, loopback: bool) -> gate.Rules:
+    """Whom the server answers. Only the names in the settings are a proxy's, whose port is not ours."""
+    return gate.Rules(
+        token=gate.token_of(runs.home()),
+        hosts=frozenset({asked.host.lower(), *({socket.gethostname().lower()} if not loopback else ())}),
+        proxies=frozenset(kept.hosts),
+        any_address=_is_any(asked.host),
+        password=password,
+        username=asked.username,
+        root_path=root_path,
+    )
 
 
 _CROWDED = Finding(
