@@ -181,10 +181,9 @@ def test_a_session_reaches_what_the_page_needs_and_nothing_else(routes: list[tup
     assert all(gate._methods(seen.split()[1]) for seen in behind.seen)
     reached = {seen.split()[1] for seen in behind.seen if "gradio_api" in seen}
     assert reached == {
-        "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/run/{api_name}", "/gradio_api/run/{api_name}/",
-        "/gradio_api/cancel", "/gradio_api/upload", "/gradio_api/upload_progress", "/gradio_api/heartbeat/{session_hash}",
+        "/gradio_api/heartbeat/{session_hash}",
         "/gradio_api/app_id",
-    }  # fmt: skip
+    }
     assert {"GET /", "POST /api/settings", "GET /studio/common.js"} <= set(behind.seen)
 
 
@@ -243,7 +242,7 @@ def test_an_odd_cookie_of_another_program_does_no_harm() -> None:
 def test_neither_origin_nor_metadata_needs_a_session() -> None:
     behind = Behind()
     for rules in (RULES, Rules(RULES.token, password="a long password")):
-        for path in ("/api/settings", "/gradio_api/upload", "/login"):
+        for path in ("/api/settings", "/api/upload", "/login"):
             assert ask(Gate(behind, rules), "POST", path, {"host": HOST})[0] in (403, 404)
     assert behind.seen == []
 
@@ -275,7 +274,7 @@ def test_bodies_are_counted(monkeypatch: pytest.MonkeyPatch, declared: str | Non
     assert behind.body <= 800
     if declared in (None, "10"):
         behind = Behind()
-        assert ask(Gate(behind, RULES), "POST", "/gradio_api/upload", headers, pieces=[b"x" * 400] * 4)[0] == 200
+        assert ask(Gate(behind, RULES), "POST", "/api/upload", headers, pieces=[b"x" * 400] * 4)[0] == 200
         assert behind.body == 1600
 
 
@@ -283,7 +282,7 @@ def test_the_real_application_answers_413_too(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(gate, "BODY_BYTES", 1000)
     app = make_app(Context(Settings(), (), Words()), RULES)
     headers = {**OWN, **COOKIE, "content-type": "application/json"}
-    for path in ("/api/settings", "/gradio_api/queue/join"):
+    for path in ("/api/settings", "/api/train"):
         assert ask(app, "POST", path, headers, pieces=[b" " * 400] * 9)[0] == 413
 
 

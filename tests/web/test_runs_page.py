@@ -149,10 +149,18 @@ def test_the_server_is_killed_and_comes_back(
     page.context.close()
 
 
+@pytest.fixture
+def no_runner() -> Iterator[None]:
+    """None can start: what waits goes on waiting."""
+    with runs.lock("runner", 0):
+        yield
+
+
+@pytest.mark.usefixtures("no_runner")
 def test_two_browsers_see_the_same_queue(page: Page, browser: Browser, new_run: Callable[..., Run]) -> None:
     made = [new_run(name, 5) for name in ("one", "two", "three")]
     for run in made:
-        queue.enqueue(run)  # and no runner: they wait
+        queue.enqueue(run)
     other = browser.new_context().new_page()
     other.goto(page.url)
     other.locator("#tab-runs-button").click()

@@ -115,11 +115,10 @@ def test_a_password_is_asked_for(home: Path, limner_web: Callable[..., Any], bro
     page.click("button")
     page.wait_for_selector("#tabs")
     said = page.evaluate("fetch('api/tensorboard', {method: 'POST'}).then(a => a.json())")
-    assert said["url"] == "" and "ssh -L" in said["message"]
+    assert "has no password" in said["findings"][0]["message"]
     page.close()
-    environment = Path(f"/proc/{server.process.pid}/environ")
     children = psutil.Process(server.process.pid).children(recursive=True)
-    assert children and all("LIMNER_PASSWORD" not in child.environ() for child in children) and environment.exists()
+    assert all("LIMNER_PASSWORD" not in child.environ() for child in children)
 
 
 def test_settings_reach_the_page(home: Path, limner_web: Callable[..., Any], browser: Browser) -> None:
@@ -279,7 +278,7 @@ def test_another_origin_neither_reads_nor_posts(page: Page, server: str, home: P
         ["/studio/common.js", {}], ["/gradio_api/app_id", {}],
         ["/api/settings", post], ["/api/settings", {...post, headers: {"Content-Type": "application/json"}}],
         ["/api/settings", {...post, mode: "no-cors"}],
-        ["/gradio_api/upload", {method: "POST", credentials: "include", body: form, mode: "no-cors"}],
+        ["/api/upload?token=x&name=x.png", {method: "POST", credentials: "include", body: form, mode: "no-cors"}],
       ]) {
         try {
           const answer = await fetch(target + path, {credentials: "include", ...options});
@@ -309,9 +308,7 @@ def test_another_origin_neither_reads_nor_posts(page: Page, server: str, home: P
         elsewhere.close()
     other.shutdown()
     other.server_close()
-    assert not (home / "settings.toml").exists()
-    uploads = home / "uploads"
-    assert not uploads.exists() or not any(p.is_file() for p in uploads.rglob("*"))
+    assert not (home / "settings.toml").exists() and not list(home.rglob("x.png"))
     mine = page.evaluate("fetch('api/settings').then(a => a.json())")
     assert mine["theme"] == "system"
     assert json.dumps(mine)

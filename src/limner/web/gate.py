@@ -55,21 +55,15 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", "/static/*", "Gradio's fonts and pictures"),
     ("GET", "/theme.css", "Gradio's colours"),
     ("GET", "/favicon.ico", "the browser asks for it"),
-    ("POST", "/gradio_api/queue/join", "an event of a component begins"),
-    ("GET", "/gradio_api/queue/data", "its answers"),
-    ("POST", "/gradio_api/run/*", "an event that does not queue"),
-    ("POST", "/gradio_api/cancel", "an event is given up"),
-    ("POST", "/gradio_api/upload", "files dropped on a component"),
-    ("GET", "/gradio_api/upload_progress", "how far they are"),
     ("GET", "/gradio_api/heartbeat/*", "tells Gradio when a page is closed, so that it forgets its state"),
     ("GET", "/gradio_api/app_id", "whether the server was started again"),
 )
 """All that is answered. Of Gradio's, left out: file= and file/ (our routes serve files by id), proxy= (fetches for others),
-info, openapi.json and config (descriptions for machines), call/ and api/ (the page uses the queue), component_server (methods
-named by the client), login, logout, user, token, stream, reset, startup-events, deep_link, run-history, runs,
+info, openapi.json and config (descriptions for machines), queue/, run/, call/, api/, cancel and upload (no Python of ours is
+attached to an event of a component), component_server (methods named by the client), login, logout, user, token, stream, reset, startup-events, deep_link, run-history, runs,
 custom_component, dev/reload, process_recording, vibe-*, monitoring, profiling, pwa_icon, manifest.json, robots.txt."""
 
-UPLOADS = ("/gradio_api/upload", "/api/upload")
+UPLOADS = "/api/upload"
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",  # the page has its own: see `web.document`
@@ -170,7 +164,7 @@ class Gate:
             if self.rules.password:
                 return await _go(send, f"{self.rules.root_path}/login")
             send = self._giving_cookie(send)
-        await self._within_limit(scope, receive, send, UPLOAD_BYTES if path.startswith(UPLOADS) else BODY_BYTES)
+        await self._within_limit(scope, receive, send, UPLOAD_BYTES if path == UPLOADS else BODY_BYTES)
         return None
 
     def _path(self, scope: Scope) -> str:

@@ -28,12 +28,13 @@ _REMEDY = "Choose one inside an allowed folder, or start `limner web` with --all
 
 
 def default_roots(settings: Settings, home: Path, allowed: Iterable[Path], *, private: bool) -> tuple[Path, ...]:
-    """The allowed folders, resolved, each once. `private`: only the machine's one user can open the page, so that their
-    home folder is theirs to show. Relative paths are taken from the first.
+    """The allowed folders, resolved, each once. `private`: only the machine's one user can open the page, so that the folder
+    they are in (which may be their home folder) and their home folder are theirs to show. Relative paths are taken from the
+    first.
     """
-    named = [settings.pictures, settings.models, settings.output, *settings.roots, *allowed, home, Path.cwd()]
+    named = [settings.pictures, settings.models, settings.output, *settings.roots, *allowed, home]
     if private:
-        named.append(Path.home())
+        named += [Path.cwd(), Path.home()]
     found = dict.fromkeys(p.expanduser().resolve() for p in named if p is not None)
     return tuple(p for p in found if p != Path(p.anchor) or p in {a.resolve() for a in (*settings.roots, *allowed)})
 

@@ -1,6 +1,7 @@
 """`POST /api/tensorboard`: opens TensorBoard on all runs, as a program of its own on this machine's loopback.
 
-It has no login and no gate, so it never listens elsewhere. It ends with the server, however that ends: its standard input is
+It has no login and no gate, so it never listens elsewhere, and where the page has a password it is not opened: every account of
+the machine could read in it. It ends with the server, however that ends: its standard input is
 a pipe whose other end the server holds, and it goes when that pipe closes. That works on every system and after `kill -9`;
 Linux's PR_SET_PDEATHSIG does not serve, since it counts the end of the *thread* that started the program.
 """
@@ -26,12 +27,15 @@ from limner.web.context import Context
 PATIENCE_SECONDS = 60.0
 
 
-def router(context: Context) -> APIRouter:
-    """Answers `{url, message}`; only one of them is said."""
+def router(context: Context, *, has_password: bool) -> APIRouter:
+    """Answers `{url, message}`; only one of them is said. Refuses if the page has a password."""
     routes, board = APIRouter(), Board(runs.home() / "runs")
 
     @routes.post("/api/tensorboard")
     def tensorboard() -> dict[str, str]:
+        if has_password:
+            by_hand = f"To open it to them, run by hand: tensorboard --logdir {board.folder}"
+            raise wrong("TensorBoard", "has no password: every account of this machine could open it.", by_hand)
         port = board.open()
         if context.loopback:
             return {"url": f"http://127.0.0.1:{port}/", "message": ""}
