@@ -60,8 +60,9 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
 )
 """All that is answered. Of Gradio's, left out: file= and file/ (our routes serve files by id), proxy= (fetches for others),
 info, openapi.json and config (descriptions for machines), queue/, run/, call/, api/, cancel and upload (no Python of ours is
-attached to an event of a component), component_server (methods named by the client), login, logout, user, token, stream, reset, startup-events, deep_link, run-history, runs,
-custom_component, dev/reload, process_recording, vibe-*, monitoring, profiling, pwa_icon, manifest.json, robots.txt."""
+attached to an event of a component), component_server (methods named by the client), login, logout, user, token, stream, reset,
+startup-events, deep_link, run-history, runs, custom_component, dev/reload, process_recording, vibe-*, monitoring, profiling,
+pwa_icon, manifest.json, robots.txt."""
 
 UPLOADS = "/api/upload"
 
