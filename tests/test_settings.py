@@ -59,8 +59,10 @@ def test_comments_and_unknown_keys_stay(home: Path) -> None:
 def test_a_damaged_file_is_kept_aside(home: Path, content: bytes) -> None:
     home.mkdir()
     (home / settings.NAME).write_bytes(content)
-    kept, [finding] = settings.read(home)
-    assert kept == Settings() and finding.severity == "warning" and "damaged" in finding.message
+    for rename in (False, True):
+        assert (home / settings.NAME).read_bytes() == content
+        kept, [finding] = settings.read(home, aside=rename)
+        assert kept == Settings() and finding.severity == "warning" and "damaged" in finding.message
     [aside] = home.iterdir()
     assert aside.name in finding.remedy and aside.read_bytes() == content
     settings.write(home, FULL)

@@ -40,8 +40,11 @@ class Settings:
     """What forms start from: the dotted name of an option -> its value as text."""
 
 
-def read(home: Path) -> tuple[Settings, list[Finding]]:
-    """The settings kept in `home`, and what is wrong with them. What is wrong is left out; nothing here is fatal."""
+def read(home: Path, *, aside: bool = False) -> tuple[Settings, list[Finding]]:
+    """The settings kept in `home`, and what is wrong with them. What is wrong is left out; nothing here is fatal.
+
+    A file that cannot be read as a whole is one finding, of the field NAME; with `aside` it is renamed, too.
+    """
     path = home / NAME
     try:
         with path.open("rb") as file:
@@ -55,8 +58,11 @@ def read(home: Path) -> tuple[Settings, list[Finding]]:
             raise ValueError("it is longer than 1 MiB")
         raw = tomllib.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        return Settings(), [_aside(path, error)]
+        return Settings(), [_aside(path, error) if aside else Finding(NAME, f"is damaged: {error}.", _MEND, "warning")]
     return parse(raw)
+
+
+_MEND = "Mend it, or start Limner again: it keeps the file aside."
 
 
 def _aside(path: Path, why: Exception) -> Finding:
@@ -103,7 +109,7 @@ def write(home: Path, settings: Settings) -> None:
     except FileNotFoundError:
         document = tomlkit.document()
     except (ValueError, RecursionError):
-        raise wrong(NAME, "was damaged since the start.", "Start Limner again; it keeps the file aside.") from None
+        raise wrong(NAME, "was damaged since the start.", _MEND) from None
     usual = plain(Settings())
     for key, value in plain(settings).items():
         before = document.get(key)

@@ -72,7 +72,7 @@ def test_kills_at_random_moments(tiny_model, pictures):
     run, rng, kills = new_run(chosen), random.Random(5), 0
     while kills < 40:
         process = launch(run)
-        process.join(rng.uniform(0.3, 1.5) + kills * 0.3)
+        process.join(rng.uniform(0.2, 0.4) * 1.35**kills)  # a fast machine is killed too, a slow one gets to its end
         if process.exitcode is None:
             process.kill()
             process.join()
@@ -81,7 +81,7 @@ def test_kills_at_random_moments(tiny_model, pictures):
             break
         else:
             pytest.fail(f"exit code {process.exitcode}: {run.tail()}")
-    assert kills >= 2, "the trainer was never killed; the delays are too long for this machine"
+    assert kills >= 2
     assert run.state().status == "done"
     assert result(run) == result(whole)
 

@@ -141,11 +141,11 @@ def test_names_that_cannot_travel_are_left_out(root: Path) -> None:
 
 
 def test_default_roots(root: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(root / "in")
+    monkeypatch.chdir(root.parent)
     monkeypatch.setenv("HOME", str(root / "cats" / "small"))
     found = places.default_roots(Settings(models=root), home, [root / "in"], private=False)
     assert found == (root, root / "cats", home.resolve())
-    assert places.default_roots(Settings(), home, [], private=True)[-1] == root / "cats" / "small"
+    assert places.default_roots(Settings(), home, [], private=True) == (home.resolve(), root.parent, root / "cats" / "small")
 
 
 def test_the_whole_disk_is_a_root_only_when_asked_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,25 @@ def test_settings_are_read_and_changed(asking: TestClient, home: Path, tmp_path:
     assert asking.post("/api/settings", json={"pictures": None}).json()["pictures"] is None
 
 
+def test_the_folder_for_results_is_what_forms_start_from(asking: TestClient, tmp_path: Path) -> None:
+    folder = str((tmp_path / "root" / "cats").resolve())
+    answer = asking.post("/api/settings", json={"output": folder, "defaults": {"optimizer.lr": "0"}}).json()
+    assert answer["defaults"] == {"output.path": folder, "optimizer.lr": "0"}
+    answer = asking.post("/api/settings", json={"defaults": {"output.path": "/mine"}}).json()
+    assert answer["defaults"] == {"output.path": "/mine"}
+
+
+def test_a_damaged_file_is_said_and_left_alone(asking: TestClient, home: Path) -> None:
+    path = home / settings.NAME
+    path.write_text("theme = ")
+    for answer in (asking.get("/api/settings"), asking.post("/api/settings", json={"theme": "dark"})):
+        [finding] = answer.json()["findings"]
+        assert answer.status_code == 422 and finding["field"] == settings.NAME and "damaged" in finding["message"]
+    assert path.read_text() == "theme = " and not list(home.glob("settings.damaged*"))
+    path.write_text("theme = 'pink'\nfuture = 3\n")
+    assert asking.get("/api/settings").json()["theme"] == "system"
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 
@@ -31,44 +30,44 @@ from limner.web import (
     settings_api,
     tensorboard,
     thumbnails,
-    uploads,
 )
 from limner.web.context import Context
 from limner.web.document import Document
 from limner.web.theme import STATIC, STYLES, theme
 
-_LOOK_SECONDS = 10.0
-
 ROUTERS = (
-    asked, dataset_api, folders, models, notices, pictures, presets, runs_api, settings_api, tensorboard,
+    asked, dataset_api, folders, models, notices, pictures, presets, runs_api, settings_api,
     thumbnails,
 )  # fmt: skip
 """Modules with routes of their own under /api: each has `router(context) -> APIRouter`."""
 
+QUEUE_SECONDS = 10.0
+"""How often the server looks whether runs wait and nobody starts them, as after the machine was started again."""
+
 
 def make_app(context: Context, rules: gate.Rules | None = None) -> ASGIApp:
     """Everything that answers a request, behind the gate. Without rules: those of a server on loopback without a password."""
-    document = Document(bare_app(context), language=context.words.language, theme=context.settings.theme)
-    return gate.Gate(document, rules or gate.Rules(gate.token_of(runs.home())))
+    rules = rules or gate.Rules(gate.token_of(runs.home()))
+    app = bare_app(context, has_password=bool(rules.password))
+    document = Document(app, language=context.words.language, theme=context.settings.theme)
+    return gate.Gate(document, rules)
 
 
-def bare_app(context: Context) -> FastAPI:
+def bare_app(context: Context, *, has_password: bool = False) -> FastAPI:
     """The routes without the gate: for `make_app`, and for tests that go through all of them."""
-    kept = runs.home() / "uploads"
-    os.environ["GRADIO_TEMP_DIR"] = str(kept)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(uploads.keep_swept(kept)), asyncio.create_task(_keep_queue_served())]
+        looking = asyncio.create_task(keep_queue_going())
         yield
-        for task in tasks:
-            task.cancel()
+        looking.cancel()
 
     app = FastAPI(title="Limner", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_exception_handler(UserError, _say)
     app.add_exception_handler(RequestValidationError, _say_misshapen)
     for module in ROUTERS:
         app.include_router(module.router(context))
+    app.include_router(tensorboard.router(context, has_password=has_password))
     app.mount("/studio", StaticFiles(directory=STATIC))
     return gr.mount_gradio_app(
         app,
@@ -85,13 +84,24 @@ def bare_app(context: Context) -> FastAPI:
     )
 
 
-async def _keep_queue_served() -> None:
-    """See to it that there is a runner while something waits: the last one may have gone with the machine."""
+async def keep_queue_going() -> None:
+    """See to it, now and from time to time, that a runner is there for runs that wait."""
+    look = _start_all_that_waits
     while True:
-        with contextlib.suppress(UserError, OSError):  # a full disk: later, again
-            if await asyncio.to_thread(queue.waiting):
-                await asyncio.to_thread(runner.ensure_runner)
-        await asyncio.sleep(_LOOK_SECONDS)
+        with contextlib.suppress(UserError, OSError):  # what is wrong is said where the queue is shown; here we try again
+            await asyncio.to_thread(look)
+            look = _start_what_waits
+        await asyncio.sleep(QUEUE_SECONDS)
+
+
+def _start_all_that_waits() -> None:
+    queue.repair()  # goes through all run folders: once
+    _start_what_waits()
+
+
+def _start_what_waits() -> None:
+    if queue.waiting():
+        runner.ensure_runner()
 
 
 def _say(request: Request, error: Exception) -> JSONResponse:

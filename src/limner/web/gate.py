@@ -55,21 +55,16 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", "/static/*", "Gradio's fonts and pictures"),
     ("GET", "/theme.css", "Gradio's colours"),
     ("GET", "/favicon.ico", "the browser asks for it"),
-    ("POST", "/gradio_api/queue/join", "an event of a component begins"),
-    ("GET", "/gradio_api/queue/data", "its answers"),
-    ("POST", "/gradio_api/run/*", "an event that does not queue"),
-    ("POST", "/gradio_api/cancel", "an event is given up"),
-    ("POST", "/gradio_api/upload", "files dropped on a component"),
-    ("GET", "/gradio_api/upload_progress", "how far they are"),
     ("GET", "/gradio_api/heartbeat/*", "tells Gradio when a page is closed, so that it forgets its state"),
     ("GET", "/gradio_api/app_id", "whether the server was started again"),
 )
 """All that is answered. Of Gradio's, left out: file= and file/ (our routes serve files by id), proxy= (fetches for others),
-info, openapi.json and config (descriptions for machines), call/ and api/ (the page uses the queue), component_server (methods
-named by the client), login, logout, user, token, stream, reset, startup-events, deep_link, run-history, runs,
-custom_component, dev/reload, process_recording, vibe-*, monitoring, profiling, pwa_icon, manifest.json, robots.txt."""
+info, openapi.json and config (descriptions for machines), queue/, run/, call/, api/, cancel and upload (no Python of ours is
+attached to an event of a component), component_server (methods named by the client), login, logout, user, token, stream, reset,
+startup-events, deep_link, run-history, runs, custom_component, dev/reload, process_recording, vibe-*, monitoring, profiling,
+pwa_icon, manifest.json, robots.txt."""
 
-UPLOADS = ("/gradio_api/upload", "/api/upload")
+UPLOADS = "/api/upload"
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",  # the page has its own: see `web.document`
@@ -92,9 +87,9 @@ class Rules:
     token: str
     """The home's secret; see `token_of`."""
     hosts: frozenset[str] = frozenset()
-    """Our own names besides the loopback ones, in lower case."""
+    """This machine's own names besides the loopback ones, in lower case."""
     proxies: frozenset[str] = frozenset()
-    """Names of a proxy before us, in lower case. An origin of such a name is ours whatever its port, which we cannot know."""
+    """Names of reverse proxies before us, in lower case. Their origins are ours too, whatever the port: a proxy has its own."""
     any_address: bool = False
     """Whether Host may be any IP address, for a server that listens on all of them."""
     password: str = ""
@@ -119,7 +114,7 @@ class Rules:
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
-            return name == "localhost" or name in self.hosts or name in self.proxies
+            return name in ("localhost", *self.hosts, *self.proxies)
         return address.is_loopback or self.any_address or name in self.hosts or name in self.proxies
 
 
@@ -170,7 +165,7 @@ class Gate:
             if self.rules.password:
                 return await _go(send, f"{self.rules.root_path}/login")
             send = self._giving_cookie(send)
-        await self._within_limit(scope, receive, send, UPLOAD_BYTES if path.startswith(UPLOADS) else BODY_BYTES)
+        await self._within_limit(scope, receive, send, UPLOAD_BYTES if path == UPLOADS else BODY_BYTES)
         return None
 
     def _path(self, scope: Scope) -> str:
@@ -228,10 +223,10 @@ class Gate:
         return bool(usual and (same or parts.hostname in self.rules.proxies))
 
     def _has_session(self, headers: dict[str, list[str]]) -> bool:
-        # by hand: http.cookies drops all of them for one odd cookie, and cookies are shared by all programs on a host
-        pairs = (pair.strip().partition("=") for line in headers.get("cookie", ()) for pair in line.split(";"))
-        given = [value for name, _, value in pairs if name == self.rules.cookie]
-        return any(hmac.compare_digest(value.encode(), self.rules.session.encode()) for value in given)
+        # By hand: SimpleCookie drops all if one is odd, and other programs on this host, whatever their port, put theirs here.
+        cookies = (cookie.strip().partition("=") for line in headers.get("cookie", ()) for cookie in line.split(";"))
+        own = (value for name, _, value in cookies if name == self.rules.cookie)
+        return any(hmac.compare_digest(value.encode(), self.rules.session.encode()) for value in own)
 
     def _giving_cookie(self, send: Send) -> Send:
         where = self.rules.root_path or "/"

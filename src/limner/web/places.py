@@ -28,8 +28,9 @@ _REMEDY = "Choose one inside an allowed folder, or start `limner web` with --all
 
 
 def default_roots(settings: Settings, home: Path, allowed: Iterable[Path], *, private: bool) -> tuple[Path, ...]:
-    """The allowed folders, resolved, each once. `private`: only the machine's one user can open the page, so that their
-    home folder is theirs to show. Relative paths are taken from the first.
+    """The allowed folders, resolved, each once. `private`: only the machine's one user can open the page, so that the folder
+    they are in (which may be their home folder) and their home folder are theirs to show. Relative paths are taken from the
+    first.
     """
     named = [settings.pictures, settings.models, settings.output, *settings.roots, *allowed, home]
     if private:

@@ -48,40 +48,48 @@ def serve(asked: Asked) -> int:
         print(_instead_of_sharing(asked.port or PORT))
         return 2
     root_path = _root_path(asked.root_path)
-    kept, findings = settings.read(runs.home())
+    kept, findings = settings.read(runs.home(), aside=True)
     kept = replace(kept, theme=asked.theme or kept.theme, language=asked.language or kept.language)
     loopback = _is_loopback(asked.host)
     password = _password(needed=not loopback)
     runs.home().mkdir(parents=True, exist_ok=True)
     with _listen(asked.host, asked.port) as listening:
         port = listening.getsockname()[1]
-        rules = gate.Rules(
-            token=gate.token_of(runs.home()),
-            hosts=frozenset({asked.host.lower(), *({socket.gethostname().lower()} if not loopback else ())}),
-            proxies=frozenset(kept.hosts),
-            any_address=_is_any(asked.host),
-            password=password,
-            username=asked.username,
-            root_path=root_path,
-        )
-        proxied = bool(root_path or kept.hosts)
-        crowded = loopback and not password and places.has_other_users()
-        if crowded:
-            findings.append(_CROWDED)
-        if proxied and not password:
-            findings.append(_PROXIED)
-        private = loopback and not password and not proxied and not crowded
-        roots = places.default_roots(kept, runs.home(), asked.allowed_path, private=private)
-        context = Context(kept, roots, _words(kept.language, findings), tuple(findings), loopback and not proxied)
-        for finding in findings:
+        rules = rules_for(asked, kept, password=password, root_path=root_path, loopback=loopback)
+        context = context_for(asked, kept, findings, password=password, root_path=root_path, loopback=loopback)
+        for finding in context.notices:
             print(finding, file=sys.stderr, flush=True)
         return _answer(context, rules, listening, _address(asked.host, port, root_path), asked.inbrowser and not asked.headless)
 
 
+def rules_for(asked: Asked, kept: settings.Settings, *, password: str, root_path: str, loopback: bool) -> gate.Rules:
+    """Whom the server answers. Only the names in the settings are a proxy's, whose port is not ours."""
+    return gate.Rules(
+        token=gate.token_of(runs.home()),
+        hosts=frozenset({asked.host.lower(), *({socket.gethostname().lower()} if not loopback else ())}),
+        proxies=frozenset(kept.hosts),
+        any_address=_is_any(asked.host),
+        password=password,
+        username=asked.username,
+        root_path=root_path,
+    )
+
+
+def context_for(
+    asked: Asked, kept: settings.Settings, found: list[Finding], *, password: str, root_path: str, loopback: bool
+) -> Context:
+    """What the page is given, with what was `found` and whoever else can open it said in its notices."""
+    proxied = bool(root_path or kept.hosts)
+    open_to = [] if password else [_PROXIED] * proxied + [_CROWDED] * places.has_other_users()
+    roots = places.default_roots(kept, runs.home(), asked.allowed_path, private=not (password or open_to))
+    said = [*found, *open_to]
+    return Context(kept, roots, _words(kept.language, said), tuple(said), loopback and not proxied)
+
+
 _PROXIED = Finding(
     "limner web",
-    "whoever reaches the proxy before it can open this page.",
-    "Set LIMNER_PASSWORD, unless the proxy itself asks for one.",
+    "it answers for another server, and everybody who can reach that one can open this page and train here.",
+    "Set LIMNER_PASSWORD, unless that server asks for a password itself.",
     "warning",
 )
 _CROWDED = Finding(

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Body
 
 from limner import runs, settings
 from limner.errors import UserError, wrong
+from limner.settings import Settings
 from limner.web import places, words
 from limner.web.context import Context
 
@@ -19,14 +20,18 @@ CHANGEABLE = (*FOLDERS, "theme", "language", "defaults")
 
 
 def router(context: Context) -> APIRouter:
-    """GET reads; POST changes the settings it names and leaves the others. Both answer with all of them."""
+    """GET reads; POST changes the settings it names and leaves the others. Both answer with all of them; in `defaults`, the
+    folder for results stands as `output.path` unless that has a value of its own. Both refuse while the file is damaged.
+    """
     routes = APIRouter()
 
     @routes.get("/api/settings")
     def read() -> dict[str, Any]:
-        kept, _ = settings.read(runs.home())
+        kept = _kept()
+        output = {} if kept.output is None else {"output.path": str(kept.output)}
         choices = {"themes": settings.THEMES, "languages": words.LANGUAGES}
-        return {**settings.plain(kept), **choices, "home": str(runs.home())}
+        said = {**choices, "defaults": output | dict(kept.defaults), "home": str(runs.home())}
+        return settings.plain(kept) | said
 
     @routes.post("/api/settings")
     def change(changes: Any = Body()) -> dict[str, Any]:
@@ -38,7 +43,7 @@ def router(context: Context) -> APIRouter:
         for key in FOLDERS:
             if changes.get(key):
                 changes[key] = str(places.resolve(changes[key], context.roots, field=key))
-        kept, _ = settings.read(runs.home())
+        kept = _kept()
         new, findings = settings.parse({**settings.plain(kept), **changes})
         if findings:
             raise UserError(findings)
@@ -46,3 +51,11 @@ def router(context: Context) -> APIRouter:
         return read()
 
     return routes
+
+
+def _kept() -> Settings:
+    """The settings. Raises UserError if the file as a whole cannot be read; what is wrong in it was said at the start."""
+    kept, findings = settings.read(runs.home())
+    if whole := [finding for finding in findings if finding.field == settings.NAME]:
+        raise UserError(whole)
+    return kept

@@ -1,8 +1,9 @@
 """`POST /api/tensorboard`: opens TensorBoard on all runs, as a program of its own on this machine's loopback.
 
-It has no login and no gate, so it never listens elsewhere. It ends with the server, however that ends: its standard input is
-a pipe whose other end the server holds, and it goes when that pipe closes. That works on every system and after `kill -9`;
-Linux's PR_SET_PDEATHSIG does not serve, since it counts the end of the *thread* that started the program.
+It has no login and no gate, so it never listens elsewhere, and is not opened where a password keeps other accounts of the machine
+out of the page. It ends with the server, however that ends: its standard input is a pipe whose other end the server holds, and it
+goes when that pipe closes. That works on every system and after `kill -9`; Linux's PR_SET_PDEATHSIG does not serve, since it counts
+the end of the *thread* that started the program.
 """
 
 from __future__ import annotations
@@ -21,17 +22,21 @@ from fastapi import APIRouter
 
 from limner import runs
 from limner.errors import wrong
+from limner.web import places
 from limner.web.context import Context
 
 PATIENCE_SECONDS = 60.0
 
 
-def router(context: Context) -> APIRouter:
-    """Answers `{url, message}`; only one of them is said."""
+def router(context: Context, *, has_password: bool) -> APIRouter:
+    """Answers `{url, message}`; only one of them is said. Refuses if a password keeps other accounts out of the page."""
     routes, board = APIRouter(), Board(runs.home() / "runs")
 
     @routes.post("/api/tensorboard")
     def tensorboard() -> dict[str, str]:
+        if has_password and places.has_other_users():
+            by_hand = f"To open it to them, run by hand: tensorboard --logdir {board.folder}"
+            raise wrong("TensorBoard", "has no password: every account of this machine could open it.", by_hand)
         port = board.open()
         if context.loopback:
             return {"url": f"http://127.0.0.1:{port}/", "message": ""}

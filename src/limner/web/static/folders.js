@@ -37,7 +37,7 @@ export function chooseFolder({ start = "", title = t("Choose a folder") } = {}) 
       where.value = here.path ?? "";
       up.disabled = !here.path;
       use.disabled = !here.path;
-      if (here.path && !here.folders.length) note.textContent = t("No folders in here.");
+      note.textContent = here.path ? whatIsIn(here) : "";
       const rows = here.folders.map((f) =>
         h("li", {}, h("button", { type: "button", onclick: () => open(f.path), "data-path": f.path }, here.path ? f.name : f.path)));
       list.replaceChildren(...rows);
@@ -55,4 +55,11 @@ export function chooseFolder({ start = "", title = t("Choose a folder") } = {}) 
     showDialog(dialog, (path) => resolve(path || null));
     open(start);
   });
+}
+
+function whatIsIn({ folders, pictures, models, complete }) {
+  const says = [[pictures, t("{n} pictures")], [models, t("{n} model files")]].filter(([n]) => n).map(([n, words]) => words.replace("{n}", n));
+  if (!folders.length) says.push(t("No folders in here."));
+  if (!complete) says.push(t("There is more in here than is shown."));
+  return says.join(" · ");
 }
