@@ -1,9 +1,9 @@
 """`POST /api/tensorboard`: opens TensorBoard on all runs, as a program of its own on this machine's loopback.
 
-It has no login and no gate, so it never listens elsewhere, and is not opened where a password keeps other accounts of the machine
-out of the page. It ends with the server, however that ends: its standard input is a pipe whose other end the server holds, and it
-goes when that pipe closes. That works on every system and after `kill -9`; Linux's PR_SET_PDEATHSIG does not serve, since it counts
-the end of the *thread* that started the program.
+It has no login and no gate, so it never listens elsewhere, and is not opened where a password keeps other accounts of the
+machine out of the page. It ends with the server, however that ends: its standard input is a pipe whose other end the server
+holds, and it goes when that pipe closes. That works on every system and after `kill -9`; Linux's PR_SET_PDEATHSIG does not
+serve, since it counts the end of the *thread* that started the program.
 """
 
 from __future__ import annotations
