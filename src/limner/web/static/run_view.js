@@ -27,6 +27,7 @@ export function runView(id, { back, changed }) {
   const config = h("div", {});
   const log = h("pre", { class: "log", tabIndex: 0, "aria-label": t("End of the log") });
   const wholeLog = h("a", { href: url(`${path}/log`), download: "" }, t("Download the whole log"));
+  const logged = section(t("Log"), log, wholeLog);
   const element = h(
     "article",
     { class: "run-view" },
@@ -38,7 +39,7 @@ export function runView(id, { back, changed }) {
     section(t("Files"), files),
     section(t("Compare"), beside.element),
     section(t("Config"), config),
-    section(t("Log"), log, wholeLog),
+    logged,
   );
   let run = {};
   let curves = null;
@@ -182,8 +183,8 @@ export function runView(id, { back, changed }) {
 
   function drawLog() {
     const follows = log.scrollTop + log.clientHeight >= log.scrollHeight - 8;
-    log.textContent = run.log.tail || t("The log is empty.");
-    wholeLog.hidden = !run.log.tail;
+    log.textContent = run.log.tail;
+    logged.hidden = !run.log.tail;
     if (follows) log.scrollTop = log.scrollHeight;
   }
 
