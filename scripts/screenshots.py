@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import demo_home
+import filelock
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
@@ -34,7 +35,7 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 def new_run(page: Page, folder: Path) -> None:
     """Pictures dropped, a plan made."""
     page.set_input_files(".pictures input[type=file]", sorted(map(str, (folder / "pictures" / "zibbo").iterdir())))
-    page.get_by_label("Object").check()
+    page.get_by_role("radio", name="Object").check()
     page.get_by_label("Trigger: the word").fill("zibbo")
     expect(page.locator(".thumbnails figure")).not_to_have_count(0)
     expect(page.locator(".plan-line")).to_contain_text("pictures")
@@ -91,9 +92,11 @@ def runs(page: Page, folder: Path, name: str = "zibbo") -> None:
     page.locator("#tab-runs-button").click()
     page.locator(".run-list .item", has_text=name).first.click()
     expect(page.locator(".run-view h2").first).to_have_text(name)
+    expect(page.locator(".run-view .differences").last).to_be_visible()
     if name == "zibbo":
         expect(page.locator(".run-view .uplot").first).to_be_visible()
         loaded(page, ".samples")
+        page.locator(".run-view .chart").first.locator("xpath=ancestor::section").evaluate("e => e.scrollIntoView()")
 
 
 def runs_failed(page: Page, folder: Path) -> None:
@@ -110,7 +113,7 @@ def runs_waiting(page: Page, folder: Path) -> None:
 def compare(page: Page, folder: Path) -> None:
     """Two runs: what differs, and their samples side by side."""
     runs(page, folder)
-    choice = page.get_by_label("Compare with").last
+    choice = page.get_by_label("Compare with")
     choice.select_option(choice.locator("option", has_text="first-try").get_attribute("value"))
     expect(page.locator(".pair").first).to_be_visible()
     loaded(page, ".pairs")
@@ -145,7 +148,7 @@ def dataset_detail(page: Page, folder: Path) -> None:
 def dataset_preview(page: Page, folder: Path) -> None:
     """What an edit of many captions would write."""
     dataset(page, folder)
-    page.get_by_label("Tags", exact=True).fill("on a table")
+    page.locator(".dataset-fields input[name=tags]").fill("on a table")
     page.get_by_role("button", name="Preview on").click()
     expect(page.locator(".dataset-preview")).to_be_visible()
 
@@ -191,6 +194,8 @@ def served(folder: Path) -> Iterator[str]:
     """The address of a real `limner web` on `folder`/home, allowed to read all of `folder`."""
     environment = {**os.environ, "LIMNER_HOME": str(folder / "home"), "TZ": "UTC"}
     words = [sys.executable, "-m", "limner.cli", "web", "--port", "0", "--headless", "--allowed-path", str(folder)]
+    lock = filelock.FileLock(folder / "home" / "locks" / "runner.lock")
+    lock.acquire()  # as the runner does: what waits goes on waiting
     process = subprocess.Popen(words, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -198,6 +203,7 @@ def served(folder: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+        lock.release()
 
 
 @contextmanager

@@ -4,7 +4,8 @@
   const found = [];
   const style = (e) => getComputedStyle(e);
   const isSeen = (e) => e.checkVisibility({ opacityProperty: true, visibilityProperty: true }) && e.getClientRects().length > 0;
-  const all = [...root.querySelectorAll("*")].filter(isSeen);
+  const isShown = (e) => isSeen(e) && !e.closest("[aria-hidden=true]");
+  const all = [...root.querySelectorAll("*")].filter(isShown);
   const name = (e) => {
     const words = (e.getAttribute("aria-label") || e.textContent || e.placeholder || "").trim().slice(0, 40);
     return `<${e.tagName.toLowerCase()} class="${e.getAttribute("class") ?? ""}"> "${words}"`;
@@ -126,6 +127,7 @@
   const hasRing = (e) => style(e).outlineStyle !== "none" && parseFloat(style(e).outlineWidth) > 0 && rgba(style(e).outlineColor)[3] > 0.5;
   document.addEventListener("focusin", ({ target }) => {
     reached.add(target);
+    if (target.tabIndex < 0) return; // only scripts put the focus there
     if (target.type === "radio") document.getElementsByName(target.name).forEach((e) => reached.add(e));
     const label = target.labels?.[0];
     if (!hasRing(target) && !(label && hasRing(label))) unseen.add(name(target));

@@ -59,7 +59,7 @@ export class Chart {
         { label: t("step") },
         ...lines.map((line) => ({
           label: line.label,
-          class: line.label ? "" : "unnamed",
+          class: line.label ? "named" : "unnamed",
           stroke: colour(line.colour),
           width: line.width ?? 1.5,
           dash: line.dash,

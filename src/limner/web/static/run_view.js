@@ -27,16 +27,20 @@ export function runView(id, { back, changed }) {
   const config = h("div", {});
   const log = h("pre", { class: "log", tabIndex: 0, "aria-label": t("End of the log") });
   const wholeLog = h("a", { href: url(`${path}/log`), download: "" }, t("Download the whole log"));
+  const lossCard = section(t("Loss"), drawn.element);
+  const samplesCard = section(t("Samples"), noSamples, grid.element);
+  const filesCard = section(t("Files"), files);
   const logged = section(t("Log"), log, wholeLog);
+  for (const card of [lossCard, samplesCard, filesCard, logged]) card.hidden = true; // until it is known what there is
   const element = h(
     "article",
     { class: "run-view" },
     h("div", { class: "card head" }, h("button", { class: "back", onclick: back }, t("← All runs")), title, status, bar, facts, buttons),
     trouble,
     warnings,
-    section(t("Loss"), drawn.element),
-    section(t("Samples"), noSamples, grid.element),
-    section(t("Files"), files),
+    lossCard,
+    samplesCard,
+    filesCard,
     section(t("Compare"), beside.element),
     section(t("Config"), config),
     logged,
@@ -56,6 +60,9 @@ export function runView(id, { back, changed }) {
     drawTrouble();
     keep(files, run.checkpoints, drawFiles);
     keep(config, run.config, drawConfig);
+    // what is still to come is said; of a run that is over, or has not begun, only what there is
+    samplesCard.hidden = !run.samples.names.length && !isLive(run);
+    filesCard.hidden = !run.checkpoints.length && !isLive(run);
     if (answer.log) drawLog();
     noSamples.hidden = run.samples.names.length > 0;
     grid.element.hidden = !noSamples.hidden;
@@ -63,6 +70,7 @@ export function runView(id, { back, changed }) {
     beside.show(run, order, runs);
     const fresh = await get(`${path}/curves?since=${encodeURIComponent(curves?.version ?? "")}`);
     if (fresh.steps) curves = fresh;
+    lossCard.hidden = !curves?.steps.length && !isLive(run);
     drawn.show(curves, otherCurves());
     return run;
   }
