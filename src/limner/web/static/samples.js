@@ -19,7 +19,7 @@ export const sampleUrl = (run, name, width) =>
 export function samples() {
   const grid = h("div", { class: "samples", tabIndex: 0, role: "region", "aria-label": t("Samples by step and prompt") });
   const slider = beforeAfter();
-  const element = h("div", {}, slider.element, grid);
+  const element = h("div", { class: "all-samples" }, slider.element, grid);
   let shown = "";
   let isMany = false;
   let rows = new Map();
