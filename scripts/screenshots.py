@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import demo_home
 import filelock
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+import demo_home
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 WIDTHS = {1280: 800, 390: 844}
@@ -89,6 +90,7 @@ def folders(page: Page, folder: Path) -> None:
 
 def runs(page: Page, folder: Path, name: str = "zibbo") -> None:
     """A run that is finished: its loss and its samples."""
+    del folder
     page.locator("#tab-runs-button").click()
     page.locator(".run-list .item", has_text=name).first.click()
     expect(page.locator(".run-view h2").first).to_have_text(name)
