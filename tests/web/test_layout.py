@@ -81,5 +81,14 @@ def test_the_checks_find_what_is_wrong(browser: Browser) -> None:
         <button style="position: absolute; top: 500px" onfocus="this.blur()">shy</button>""")
     found = "\n".join(faults(page))
     page.close()
-    for words in ("contrast of 3.5", "cut at its side", "508 px wide", "overlap", "has no name", "its focus can't", "Tab does not reach"):
+    wanted = (
+        "contrast of 3.5",
+        "cut at its side",
+        "508 px wide",
+        "overlap",
+        "has no name",
+        "focus can't",
+        "Tab does not reach",
+    )
+    for words in wanted:
         assert words in found, (words, found)
