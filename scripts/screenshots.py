@@ -1,131 +1,280 @@
-"""Take the pictures of the page that the documents show: `python scripts/screenshots.py` writes into docs/pictures.
+"""Take the pictures of the page that stand in docs/, or with --all one of every view, width and theme, for looking.
 
-    --all FOLDER   every page at 1280 x 800 and 390 x 844, light and dark, to be looked at
-    --home HOME    a Limner home with runs in it; without, one is made by training the pocket model for two minutes
+    python scripts/screenshots.py                 # trains a little, about two minutes on a CPU
+    python scripts/screenshots.py --home FOLDER   # a folder filled by an earlier `--home FOLDER`, or to be filled and kept
+    python scripts/screenshots.py --all FOLDER
 
-A real `limner web` and a real Chromium. The names of folders in the pictures are those of a made-up user.
+It needs Chromium (scripts/install_chromium.sh) and the extra "test".
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+import filelock
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from limner.pocket import PICTURES, lesson
+import demo_home
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-OUT = Path(__file__).parents[1] / "docs" / "pictures"
-SIZES = {1280: (1280, 800), 390: (390, 844)}
-
-
-def make_home(home: Path, pictures: Path) -> None:
-    """Two finished runs that differ in one option, and one that failed."""
-    environment = {**os.environ, "LIMNER_HOME": str(home)}
-    shared = ["--data.path", str(pictures), "--train.batch_size", "16", "--train.steps", "120", "--adapter.conv_rank", "16"]
-    prompts = '["a large zibbo in the middle on a beige background", "a zibbo at the left on a navy background"]'
-    shared += ["--sample.prompts", prompts, "--sample.every_steps", "30", "--sample.guidance", "1.0"]
-    for name, rate in (("zibbo-fast", "2e-3"), ("zibbo", "8e-4")):
-        words = [sys.executable, "-m", "limner.cli", "train", *shared, "--output.name", name, "--optimizer.lr", rate]
-        subprocess.run(words, check=True, env=environment)
-    words = [sys.executable, "-m", "limner.cli", "train", "--data.path", str(pictures), "--train.steps", "50"]
-    words += ["--optimizer.lr", "10", "--train.clip_norm", "off", "--output.name", "too-fast"]
-    subprocess.run(words, check=False, env=environment)  # it diverges
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+WIDTHS = {1280: 800, 390: 844}
+THEMES = ("light", "dark")
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
-@contextmanager
-def server(home: Path, pictures: Path) -> Iterator[str]:
-    """The address of a `limner web` on `home`."""
-    words = [sys.executable, "-m", "limner.cli", "web", "--headless", "--port", "0", "--allowed-path", str(pictures)]
-    environment = {**os.environ, "LIMNER_HOME": str(home)}
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
-    try:
-        assert process.stdout is not None
-        found = re.search(r"http://\S+", process.stdout.readline())
-        assert found, "the server did not say where it is"
-        yield found[0]
-    finally:
-        process.terminate()
-        process.wait(30)
+# --- what there is to see ---------------------------------------------------------------------------------------------
 
 
-def new_run(page: Page) -> None:
-    page.click("#tab-new-run-button")
-    page.set_input_files("#panel-new-run input[type=file]", [str(p) for p in sorted(PICTURES.iterdir())])
-    page.wait_for_function("document.querySelectorAll('#panel-new-run figure img').length > 11")
-    page.wait_for_function("/steps/.test(document.querySelector('#panel-new-run').innerText)")
+def new_run(page: Page, folder: Path) -> None:
+    """Pictures dropped, a plan made."""
+    page.set_input_files(".pictures input[type=file]", sorted(map(str, (folder / "pictures" / "zibbo").iterdir())))
+    page.get_by_role("radio", name="Object").check()
+    page.get_by_label("Trigger: the word").fill("zibbo")
+    expect(page.locator(".thumbnails figure")).not_to_have_count(0)
+    expect(page.locator(".plan-line")).to_contain_text("pictures")
+    loaded(page, ".thumbnails")
 
 
-def settings(page: Page) -> None:
-    page.locator("summary", has_text="All settings").click()
-    page.locator("summary", has_text="All settings").evaluate("e => e.scrollIntoView()")
+def new_run_empty(page: Page, folder: Path) -> None:
+    """As somebody sees it who has just come."""
+    del folder
+    expect(page.locator(".plan-line")).to_contain_text("Give it some pictures")
 
 
-def runs(page: Page) -> None:
-    page.click("#tab-runs-button")
-    page.locator(".history .item", has_text="zibbo").first.click()
-    page.wait_for_selector(".run-view .uplot")
-    page.wait_for_selector(".samples img")
+def new_run_wrong(page: Page, folder: Path) -> None:
+    """Mistakes at their fields."""
+    page.get_by_label("Or a folder on the server").fill(str(folder / "no such folder"))
+    expect(page.locator(".findings li").first).to_be_visible()
 
 
-def compare(page: Page) -> None:
-    page.get_by_label("Compare with").select_option(index=1)
-    page.get_by_label("Compare with").scroll_into_view_if_needed()
+def settings(page: Page, folder: Path) -> None:
+    """Every option, unfolded."""
+    new_run(page, folder)
+    page.locator(".all-settings > summary").click()
+    for fold in page.locator(".advanced > summary").all():
+        if fold.is_visible():
+            fold.click()
+    page.locator(".all-settings").evaluate("e => e.scrollIntoView()")
+
+
+def settings_searched(page: Page, folder: Path) -> None:
+    """The options that a word finds."""
+    del folder
+    page.locator(".all-settings > summary").click()
+    page.get_by_label("Search the settings").fill("learning rate")
+    expect(page.locator(".field:visible")).not_to_have_count(0)
+    page.locator(".all-settings").evaluate("e => e.scrollIntoView()")
+
+
+def presets(page: Page, folder: Path) -> None:
+    """The dialog of presets."""
+    del folder
+    page.get_by_role("button", name="Presets").click()
+    expect(page.locator(".presets li").first).to_be_visible()
+
+
+def folders(page: Page, folder: Path) -> None:
+    """The dialog that chooses a folder."""
+    del folder
+    page.locator(".pictures").get_by_role("button", name="Browse").click()
+    expect(page.locator(".folder-list button").first).to_be_visible()
+
+
+def runs(page: Page, folder: Path, name: str = "zibbo") -> None:
+    """A run that is finished: its loss and its samples."""
+    del folder
+    page.locator("#tab-runs-button").click()
+    page.locator(".run-list .item", has_text=name).first.click()
+    expect(page.locator(".run-view h2").first).to_have_text(name)
+    expect(page.locator(".run-view .differences").last).to_be_visible()
+    if name == "zibbo":
+        expect(page.locator(".run-view .uplot").first).to_be_visible()
+        loaded(page, ".samples")
+        page.locator(".run-view .chart").first.locator("xpath=ancestor::section").evaluate("e => e.scrollIntoView()")
+
+
+def runs_failed(page: Page, folder: Path) -> None:
+    """A run that failed, with its reason."""
+    runs(page, folder, "from-a-stick")
+    expect(page.locator(".trouble")).to_be_visible()
+
+
+def runs_waiting(page: Page, folder: Path) -> None:
+    """A run that waits in the queue."""
+    runs(page, folder, "a-rather-long-name-for-a-run-that-waits")
+
+
+def compare(page: Page, folder: Path) -> None:
+    """Two runs: what differs, and their samples side by side."""
+    runs(page, folder)
+    choice = page.get_by_label("Compare with")
+    choice.select_option(choice.locator("option", has_text="first-try").get_attribute("value"))
+    expect(page.locator(".pair").first).to_be_visible()
+    loaded(page, ".pairs")
+    choice.locator("xpath=ancestor::section").evaluate("e => e.scrollIntoView()")
+
+
+def dataset_empty(page: Page, folder: Path) -> None:
+    """Before a folder is chosen."""
+    del folder
+    page.locator("#tab-dataset-button").click()
+    expect(page.locator(".dataset-empty")).to_be_visible()
 
 
 def dataset(page: Page, folder: Path) -> None:
-    page.click("#tab-dataset-button")
-    page.locator("#panel-dataset").get_by_role("button", name="Choose a folder").first.click()
-    dialog = page.locator("dialog[open]")
-    dialog.locator(".folder-path").fill(str(folder))
-    dialog.get_by_role("button", name="Go", exact=True).click()
-    page.wait_for_timeout(500)
-    dialog.get_by_role("button", name="Use this folder").click()
-    page.wait_for_selector(".dataset-grid img")
+    """A folder of pictures, some of them chosen."""
+    page.locator("#tab-dataset-button").click()
+    expect(page.locator(".dataset-empty")).to_be_visible()
+    detail = {"path": str(folder / "pictures" / "untidy")}
+    page.evaluate("detail => dispatchEvent(new CustomEvent('limner:dataset', {detail}))", detail)
+    loaded(page, ".dataset-grid")
+    for box in page.locator(".dataset-pick input").all()[:3]:
+        box.check()
 
 
-def take(page: Page, folder: Path, ending: str, pictures: Path, *, whole: bool) -> None:
-    """Every page of one size and theme. `whole`: as long as it is, else what a screen shows."""
-    for name, go in (("new-run", new_run), ("settings", settings), ("runs", runs), ("compare", compare)):
-        go(page)
-        page.wait_for_timeout(1500)
-        page.screenshot(path=folder / f"{name}{ending}.png", full_page=whole)
-    dataset(page, pictures)
-    page.wait_for_timeout(1500)
-    page.screenshot(path=folder / f"dataset{ending}.png", full_page=whole)
+def dataset_detail(page: Page, folder: Path) -> None:
+    """One picture, its crop and its caption."""
+    dataset(page, folder)
+    page.get_by_role("button", name="Open zibbo_05_wide.png").click()
+    loaded(page, ".crop-frame")
+
+
+def dataset_preview(page: Page, folder: Path) -> None:
+    """What an edit of many captions would write."""
+    dataset(page, folder)
+    page.locator(".dataset-fields input[name=tags]").fill("on a table")
+    page.get_by_role("button", name="Preview on").click()
+    expect(page.locator(".dataset-preview")).to_be_visible()
+
+
+def dataset_alike(page: Page, folder: Path) -> None:
+    """Pictures that are nearly the same."""
+    dataset(page, folder)
+    page.get_by_role("button", name="nearly the same").click()
+    loaded(page, ".alike-groups")
+
+
+def runs_empty(page: Page, folder: Path) -> None:
+    """Before the first run; `folder` holds none."""
+    del folder
+    page.locator("#tab-runs-button").click()
+    expect(page.get_by_text("No runs yet").first).to_be_visible()
+
+
+View = Callable[[Page, Path], None]
+VIEWS: tuple[View, ...] = (
+    new_run, new_run_empty, new_run_wrong, settings, settings_searched, presets, folders, runs, runs_failed, runs_waiting,
+    compare, dataset_empty, dataset, dataset_detail, dataset_preview, dataset_alike,
+)  # fmt: skip
+SHOWN: tuple[View, ...] = (new_run, settings_searched, runs, compare, dataset, dataset_detail)
+"""The views whose pictures stand in docs/."""
+
+
+def loaded(page: Page, place: str) -> None:
+    """Wait until there are pictures in `place`, and those in sight are drawn."""
+    expect(page.locator(f"{place} img").first).to_be_visible()
+    page.wait_for_function(
+        """place => [...document.querySelectorAll(place + " img")].every((i) => i.complete && (i.naturalWidth || !i.src) ||
+             i.getBoundingClientRect().top > innerHeight || !i.offsetParent)""",
+        arg=place,
+    )
+
+
+# --- looking at it ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a real `limner web` on `folder`/home, allowed to read all of `folder`."""
+    environment = {**os.environ, "LIMNER_HOME": str(folder / "home"), "TZ": "UTC"}
+    words = [sys.executable, "-m", "limner.cli", "web", "--port", "0", "--headless", "--allowed-path", str(folder)]
+    lock = filelock.FileLock(folder / "home" / "locks" / "runner.lock")
+    lock.acquire()  # as the runner does: what waits goes on waiting
+    process = subprocess.Popen(words, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield next(line.split()[3] for line in process.stdout if line.startswith("Limner is at"))
+    finally:
+        process.terminate()
+        process.wait()
+        lock.release()
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium."""
+    found = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if found is None:
+        sys.exit("No Chromium here. Run scripts/install_chromium.sh.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+def opened(browser: Browser, address: str, width: int, theme: str) -> Page:
+    """The page as somebody sees it for the first time, with animations off."""
+    size = {"width": width, "height": WIDTHS[width]}
+    context = browser.new_context(viewport=size, color_scheme=theme, reduced_motion="reduce", locale="en-GB", timezone_id="UTC")
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(address)
+    page.locator("#panel-new-run button").first.wait_for()
+    page.add_style_tag(content=".limner-corner { display: none }")  # what this machine has to say at the start
+    return page
+
+
+def look_at_all(browser: Browser, address: str, folder: Path, out: Path, names: list[str]) -> None:
+    """One picture of the whole page for every view, width and theme."""
+    out.mkdir(parents=True, exist_ok=True)
+    for theme in THEMES:
+        for width in WIDTHS:
+            for view in VIEWS:
+                if names and view.__name__ not in names:
+                    continue
+                page = opened(browser, address, width, theme)
+                view(page, folder)
+                page.screenshot(path=out / f"{view.__name__}-{width}-{theme}.png", full_page=True)
+                page.context.close()
+
+
+def take_pictures(browser: Browser, address: str, folder: Path) -> None:
+    """The pictures in docs/: what fits a screen of 1280 x 800, in light."""
+    for view in SHOWN:
+        page = opened(browser, address, 1280, "light")
+        view(page, folder)
+        name = view.__name__.removesuffix("_searched").replace("_", "-")
+        page.screenshot(path=PICTURES / f"{name}.png")
+        page.context.close()
 
 
 def main() -> None:
+    """See the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--all", type=Path)
-    parser.add_argument("--home", type=Path)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="ann-") as made, sync_playwright() as playwright:
-        home = args.home or Path(made) / "limner"
-        pictures = lesson.lay_out(Path(made) / "pictures")
-        if args.home is None:
-            make_home(home, pictures)
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--headless", "--no-sandbox", "--disable-gpu"])
-        with server(home, Path(made)) as address:
-            for width, theme in [(w, t) for w in SIZES for t in ("light", "dark")] if args.all else [(1280, "light")]:
-                size = dict(zip(("width", "height"), SIZES[width], strict=True))
-                page = browser.new_context(viewport=size, color_scheme=theme).new_page()  # type: ignore[arg-type]
-                page.goto(address)
-                page.wait_for_selector("#panel-new-run button")
-                page.wait_for_timeout(7000)  # passing messages have passed
-                folder, ending = (args.all, f"-{width}-{theme}") if args.all else (OUT, "")
-                folder.mkdir(parents=True, exist_ok=True)
-                take(page, folder, ending, pictures, whole=bool(args.all))
-        browser.close()
+    parser.add_argument("--home", type=Path, help="where its home and pictures are kept")
+    parser.add_argument("--all", type=Path, dest="out", help="where to put one picture of everything")
+    parser.add_argument("views", nargs="*", help="with --all: only these views")
+    asked = parser.parse_args()
+    folder = asked.home or Path(tempfile.mkdtemp(prefix="limner-"))
+    if not (folder / "home").exists():
+        demo_home.fill(folder)
+    try:
+        with served(folder) as address, chromium() as browser:
+            if asked.out:
+                look_at_all(browser, address, folder, asked.out, asked.views)
+            else:
+                take_pictures(browser, address, folder)
+    finally:
+        if not asked.home:
+            shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def test_the_page_speaks_it(language: str, browser: Browser, limner_web: Callabl
     assert overflow(page) == []
 
     page.locator("#tab-runs-button").click()
-    expect(page.get_by_text(said["No runs yet. Start one on the page New run."])).to_be_visible()
+    expect(page.get_by_text(said["No runs yet. Give Limner some pictures, and their training shows here."])).to_be_visible()
     assert overflow(page) == []
     assert errors == []
     context.close()

@@ -16,7 +16,7 @@ function plain(value) {
 }
 
 // One chart. show(lines, {log}): lines are [{label, steps, values, colour, width, dash, points, fillTo}]; colours are CSS
-// variables' names. What has the same lines as before is only given new data.
+// variables' names. One without a label is not in the legend. What has the same lines as before is only given new data.
 export class Chart {
   constructor(label, height) {
     this.label = label;
@@ -32,7 +32,7 @@ export class Chart {
     const data = uPlot.join(lines.map((line) => [line.steps, line.values]));
     const dark = document.body.classList.contains("dark");
     const shape = JSON.stringify([lines.map((l) => [l.label, l.colour]), log, dark]);
-    const last = lines.map((l) => `${l.label} ${plain(l.values.at(-1))}`).join(", ");
+    const last = lines.filter((l) => l.label).map((l) => `${l.label} ${plain(l.values.at(-1))}`).join(", ");
     this.element.setAttribute("aria-label", `${this.label}: ${last}`);
     if (shape === this.shape) {
       this.plot.setData(data);
@@ -59,6 +59,7 @@ export class Chart {
         { label: t("step") },
         ...lines.map((line) => ({
           label: line.label,
+          class: line.label ? "named" : "unnamed",
           stroke: colour(line.colour),
           width: line.width ?? 1.5,
           dash: line.dash,

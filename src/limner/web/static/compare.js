@@ -8,7 +8,7 @@ export function compare(changed) {
   const choice = h("select", { "aria-label": t("Compare with"), onchange: () => choose() });
   const differences = h("div", {});
   const pictures = h("div", { class: "pairs" });
-  const element = h("div", {}, h("label", {}, t("Compare with"), " ", choice), differences, pictures);
+  const element = h("div", {}, h("label", { class: "other-run" }, t("Compare with"), choice), differences, pictures);
   let run = null;
   let curves = null;
   let theirs = null;

@@ -39,8 +39,8 @@ export function charts() {
     const { steps } = curves;
     const lines = [];
     if (raw.checked) {
-      lines.push({ label: t("highest"), steps, values: curves.high, colour: "--curve-raw", width: 0.75, bandBelow: true });
-      lines.push({ label: t("lowest"), steps, values: curves.low, colour: "--curve-raw", width: 0.75 });
+      lines.push({ label: t("raw"), steps, values: curves.high, colour: "--curve-raw", width: 0.75, bandBelow: true });
+      lines.push({ label: "", steps, values: curves.low, colour: "--curve-raw", width: 0.75 });
     }
     lines.push({ label: t("smoothed"), steps, values: curves.smooth, colour: "--curve", width: 2.5 });
     if (curves.validation.steps.length) {

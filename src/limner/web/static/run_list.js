@@ -1,6 +1,6 @@
 // The left side: what waits, in its order, and all runs, newest first, filtered by text and state.
 import { h, post, say, sayRefused, t, url } from "./common.js";
-import { keep, keepAll } from "./keep.js";
+import { keepAll } from "./keep.js";
 import { isLive, statusWord, when } from "./run_words.js";
 
 const KINDS = {
@@ -24,7 +24,7 @@ export function runList(choose) {
   const queue = h("ol", { class: "queue" });
   const queueBox = h("section", { hidden: true }, h("h2", {}, t("Queue")), queue);
   const history = h("ul", { class: "history" });
-  const none = h("p", { class: "soft", hidden: true });
+  const none = h("p", { class: "soft", hidden: true }, t("No run fits the filter."));
   const element = h("nav", { class: "run-list", "aria-label": t("Runs") }, h("div", { class: "filters" }, words, kind), queueBox, history, none);
   let last = null;
 
@@ -42,7 +42,6 @@ export function runList(choose) {
     const shown = order.map((id) => runs.get(id)).filter((run) => run && fits(run));
     keepAll(history, shown.map((run) => brief(run, chosen)), (entry) => entry.id, historyItem);
     none.hidden = shown.length > 0;
-    keep(none, order.length > 0, (any) => [any ? t("No run fits the filter.") : t("No runs yet. Start one on the page New run.")]);
   }
 
   function queueItem(entry) {

@@ -27,18 +27,23 @@ export function runView(id, { back, changed }) {
   const config = h("div", {});
   const log = h("pre", { class: "log", tabIndex: 0, "aria-label": t("End of the log") });
   const wholeLog = h("a", { href: url(`${path}/log`), download: "" }, t("Download the whole log"));
+  const lossCard = section(t("Loss"), drawn.element);
+  const samplesCard = section(t("Samples"), noSamples, grid.element);
+  const filesCard = section(t("Files"), files);
+  const logged = section(t("Log"), log, wholeLog);
+  for (const card of [lossCard, samplesCard, filesCard, logged]) card.hidden = true; // until it is known what there is
   const element = h(
     "article",
     { class: "run-view" },
     h("div", { class: "card head" }, h("button", { class: "back", onclick: back }, t("← All runs")), title, status, bar, facts, buttons),
     trouble,
     warnings,
-    section(t("Loss"), drawn.element),
-    section(t("Samples"), noSamples, grid.element),
-    section(t("Files"), files),
+    lossCard,
+    samplesCard,
+    filesCard,
     section(t("Compare"), beside.element),
     section(t("Config"), config),
-    section(t("Log"), log, wholeLog),
+    logged,
   );
   let run = {};
   let curves = null;
@@ -56,6 +61,9 @@ export function runView(id, { back, changed }) {
     drawTrouble();
     keep(files, run.checkpoints, drawFiles);
     keep(config, run.config, drawConfig);
+    // what is still to come is said; of a run that is over, or has not begun, only what there is
+    samplesCard.hidden = !run.samples.names.length && !isLive(run);
+    filesCard.hidden = !run.checkpoints.length && !isLive(run);
     if (answer.log) drawLog();
     noSamples.hidden = run.samples.names.length > 0;
     grid.element.hidden = !noSamples.hidden;
@@ -67,6 +75,7 @@ export function runView(id, { back, changed }) {
       curvesAt = performance.now();
       if (fresh.steps) curves = fresh;
     }
+    lossCard.hidden = !curves?.steps.length && !isLive(run);
     drawn.show(curves, otherCurves());
     return run;
   }
@@ -186,8 +195,8 @@ export function runView(id, { back, changed }) {
 
   function drawLog() {
     const follows = log.scrollTop + log.clientHeight >= log.scrollHeight - 8;
-    log.textContent = run.log.tail || t("The log is empty.");
-    wholeLog.hidden = !run.log.tail;
+    log.textContent = run.log.tail;
+    logged.hidden = !run.log.tail;
     if (follows) log.scrollTop = log.scrollHeight;
   }
 

@@ -1,5 +1,5 @@
 // The page "Runs": the list, the chosen run beside it, and looking at the server again and again.
-import { arriving, get, h, Refused, t, watchWhileSeen } from "./common.js";
+import { arriving, get, go, h, Refused, t, watchWhileSeen } from "./common.js";
 import { runList } from "./run_list.js";
 import { runView } from "./run_view.js";
 import { isLive } from "./run_words.js";
@@ -20,7 +20,13 @@ export function mount({ element }) {
   const list = runList((id) => choose(id, true));
   const gone = h("p", { class: "gone", role: "alert", hidden: true });
   const right = h("div", { class: "right" });
-  const page = h("div", { class: "runs" }, gone, list.element, right);
+  const empty = h(
+    "div",
+    { class: "empty", hidden: true },
+    h("p", {}, t("No runs yet. Give Limner some pictures, and their training shows here.")),
+    h("button", { type: "button", class: "primary", onclick: () => go("new-run") }, t("Make a new run")),
+  );
+  const page = h("div", { class: "runs" }, gone, empty, list.element, right);
   element.querySelector(".panel").append(page);
 
   function choose(id, asked = false) {
@@ -53,6 +59,8 @@ export function mount({ element }) {
     if (answer.order) order = answer.order;
     for (const id of runs.keys()) if (answer.order && !answer.order.includes(id)) runs.delete(id);
     queue = answer.queue;
+    empty.hidden = order.length > 0;
+    list.element.hidden = right.hidden = !empty.hidden;
     if (!chosen && order.length && !matchMedia("(max-width: 800px)").matches) choose(order[0]);
     draw();
   }

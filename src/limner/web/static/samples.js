@@ -2,6 +2,8 @@
 import { fill, h, t, url } from "./common.js";
 import { keep } from "./keep.js";
 
+const MANY = 60; // more than these are drawn only when they come into sight
+
 // parse(["step-00000020_01.png"]): [{name, step: 20, prompt: "01"}]
 export const parse = (names) =>
   names.map((name) => {
@@ -16,8 +18,9 @@ export const sampleUrl = (run, name, width) =>
 export function samples() {
   const grid = h("div", { class: "samples", tabIndex: 0, role: "region", "aria-label": t("Samples by step and prompt") });
   const slider = beforeAfter();
-  const element = h("div", {}, slider.element, grid);
+  const element = h("div", { class: "all-samples" }, slider.element, grid);
   let shown = "";
+  let isMany = false;
   let rows = new Map();
 
   function show(run, { names, prompts }) {
@@ -31,6 +34,8 @@ export function samples() {
       grid.style.setProperty("--prompts", numbers.length);
       grid.replaceChildren(h("div", { class: "row head" }, h("span", {}, t("step")), texts.map((text) => h("span", { title: text }, text))));
     }
+    isMany = all.length > MANY;
+    grid.classList.toggle("many", isMany);
     const byStep = new Map();
     for (const sample of all) byStep.set(sample.step, { ...byStep.get(sample.step), [sample.prompt]: sample });
     for (const step of rows.keys()) if (!byStep.has(step)) drop(step);
@@ -65,7 +70,7 @@ export function samples() {
         return h(
           "button",
           { "aria-label": label, title: t("Look closer"), onclick: () => slider.look(sample) },
-          h("img", { loading: "lazy", alt: "", src: sampleUrl(run, sample.name, 256) }),
+          h("img", { loading: isMany ? "lazy" : "eager", alt: "", src: sampleUrl(run, sample.name, 256) }),
         );
       }),
     );
