@@ -1,4 +1,4 @@
-"""A tiny, really built Stable Diffusion 1 model with random weights, as a diffusers folder, and small picture sets."""
+"""Tiny, really built models of each family with random weights, as diffusers folders, and small picture sets."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ import random
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from limner.models.text import clip_tokenizer
+from limner.models.text import END, EXCLAMATION, clip_tokenizer
 
 
-def build(folder: Path, prediction: str = "epsilon", seed: int = 0) -> Path:
-    """Write the model; VAE factor 2, latents of 4 channels, bucket step 4."""
+def build(folder: Path, prediction: str = "epsilon", seed: int = 0, family: str = "sd1") -> Path:
+    """Write the model; VAE factor 2, latents of 4 channels, bucket step 4. The text is 16 numbers wide, SDXL's 16 + 24."""
     torch.manual_seed(seed)
-    tokenizer = clip_tokenizer()
+    is_xl = family == "sdxl"
+    told = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 48}
     unet = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D") if is_xl else ("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D") if is_xl else ("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
-        cross_attention_dim=16,
+        transformer_layers_per_block=[1, 2] if is_xl else 1,
+        cross_attention_dim=40 if is_xl else 16,
         attention_head_dim=2,
         norm_num_groups=4,
+        use_linear_projection=family != "sd1",
+        **(told if is_xl else {}),
     )
     vae = AutoencoderKL(
         block_out_channels=(4, 8),
@@ -37,21 +41,26 @@ def build(folder: Path, prediction: str = "epsilon", seed: int = 0) -> Path:
         sample_size=32,
         scaling_factor=0.5,
     )
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=49408, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=77, bos_token_id=49406, eos_token_id=49407, pad_token_id=1,
-        )
-    )  # fmt: skip
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
         set_alpha_to_one=False, steps_offset=1, prediction_type=prediction,
     )  # fmt: skip
-    StableDiffusionPipeline(
-        vae=vae, unet=unet, text_encoder=text, tokenizer=tokenizer, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(folder)  # fmt: skip
+    parts = {"vae": vae, "unet": unet, "scheduler": scheduler, "text_encoder": CLIPTextModel(_text(16))}
+    parts["tokenizer"] = clip_tokenizer(EXCLAMATION if family == "sd2" else END)
+    if is_xl:
+        parts |= {"text_encoder_2": CLIPTextModelWithProjection(_text(24)), "tokenizer_2": clip_tokenizer(EXCLAMATION)}
+        StableDiffusionXLPipeline(**parts).save_pretrained(folder)
+        return folder
+    without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    StableDiffusionPipeline(**parts, **without).save_pretrained(folder)
     return folder
+
+
+def _text(width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=49408, hidden_size=width, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        projection_dim=width, max_position_embeddings=77, bos_token_id=49406, eos_token_id=49407, pad_token_id=1,
+    )  # fmt: skip
 
 
 def pictures(

@@ -69,7 +69,7 @@ def check_base(config: Config, machine: Machine | None, records: Records) -> Ite
     if section.config is not None and not os.path.isdir(section.config):
         yield Finding("model.config", f"{section.config} is not a folder.", "Give a diffusers folder with configuration files.")
         return
-    records.base = base = recognise(section.base, section.revision, section.config)
+    records.base = base = recognise(section.base, section.revision, section.config, section.family)
     if section.family is not None and section.family != base.family:
         yield Finding(
             "model.family", f"{section.family!r} was asked for, {section.base} is {base.family!r}.", "Remove the line."
@@ -83,7 +83,11 @@ def check_base(config: Config, machine: Machine | None, records: Records) -> Ite
     if section.config is not None and base.layout == "folder":
         yield Finding("model.config", "has no effect on a diffusers folder.", "Remove it.", "warning")
     wanted = config.objective.prediction
-    if wanted is not None and wanted != base.prediction:
+    if not base.is_prediction_known and wanted is None:
+        said = f"{section.base} does not say what it predicts; {base.prediction} is assumed."
+        remedy = 'Set "epsilon" or "v_prediction"; with the wrong one nothing is learnt.'
+        yield Finding("objective.prediction", said, remedy, "warning")
+    elif wanted is not None and base.is_prediction_known and wanted != base.prediction:
         said = f"{wanted} is asked for, the model says {base.prediction}."
         yield Finding("objective.prediction", said, "Remove the line unless the model's own setting is wrong.", "warning")
 

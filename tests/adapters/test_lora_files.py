@@ -9,32 +9,35 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from limner.adapters.lora import LoraAdapter, section_of
 from limner.config import Lora
 from limner.errors import UserError
 from limner.formats.base import Base, recognise
 from limner.models import family as families
-from limner.models import sd1
+from limner.models.family import Family
+from limner.models.stable_diffusion import CONFIGS
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parent.parent / "golden" / "lora_keys_sd1.txt"
 
 
-def full_size() -> sd1.StableDiffusion1:
-    """Stable Diffusion 1.5's UNet and text encoder at their full size, without memory."""
-    family = sd1.StableDiffusion1(Base("sd15", sd1.CONFIGS, "folder", "sd1", "epsilon", 512, 64, 8))
+def full_size(name: str) -> Family:
+    """A family's UNet and text encoders at their full size, without memory."""
+    configs = CONFIGS / name
+    family = families.make(Base(name, configs, "folder", name, "epsilon", 512, 64, 8))
     with torch.device("meta"):
-        family.denoiser = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(sd1.CONFIGS, subfolder="unet"))
-        config = CLIPTextConfig.from_pretrained(sd1.CONFIGS / "text_encoder")
-        family.text_encoders["text_encoder"] = CLIPTextModel(config)
+        family.denoiser = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(configs, subfolder="unet"))
+        for part, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
+            if (configs / part).exists():
+                family.text_encoders[part] = kind(CLIPTextConfig.from_pretrained(configs / part))
     return family
 
 
-def keys_of(section: Lora) -> dict[str, tuple[int, ...]]:
+def keys_of(section: Lora, family: str = "sd1") -> dict[str, tuple[int, ...]]:
     adapter = LoraAdapter(section)
-    adapter.attach(full_size(), 0)
+    adapter.attach(full_size(family), 0)
     return {k: tuple(v.shape) for k, v in adapter.state_dict().items()}
 
 

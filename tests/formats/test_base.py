@@ -111,13 +111,15 @@ def test_a_folder_with_an_impossible_configuration(model: Path, file: str, value
 
 
 def test_folders_of_other_models(model: Path) -> None:
-    change(model / "model_index.json", text_encoder_2=["transformers", "CLIPTextModelWithProjection"])
-    assert "SDXL" in refused(model)
     index = json.loads((model / "model_index.json").read_text())
-    (model / "model_index.json").write_text(json.dumps({k: v for k, v in index.items() if k != "text_encoder_2"}))
-    change(model / "unet" / "config.json", use_linear_projection=True)
-    assert "Stable Diffusion 2" in refused(model)
-    change(model / "unet" / "config.json", use_linear_projection=False, in_channels=9)
+    change(model / "model_index.json", text_encoder_2=["transformers", "CLIPTextModelWithProjection"])
+    change(model / "unet" / "config.json", addition_embed_type="text_time")
+    assert "text_encoder_2 holds no .safetensors file" in refused(model)
+    refiner = {k: v for k, v in index.items() if k != "text_encoder"} | {"text_encoder_2": ["transformers", "x"]}
+    (model / "model_index.json").write_text(json.dumps(refiner))
+    assert "refiner" in refused(model)
+    (model / "model_index.json").write_text(json.dumps(index))
+    change(model / "unet" / "config.json", in_channels=9, addition_embed_type=None)
     assert "inpainting" in refused(model)
     (model / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", "transformer": ["diffusers", "x"]}))
     assert "FluxPipeline" in refused(model)
@@ -133,9 +135,10 @@ OTHERS = {
     "a LoRA of diffusers": {"unet.mid_block.attentions.0.proj_in.lora_A.weight": (4, 320)},
     "a Flux model": {"model.diffusion_model.double_blocks.0.img_mod.lin.weight": (9, 9)},
     "an SD 3 model": {"model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight": (9, 9)},
-    "an SDXL model": {f"{UNET}label_emb.0.0.weight": (9, 9), **SD1},
-    "an SDXL model by its text encoders": {"conditioner.embedders.0.transformer.x": (1,), **SD1},
-    "a model with text width 1024": {**SD1, TO_K: (320, 1024)},
+    "a Stable Diffusion XL model without its text encoder and its text encoder 2": {**SD1, TO_K: (320, 2048)},
+    "SDXL's refiner": {**SD1, TO_K: (320, 1280)},
+    "a Stable Diffusion 2 model without its text encoder": {**SD1, TO_K: (320, 1024)},
+    "a model with text width 1000": {**SD1, TO_K: (320, 1000)},
     "an inpainting": {**SD1, FIRST: (320, 9, 3, 3)},
     "an inpainting or damaged": {k: v for k, v in SD1.items() if k != FIRST},
     "without its VAE": {k: v for k, v in SD1.items() if k != VAE},
@@ -149,13 +152,14 @@ OTHERS = {
 @pytest.mark.parametrize("said", OTHERS)
 def test_other_single_files_are_named(said: str, tmp_path: Path) -> None:
     message = refused(single_file(tmp_path / "x.safetensors", OTHERS[said]))
-    assert said.removesuffix(" of diffusers").removesuffix(" by its text encoders") in message
+    assert said.removesuffix(" of diffusers") in message
 
 
 def test_a_single_file_with_a_configuration_beside_it(tiny_model: Path, tmp_path: Path) -> None:
     path = single_file(tmp_path / "x.safetensors", {**SD1, TO_K: (8, 16)})
     assert "text width 16" in refused(path)
-    assert recognise(str(path), config=tiny_model) == Base(str(path), path, "file", "sd1", "epsilon", 32, 4, 2, tiny_model)
+    expected = Base(str(path), path, "file", "sd1", "epsilon", 32, 4, 2, config=tiny_model)
+    assert recognise(str(path), config=tiny_model) == expected
     assert "a LoRA" in refused(single_file(tmp_path / "l.safetensors", OTHERS["a LoRA"]), tiny_model)
     assert "config.json is missing" in refused(path, tmp_path, "model.config")
 

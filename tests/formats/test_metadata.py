@@ -12,7 +12,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from limner.config import files
-from limner.formats.lora_names import kohya_name
 from limner.formats.metadata import adapter_metadata, add_hashes, model_spec, tag_frequency
 
 FACTS = {
@@ -129,20 +128,3 @@ def test_tags_are_counted_as_kohya_does() -> None:
     assert tag_frequency(captions) == {"10_cat": {"red": 3, "a cat": 1}, "x": {}}
     many = tag_frequency([(f"f{i}", ",".join(f"t{j}" for j in range(3000))) for i in range(120)])
     assert len(many) == 100 and all(len(v) == 2000 for v in many.values())
-
-
-@pytest.mark.parametrize(
-    ("part", "module", "name"),
-    [
-        ("denoiser", "mid_block.attentions.0.proj_in", "lora_unet_mid_block_attentions_0_proj_in"),
-        (
-            "denoiser",
-            "down_blocks.0.attentions.1.transformer_blocks.0.ff.net.0.proj",
-            "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_ff_net_0_proj",
-        ),
-        ("text_encoder", "encoder.layers.11.self_attn.q_proj", "lora_te_text_model_encoder_layers_11_self_attn_q_proj"),
-        ("text_encoder", "text_model.encoder.layers.0.mlp.fc1", "lora_te_text_model_encoder_layers_0_mlp_fc1"),
-    ],
-)
-def test_names_in_lora_files(part: str, module: str, name: str) -> None:
-    assert kohya_name(part, module) == name

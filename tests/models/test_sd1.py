@@ -20,7 +20,7 @@ from limner.engine.runtime import Runtime
 from limner.errors import UserError
 from limner.formats.base import Base, recognise
 from limner.models import family as families
-from limner.models import sd1
+from limner.models import stable_diffusion
 from limner.models.text import clip_tokenizer
 
 CPU = torch.device("cpu")
@@ -123,9 +123,9 @@ def test_folder_without_tokenizer_uses_clips(tiny_model, tmp_path):
 def test_text_encoder_of_a_single_file(tiny_model, tmp_path, monkeypatch):
     """The text part of an original-layout checkpoint: prefixed names, the `text_model.` level, old `position_ids`."""
     configs = tmp_path / "configs"
-    shutil.copytree(tiny_model / "text_encoder", configs / "text_encoder")
-    shutil.copytree(sd1.CONFIGS / "scheduler", configs / "scheduler")
-    monkeypatch.setattr(sd1, "CONFIGS", configs)
+    shutil.copytree(tiny_model / "text_encoder", configs / "sd1" / "text_encoder")
+    shutil.copytree(stable_diffusion.CONFIGS / "sd1" / "scheduler", configs / "sd1" / "scheduler")
+    monkeypatch.setattr(stable_diffusion, "CONFIGS", configs)
     weights = {
         k.removeprefix("text_model."): v for k, v in load_file(tiny_model / "text_encoder" / "model.safetensors").items()
     }
@@ -133,7 +133,7 @@ def test_text_encoder_of_a_single_file(tiny_model, tmp_path, monkeypatch):
     state["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(state | {"model.diffusion_model.out.2.bias": torch.zeros(4)}, tmp_path / "one.safetensors")
     base = Base("one", tmp_path / "one.safetensors", "file", "sd1", "epsilon", 512, 64, 8)
-    family = sd1.StableDiffusion1(base)
+    family = families.make(base)
     family.load("text", torch.float32, CPU)
     with torch.no_grad():
         found, expected = (f.encode_captions(["a photo of a cat"])["text"] for f in (family, whole(tiny_model)))
@@ -141,8 +141,9 @@ def test_text_encoder_of_a_single_file(tiny_model, tmp_path, monkeypatch):
 
     lacking = {k: v for k, v in state.items() if "layers.1.mlp.fc2" not in k}
     save_file(lacking, tmp_path / "one.safetensors")
-    with pytest.raises(UserError, match=r"2 tensors are missing, the first is encoder\.layers\.1\.mlp\.fc2\.bias"):
-        sd1.StableDiffusion1(base).load("text", torch.float32, CPU)
+    missing = r"2 tensors are missing, the first is cond_stage_model\.transformer\.text_model\.encoder\.layers\.1\.mlp\.fc2"
+    with pytest.raises(UserError, match=missing):
+        families.make(base).load("text", torch.float32, CPU)
 
 
 def test_missing_weights_are_named(tiny_model, tmp_path):

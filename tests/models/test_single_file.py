@@ -19,7 +19,7 @@ from limner.errors import UserError
 from limner.formats.base import recognise
 from limner.formats.original import TEXT, UNET, VAE, original_shape, text_names, unet_names, vae_names
 from limner.models import family as families
-from limner.models.sd1 import CONFIGS
+from limner.models.stable_diffusion import CONFIGS
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parents[1] / "golden" / "sd1_original_keys.txt"  # sd-mecha's manifest `sd1-ldm`, without position_ids
@@ -77,9 +77,9 @@ def models(family) -> list[nn.Module]:
 
 def test_names_and_shapes_of_the_full_model_are_the_originals():
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGS, subfolder="unet"))
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(CONFIGS, subfolder="vae"))
-        text = CLIPTextModel(CLIPTextConfig.from_pretrained(CONFIGS / "text_encoder"))
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGS / "sd1", subfolder="unet"))
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(CONFIGS / "sd1", subfolder="vae"))
+        text = CLIPTextModel(CLIPTextConfig.from_pretrained(CONFIGS / "sd1" / "text_encoder"))
     lines = []
     for model, names in ((unet, unet_names), (vae, vae_names), (text, text_names)):
         state = model.state_dict()
@@ -193,19 +193,20 @@ def test_files_that_are_no_base_model(tiny_model, tmp_path):
     state, path = original(tiny_model), tmp_path / "one.safetensors"
     lora = {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(2, 8)}
     wide = state | {f"{UNET}input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)}
+    lacking = "a Stable Diffusion 1 model without its"
     cases = {
-        "an SD 1 model without its VAE,": {k: v for k, v in state.items() if not k.startswith(VAE)},
-        "an SD 1 model without its text encoder,": {k: v for k, v in state.items() if not k.startswith(TEXT)},
-        "an SD 1 model without its VAE and its text encoder,": {k: v for k, v in state.items() if k.startswith(UNET)},
+        f"{lacking} VAE,": {k: v for k, v in state.items() if not k.startswith(VAE)},
+        f"{lacking} text encoder,": {k: v for k, v in state.items() if not k.startswith(TEXT)},
+        f"{lacking} VAE and its text encoder,": {k: v for k, v in state.items() if k.startswith(UNET)},
         "is a LoRA,": lora,
         "is no checkpoint that Limner recognises,": {"a": torch.zeros(2)},
-        "is an inpainting or damaged SD 1 model,": wide,
+        "is an inpainting or damaged Stable Diffusion 1 model,": wide,
     }
     for said, content in cases.items():
         message = refused(write(content, path), tiny_model)
         assert message.startswith("error: model.base: one.safetensors is ") and said in message, message
     assert "is a LoRA," in refused(write(lora, path), None)
-    assert "text width 16 instead of 768" in refused(write(state, path), None)
+    assert "text width 16 instead of 768 (sd1)" in refused(write(state, path), None)
 
 
 @pytest.mark.parametrize("size", [0, 7, 500, -1])

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from limner.config import Lora, Optimizer
 from limner.config.defaults import text_encoder_rate
 from limner.errors import Finding, UserError, wrong
-from limner.formats.lora_names import kohya_name
 from limner.randomness import mix
 
 if TYPE_CHECKING:
@@ -122,12 +121,11 @@ class LoraAdapter:
 
     def attach(self, family: Family, seed: int) -> None:
         section = self.section
-        wanted = {"denoiser": section.denoiser, "text_encoder": section.text_encoder}
         kind = DoraLayer if section.dora else LoraLayer
         for target in family.adapter_targets(convolutions=section.conv_rank is not None):
-            if not wanted[target.part]:
+            if not (section.denoiser if target.part == "denoiser" else section.text_encoder):
                 continue
-            name = kohya_name(target.part, target.name)
+            name = target.in_file
             rank, scale = section.rank_and_scale(spatial=target.is_spatial)
             self.layers[name] = (target, kind(target.module, rank, scale, mix(seed, f"init {name}")))  # type: ignore[arg-type]
         assert self.layers, "preflight refuses configurations that adapt nothing"
@@ -150,13 +148,15 @@ class LoraAdapter:
                 layer.attach()
 
     def parameter_groups(self, optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
-        rates = {"denoiser": lr, "text_encoder": text_encoder_rate(optimizer, lr)}
-        groups = []
-        for part, rate in rates.items():
-            params = [p for target, layer in self.layers.values() if target.part == part for p in layer.parameters()]
-            if params:
-                groups.append({"name": part, "params": params, "lr": rate})
-        return groups
+        parts = dict.fromkeys(target.part for target, _ in self.layers.values())
+        return [
+            {
+                "name": part,
+                "params": [p for target, layer in self.layers.values() if target.part == part for p in layer.parameters()],
+                "lr": lr if part == "denoiser" else text_encoder_rate(optimizer, lr),
+            }
+            for part in parts
+        ]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {f"{name}.{key}": t.detach() for name, (_, layer) in self.layers.items() for key, t in layer.tensors().items()}
@@ -205,5 +205,5 @@ def section_of(state: dict[str, Tensor], where: str) -> Lora:
         conv_rank=next(iter(spatial), None),
         dora=any(k.endswith(".dora_scale") for k in state),
         denoiser=any(n.startswith("lora_unet_") for n in ranks),
-        text_encoder=any(n.startswith("lora_te_") for n in ranks),
+        text_encoder=any(n.startswith("lora_te") for n in ranks),
     )

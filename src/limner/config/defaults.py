@@ -11,18 +11,18 @@ from collections.abc import Sequence
 
 from limner.config import Config, Optimizer
 
-_LEARNING_RATES = {("sd1", "lora"): 1e-4, ("sd1", "none"): 5e-6}
+_LEARNING_RATES = {"lora": 1e-4, "none": 5e-6}
 _POCKET_LEARNING_RATES = {"lora": 1e-3, "none": 2e-4}
 _SHOWINGS = 100
 _MIN_STEPS, _MAX_STEPS = 500, 3000
 
 
-def learning_rate(config: Config, family: str, is_pocket: bool) -> float:
+def learning_rate(config: Config, is_pocket: bool) -> float:
     """The denoiser's learning rate."""
     if config.optimizer.lr is not None:
         return config.optimizer.lr
     kind = config.adapter.kind
-    return _POCKET_LEARNING_RATES[kind] if is_pocket else _LEARNING_RATES[family, kind]
+    return _POCKET_LEARNING_RATES[kind] if is_pocket else _LEARNING_RATES[kind]
 
 
 def text_encoder_rate(optimizer: Optimizer, lr: float) -> float:

@@ -56,12 +56,15 @@ def _paint_alike(
 ) -> Tensor:
     first, device = prompts[0], runtime.device
     factor = family.base.latent_factor
-    shape = (4, first.height // factor, first.width // factor)
+    shape = (family.base.latent_channels, first.height // factor, first.width // factor)
     noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(p.seed)) for p in prompts]).to(device)
     cond = {k: torch.cat([c[k] for c, _ in encoded]).to(device) for k in encoded[0][0]}
     guided = first.guidance != 1
     if guided:
         cond = {k: torch.cat([torch.cat([n[k] for _, n in encoded]).to(device), v]) for k, v in cond.items()}
+    size = first.height, first.width  # of a picture that was never cut
+    geometry = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=device)
+    cond["geometry"] = geometry.expand((1 + guided) * len(prompts), -1)
 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
         with runtime.autocast():

@@ -24,7 +24,8 @@ from limner.engine.runtime import Runtime
 from limner.engine.samples import Progress, Samples
 from limner.engine.train import Training
 from limner.errors import StopRequested, UserError, wrong
-from limner.formats.base import Base, recognise, weight_files
+from limner.formats.base import FAMILIES as KNOWN
+from limner.formats.base import Base, recognise
 from limner.formats.metadata import tag_frequency
 from limner.models import family as families
 from limner.models.family import Family
@@ -34,7 +35,7 @@ from limner.runs import Run
 def find_base(config: Config) -> Base:
     """The base model, fetched from the Hugging Face hub first if it is not here."""
     section = config.model
-    base = recognise(section.base, section.revision, section.config)
+    base = recognise(section.base, section.revision, section.config, section.family)
     if base.path is None:
         fetch(section.base, section.revision)
         base = recognise(section.base, section.revision, section.config)
@@ -48,8 +49,8 @@ def fetch(name: str, revision: str | None) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["model_index.json", "*/*.json", "tokenizer/*"]
-    patterns += [f"{part}/*.safetensors" for part in ("unet", "vae", "text_encoder")]
+    patterns = ["model_index.json", "*/*.json", "tokenizer*/*"]
+    patterns += [f"{part}/*.safetensors" for part in {p for known in KNOWN.values() for p in known.parts}]
     try:
         snapshot_download(name, revision=revision, allow_patterns=patterns)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -95,7 +96,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     family = families.make(base)
     samples = Samples(config, dataset, family, runtime, cache)
     prompts = all_prompts(_with_copied_prompts(config, run), dataset.buckets.resolution, base.bucket_step_px)
-    rate = defaults.learning_rate(config, base.family, base.is_pocket)
+    rate = defaults.learning_rate(config, base.is_pocket)
     if runtime.is_main:
         disk.write_json(run.path / "plan.json", plan(dataset, base, rate, runtime))
 
@@ -196,7 +197,7 @@ def metadata_facts(
         entry["img_count"] += 1
     base = family.base
     assert base.path is not None
-    whole = base.path if base.layout == "file" else weight_files(base.path, "unet")[0]
+    weights = next(file for file in family.part_files("denoiser") if file.suffix == ".safetensors")
     started = time.time()
     return {
         "session_id": int(started * 1000) % 2**32,
@@ -216,5 +217,5 @@ def metadata_facts(
         "total_steps": dataset.total_steps,
         # a local folder's whole path is nobody's business
         "model_name": base.path.name if Path(config.model.base).exists() else config.model.base,
-        "model_hash": cache.content_hash(whole),
+        "model_hash": cache.content_hash(weights),
     }

@@ -27,6 +27,8 @@ class Batch:
 
     mean: Tensor
     deviation: Tensor
+    geometry: Tensor
+    """See `models.family.Conditioning`."""
     cond: Conditioning | None
     class_cond: Conditioning | None
     """The same pictures under class words, for output preservation."""
@@ -125,18 +127,26 @@ class Samples:
         latents = [self._latents(i) for i in indices]
         captions = [self.dataset.pictures[i].caption for i in indices]
         positions = list(range(first_position, first_position + len(indices)))
+        geometry = torch.tensor([self._geometry(i) for i in indices], dtype=torch.float32).to(device, non_blocking=True)
         class_cond = None
         if self.config.objective.preserve != "off":
             drawn = [words[mix(seed, "class word", step, p) % len(words)] for p in positions]
             class_cond = self._conditioning([self._class_caption(c, w) for c, w in zip(captions, drawn, strict=True)])
+            class_cond |= {"geometry": geometry}
         return Batch(
             torch.stack([e["mean"] for e in latents]).to(device, non_blocking=True),
             torch.stack([e["deviation"] for e in latents]).to(device, non_blocking=True),
-            None if self.trains_text else self._conditioning(captions),
+            geometry,
+            None if self.trains_text else self._conditioning(captions) | {"geometry": geometry},
             class_cond,
             captions,
             positions,
         )
+
+    def _geometry(self, index: int) -> tuple[int, ...]:
+        picture, fit = self.dataset.pictures[index], self.dataset.fits[index]
+        (left, top), (width, height) = fit.crop, fit.bucket
+        return picture.height, picture.width, top, left, height, width
 
     def _conditioning(self, captions: list[str]) -> Conditioning:
         texts = [self._text_of(c) for c in captions]

@@ -135,7 +135,9 @@ def batch_loss(job: Training, batch: Batch, step: int) -> Tensor:
     t = uniform_timesteps(process.num_timesteps, seed, step, batch.positions, x0.device)
     noisy = process.add_noise(x0, noise, t)
     with job.runtime.autocast():
-        cond = batch.cond if batch.cond is not None else family.encode_captions(batch.captions)
+        cond = batch.cond
+        if cond is None:
+            cond = family.encode_captions(batch.captions) | {"geometry": batch.geometry}
         pred = family.predict(noisy, t, cond)
     weight = snr_weight(process, t, process.prediction, job.config.objective.min_snr_gamma)
     loss = per_sample_loss(pred, process.target(x0, noise, t)) * weight

@@ -4,19 +4,49 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from limner.disk import read_json
 from limner.errors import wrong
-from limner.formats.header import Header, read_header
-from limner.formats.original import TEXT, UNET, VAE
+from limner.formats.header import Header, TensorInfo, read_header
+from limner.formats.original import OPEN_TEXT, SDXL_OPEN_TEXT, SDXL_TEXT, TEXT, UNET, VAE
 from limner.pocket import MODEL as POCKET
 
 FIELD = "model.base"
 _CONFIG = "model.config"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+Prediction = Literal["epsilon", "v_prediction"]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is usual in a family, where files do not say it; and by what its single files are told."""
+
+    title: str
+    prediction: Prediction
+    resolution_px: int
+    bucket_step_px: int
+    text_width: int
+    """Numbers for each token that the UNet attends to."""
+    text: tuple[str, ...]
+    """How the names of the text encoders' tensors begin in a single file."""
+    parts: tuple[str, ...]
+    """Folders of a diffusers model that hold weights."""
+
+
+FAMILIES: Mapping[str, Known] = {
+    "sd1": Known("Stable Diffusion 1", "epsilon", 512, 64, 768, (TEXT,), ("unet", "vae", "text_encoder")),
+    "sd2": Known("Stable Diffusion 2", "v_prediction", 768, 64, 1024, (OPEN_TEXT,), ("unet", "vae", "text_encoder")),
+    "sdxl": Known(
+        "Stable Diffusion XL", "epsilon", 1024, 32, 2048, (SDXL_TEXT, SDXL_OPEN_TEXT),
+        ("unet", "vae", "text_encoder", "text_encoder_2"),
+    ),
+}  # fmt: skip
+_CHOOSE = "Choose a Stable Diffusion 1, 2 or XL model."
 
 
 @dataclass(frozen=True)
@@ -27,20 +57,26 @@ class Base:
     path: Path | None
     layout: Literal["folder", "file"]
     family: str
-    prediction: Literal["epsilon", "v_prediction"]
+    prediction: Prediction
     resolution_px: int
     bucket_step_px: int
-    latent_factor: int
+    latent_factor: int = 8
+    latent_channels: int = 4
     config: Path | None = None
     """The diffusers folder whose configuration files describe a single file; None: those of the family do."""
+    is_prediction_known: bool = True
+    """False where the files do not say what the denoiser predicts, and the family has both."""
 
     @property
     def is_pocket(self) -> bool:
         return self.path == POCKET
 
 
-def recognise(source: str, revision: str | None = None, config: Path | None = None) -> Base:
-    """Find and recognise the base model that `source` names. Raises UserError that says what was found instead."""
+def recognise(source: str, revision: str | None = None, config: Path | None = None, family: str | None = None) -> Base:
+    """Find and recognise the base model that `source` names. Raises UserError that says what was found instead.
+
+    `family` is what a Hugging Face id is taken for that is not here yet; the trainer looks again once it is.
+    """
     if source == "pocket":
         return _folder(source, POCKET)
     path = Path(os.path.expanduser(source))
@@ -50,9 +86,13 @@ def recognise(source: str, revision: str | None = None, config: Path | None = No
         return _file(source, path, config)
     if _HUB_ID.fullmatch(source):
         cached = cached_snapshot(source, revision)
-        # Facts of a model that is not here yet are SD 1's; the trainer looks again once it is.
-        return _folder(source, cached) if cached else Base(source, None, "folder", "sd1", "epsilon", 512, 64, 8)
+        return _folder(source, cached) if cached else _usual(source, None, "folder", family or "sd1")
     raise wrong(FIELD, f"{source!r} is neither a folder, nor a file, nor a Hugging Face id.", 'Give one of these, or "pocket".')
+
+
+def _usual(source: str, path: Path | None, layout: Literal["folder", "file"], family: str) -> Base:
+    known = FAMILIES[family]
+    return Base(source, path, layout, family, known.prediction, known.resolution_px, known.bucket_step_px)
 
 
 def _is(path: Path, what: str) -> bool:
@@ -75,28 +115,35 @@ def _json(path: Path, field: str = FIELD) -> dict[str, Any]:
 
 
 def _folder(source: str, path: Path) -> Base:
-    index = _json(path / "model_index.json")
-    pipeline = index.get("_class_name")
-    if "unet" not in index:
-        raise wrong(
-            FIELD, f"{source} is a {pipeline} model, which Limner cannot train yet.", "Choose a Stable Diffusion 1 model."
-        )
-    unet = _json(path / "unet" / "config.json")
-    if "text_encoder_2" in index or unet.get("addition_embed_type") or unet.get("use_linear_projection"):
-        found = "SDXL" if "text_encoder_2" in index else "Stable Diffusion 2"
-        raise wrong(FIELD, f"{source} is a {found} model, which Limner cannot train yet.", "Choose a Stable Diffusion 1 model.")
-    if unet.get("in_channels", 4) != 4:
-        raise wrong(FIELD, f"{source} is an inpainting model, which Limner cannot train yet.", "Choose the plain model.")
-    for part in ("unet", "vae", "text_encoder"):
+    family = _family_of_folder(source, path)
+    for part in FAMILIES[family].parts:
         weights = weight_files(path, part)
         if not weights:
             raise wrong(FIELD, f"{path / part} holds no .safetensors file.", "Download the model again, with safetensors.")
         for file in weights:
             read_header(file, FIELD)
-    return Base(source, path, "folder", "sd1", *_facts(path))
+    return Base(source, path, "folder", family, *_facts(path))
 
 
-def _facts(folder: Path, field: str = FIELD) -> tuple[Literal["epsilon", "v_prediction"], int, int, int]:
+def _family_of_folder(source: str, path: Path) -> str:
+    index = _json(path / "model_index.json")
+    if "unet" not in index:
+        raise wrong(FIELD, f"{source} is a {index.get('_class_name')} model, which Limner cannot train yet.", _CHOOSE)
+    unet = _json(path / "unet" / "config.json")
+    if unet.get("in_channels", 4) != 4:
+        raise wrong(FIELD, f"{source} is an inpainting model, which Limner cannot train yet.", "Choose the plain model.")
+    if "text_encoder" not in index:
+        raise wrong(FIELD, f"{source} is SDXL's refiner, which Limner cannot train.", "Choose the SDXL base model.")
+    return _family_of_unet(unet)
+
+
+def _family_of_unet(config: Mapping[str, Any]) -> str:
+    if config.get("addition_embed_type"):
+        return "sdxl"
+    return "sd2" if config.get("use_linear_projection") else "sd1"
+
+
+def _facts(folder: Path, field: str = FIELD) -> tuple[Prediction, int, int, int]:
     """(prediction, resolution, bucket step, latent factor) from a diffusers folder's configuration files."""
     unet, vae = (_json(folder / part / "config.json", field) for part in ("unet", "vae"))
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
@@ -125,23 +172,35 @@ def _file(source: str, path: Path, config: Path | None) -> Base:
             FIELD, f"{path.name} is not a .safetensors file.", "Convert it first; pickled files can run code when opened."
         )
     header = read_header(path, FIELD)
-    width = 768
+    described = None
     if config is not None:
         unet, _ = (_json(config / part / "config.json", _CONFIG) for part in ("unet", "text_encoder"))
-        width = unet.get("cross_attention_dim", 0)
-    found = family_of(header, width)
-    if found != "sd1":
-        remedy = "Choose a whole Stable Diffusion 1 checkpoint."
-        raise wrong(FIELD, f"{path.name} is {found}, which Limner cannot use as a base model.", remedy)
+        described = _family_of_unet(unet), unet.get("cross_attention_dim", 0)
+    found = family_of(header, described)
+    if found not in FAMILIES:
+        raise wrong(FIELD, f"{path.name} is {found}, which Limner cannot use as a base model.", _CHOOSE)
     if config is not None:
-        return Base(source, path, "file", "sd1", *_facts(config, _CONFIG), config)
-    return Base(source, path, "file", "sd1", "epsilon", 512, 64, 8)
+        return Base(source, path, "file", found, *_facts(config, _CONFIG), config=config)
+    said = _prediction_of(header)
+    known, usual = FAMILIES[found], said or FAMILIES[found].prediction
+    # SD 2's two sizes differ in nothing but what they predict
+    resolution = 512 if found == "sd2" and usual == "epsilon" else known.resolution_px
+    sure = said is not None or found != "sd2"
+    return Base(source, path, "file", found, usual, resolution, known.bucket_step_px, is_prediction_known=sure)
 
 
-def family_of(header: Header, text_width: int = 768) -> str:
-    """What a single file holds, in words ("sd1" if it is a whole SD 1 checkpoint): by names and widths of its tensors.
+def _prediction_of(header: Header) -> Prediction | None:
+    """What the denoiser predicts, if the file says it: in Stability's metadata, or by SDXL's marks `v_pred`."""
+    said = header.metadata.get("modelspec.prediction_type")
+    if said in ("v", "v_prediction") or "v_pred" in header.tensors:
+        return "v_prediction"
+    return "epsilon" if said == "epsilon" else None
 
-    `text_width` is that of the captions' vectors which the UNet attends to; models of unusual shape have another one.
+
+def family_of(header: Header, described: tuple[str, int] | None = None) -> str:
+    """What a single file holds, in words, or a key of `FAMILIES` if it is a whole model: by its tensors' names and widths.
+
+    `described` is, for models of unusual shape, the family and the width of the captions' vectors that the UNet attends to.
     """
     names = header.tensors
     if any(n.startswith(("lora_unet_", "lora_te", "lora_transformer_")) or ".lora_" in n for n in names):
@@ -150,16 +209,25 @@ def family_of(header: Header, text_width: int = 768) -> str:
         return "a Flux model"
     if any("joint_blocks." in n for n in names):
         return "an SD 3 model"
-    if f"{UNET}label_emb.0.0.weight" in names or any(n.startswith("conditioner.embedders.") for n in names):
-        return "an SDXL model"
-    key = next((n for n in names if n.startswith(UNET) and n.endswith(".attn2.to_k.weight")), None)
-    if key is None or len(names[key].shape) != 2:
+    widths = {info.shape[1] for n, info in names.items() if _takes_text(n, info)}
+    if not widths:
         return "no checkpoint that Limner recognises"
-    if names[key].shape[1] != text_width:
-        return f"a model with text width {names[key].shape[1]} instead of {text_width} (SD 2 has 1024)"
+    width = max(widths)
+    widths_of = dict([described]) if described else {f: known.text_width for f, known in FAMILIES.items()}
+    family = next((f for f, usual in widths_of.items() if usual == width), None)
+    if family is None:
+        if width == 1280 and not described:
+            return "SDXL's refiner"
+        usual = ", ".join(f"{width} ({f})" for f, width in widths_of.items())
+        return f"a model with text width {width} instead of {usual}"
+    known = FAMILIES[family]
     first = names.get(f"{UNET}input_blocks.0.0.weight")
     if first is None or len(first.shape) != 4 or first.shape[1] != 4:
-        return "an inpainting or damaged SD 1 model"
-    parts = {VAE: "VAE", TEXT: "text encoder"}
-    missing = [part for prefix, part in parts.items() if not any(n.startswith(prefix) for n in names)]
-    return f"an SD 1 model without its {' and its '.join(missing)}" if missing else "sd1"
+        return f"an inpainting or damaged {known.title} model"
+    wanted = {"VAE": VAE, **{f"text encoder {i + 1}" if i else "text encoder": t for i, t in enumerate(known.text)}}
+    missing = [part for part, prefix in wanted.items() if not any(n.startswith(prefix) for n in names)]
+    return f"a {known.title} model without its {' and its '.join(missing)}" if missing else family
+
+
+def _takes_text(name: str, info: TensorInfo) -> bool:
+    return name.startswith(UNET) and name.endswith(".attn2.to_k.weight") and len(info.shape) == 2

@@ -17,8 +17,15 @@ from typing import Any
 
 from limner.config import Config, Lora
 
-ARCHITECTURES = {"sd1": "stable-diffusion-v1"}
-BASE_VERSIONS = {"sd1": "sd_v1"}
+ARCHITECTURES = {
+    ("sd1", "epsilon"): "stable-diffusion-v1",
+    ("sd1", "v_prediction"): "stable-diffusion-v1",
+    ("sd2", "epsilon"): "stable-diffusion-v2-512",
+    ("sd2", "v_prediction"): "stable-diffusion-v2-768-v",
+    ("sdxl", "epsilon"): "stable-diffusion-xl-v1-base",
+    ("sdxl", "v_prediction"): "stable-diffusion-xl-v1-base",
+}
+BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _KOHYA_PREDICTION = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
@@ -64,7 +71,7 @@ def adapter_metadata(config: Config, facts: Mapping[str, Any]) -> dict[str, str]
         "ss_network_alpha": lora.file_alpha(spatial=False),
         "ss_network_args": network_args,
         "ss_mixed_precision": {"fp32": "no"}.get(facts["precision"], facts["precision"]),
-        "ss_v2": False,
+        "ss_v2": facts["family"] == "sd2",
         "ss_base_model_version": BASE_VERSIONS[facts["family"]],
         "ss_seed": config.train.seed,
         "ss_cache_latents": config.memory.cache_latents,
@@ -87,7 +94,7 @@ def model_spec(config: Config, facts: Mapping[str, Any], suffix: str = "/lora") 
     out, resolution = config.output, facts["resolution"]
     values = {
         "sai_model_spec": "1.0.1",
-        "architecture": ARCHITECTURES[facts["family"]] + suffix,
+        "architecture": ARCHITECTURES[facts["family"], facts["prediction"]] + suffix,
         "implementation": "https://github.com/Stability-AI/generative-models",
         "title": out.title or out.name,
         "resolution": f"{resolution}x{resolution}",

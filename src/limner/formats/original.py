@@ -1,6 +1,7 @@
-"""Names of tensors in a single-file Stable Diffusion 1 checkpoint, as CompVis laid it out, from diffusers' names. No torch.
+"""Names of tensors in a single-file Stable Diffusion 1, 2 or XL checkpoint, CompVis' layout, from diffusers' names. No torch.
 
-Such a file holds three parts, told apart by the first words of a name (`UNET`, `VAE`, `TEXT`). Each function takes all names
+Such a file holds its parts one beside the other, told apart by the first words of a name: `UNET`, `VAE`, and for the text
+`TEXT` (SD 1), `OPEN_TEXT` (SD 2; see `formats.openclip`), `SDXL_TEXT` and `SDXL_OPEN_TEXT`. Each function takes all names
 of one part and gives {diffusers' name: name in the file}. Nothing but the names is asked: how many blocks there are, how many
 layers a block has and where it attends can be read off them, so that models of unusual shape work, too.
 
@@ -16,6 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 TEXT = "cond_stage_model.transformer."
+OPEN_TEXT = "cond_stage_model.model."
+SDXL_TEXT = "conditioner.embedders.0.transformer."
+SDXL_OPEN_TEXT = "conditioner.embedders.1.model."
 
 _LAYER = re.compile(r"(.+\.(resnets|attentions|downsamplers|upsamplers)\.\d+)\.(.+)")
 _POINTWISE = re.compile(r"first_stage_model\.(encoder|decoder)\.mid\.attn_\d+\.(q|k|v|proj_out)\.weight")
@@ -56,6 +60,8 @@ def unet_names(names: Iterable[str]) -> dict[str, str]:
         "conv_in": "input_blocks.0.0",
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",  # SDXL: pooled text, size and cut
+        "add_embedding.linear_2": "label_emb.0.2",
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
     }
@@ -108,12 +114,12 @@ def vae_names(names: Iterable[str]) -> dict[str, str]:
     return _renamed(names, places, _VAE_LEAVES, VAE)
 
 
-def text_names(names: Iterable[str]) -> dict[str, str]:
-    """Names of the text encoder's tensors (CLIP-L): its own ones behind `TEXT`.
+def text_names(names: Iterable[str], prefix: str = TEXT) -> dict[str, str]:
+    """Names of a CLIP-L text encoder's tensors: its own ones behind `prefix`.
 
     The file has the level `text_model.`, which transformers left out of its module names in 5.6; names with it are taken, too.
     """
-    return {name: f"{TEXT}text_model.{name.removeprefix('text_model.')}" for name in names}
+    return {name: f"{prefix}text_model.{name.removeprefix('text_model.')}" for name in names}
 
 
 def original_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -149,6 +155,6 @@ def _renamed(names: Iterable[str], places: Mapping[str, str], leaves: _Leaves, p
         else:
             parts = [places.get(module), kind]
         if None in parts:
-            raise ValueError(f"the original layout of Stable Diffusion 1 has no place for {name!r}")
+            raise ValueError(f"the original layout of Stable Diffusion has no place for {name!r}")
         out[name] = prefix + ".".join(p for p in parts if p is not None)
     return out

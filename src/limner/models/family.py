@@ -20,15 +20,19 @@ from limner.formats.base import Base
 
 Part = Literal["text", "vae", "denoiser"]
 Conditioning = dict[str, Tensor]
-"""What captions become: tensors whose first dimension is the batch. Cacheable as it is."""
+"""What captions become: tensors whose first dimension is the batch. Cacheable as it is. Before it is given to `predict`, the
+engine adds `geometry` (B, 6), in px: the picture's height and width, top and left of the cut, the bucket's height and width."""
 
 
 @dataclass(frozen=True)
 class Target:
     """A layer that an adapter may change: a Linear or a Conv2d."""
 
-    part: Literal["denoiser", "text_encoder"]
+    part: str
+    """ "denoiser", or the name of a text encoder."""
     name: str
+    in_file: str
+    """Its name in a LoRA file, as kohya's."""
     module: nn.Module
     is_spatial: bool
     """A convolution that looks at more than one point (3x3)."""
@@ -90,7 +94,11 @@ class Family(Protocol):
         ...
 
 
-FAMILIES: dict[str, str] = {"sd1": "limner.models.sd1:StableDiffusion1"}
+FAMILIES: dict[str, str] = {
+    "sd1": "limner.models.sd1:StableDiffusion1",
+    "sd2": "limner.models.sd2:StableDiffusion2",
+    "sdxl": "limner.models.sdxl:StableDiffusionXL",
+}
 """Family -> where its class is. Names and not classes, so that the table costs no import."""
 
 

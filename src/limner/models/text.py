@@ -8,11 +8,16 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
+END = 49407
+"""The token that ends a text. CLIP-L fills up with it, too."""
+EXCLAMATION = 0
+"""The token "!" without a following space: what OpenCLIP's encoders were trained to see after the end."""
+
 _BPE = Path(__file__).parent / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
 
 
 @cache
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer(pad: int = END) -> CLIPTokenizer:
     """OpenAI's CLIP tokenizer of 49408 tokens, made from the published merges (MIT licence, see clip_bpe/)."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     # CLIP's vocabulary stands bytes in for printable characters, the unprintable ones from U+0100 on (as GPT-2 does)
@@ -21,11 +26,13 @@ def clip_tokenizer() -> CLIPTokenizer:
     merges = [(a, b) for a, b in (line.split() for line in lines[1 : 49152 - 256 - 2 + 1])]
     tokens = [*bytes_, *(b + "</w>" for b in bytes_), *(a + b for a, b in merges), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {t: i for i, t in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)  # pyright: ignore[reportArgumentType]
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)  # pyright: ignore[reportArgumentType]
+    tokenizer.pad_token_id = pad
+    return tokenizer
 
 
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The tokenizer of a diffusers folder; CLIP's own where the folder brings none."""
+def load_tokenizer(folder: Path, pad: int) -> CLIPTokenizer:
+    """The tokenizer of a diffusers folder; where the folder brings none, CLIP's own, which fills up with the token `pad`."""
     if (folder / "tokenizer.json").exists() or (folder / "vocab.json").exists():
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    return clip_tokenizer()
+    return clip_tokenizer(pad)

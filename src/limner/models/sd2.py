@@ -1,0 +1,21 @@
+"""Stable Diffusion 2: a UNet that predicts noise (512 px) or v (768 px), the last but one layer of OpenCLIP-H for the text."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from transformers import CLIPTextModel
+
+from limner.formats.openclip import openclip_names
+from limner.formats.original import OPEN_TEXT
+from limner.models.stable_diffusion import StableDiffusion, TextEncoder
+from limner.models.text import EXCLAMATION
+
+_NAMES = partial(openclip_names, prefix=OPEN_TEXT)
+
+
+class StableDiffusion2(StableDiffusion):
+    """The family `sd2`. Its text encoder's configuration has one layer fewer than the weights, so that the last one counts."""
+
+    pipeline = "StableDiffusionPipeline"
+    text_parts = (TextEncoder("text_encoder", "tokenizer", CLIPTextModel, _NAMES, EXCLAMATION, "lora_te"),)

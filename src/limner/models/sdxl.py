@@ -1,0 +1,52 @@
+"""Stable Diffusion XL (arXiv:2307.01952): CLIP-L and OpenCLIP-bigG side by side, and a UNet that is told sizes and cut.
+
+The UNet attends to the last but one hidden states of both encoders, joined to 768 + 1280 numbers a token. Beside the timestep
+it gets bigG's pooled vector and six numbers: the picture's height and width, top and left of the cut, its own height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from limner.formats.openclip import openclip_names
+from limner.formats.original import SDXL_OPEN_TEXT, SDXL_TEXT, UNET, text_names, unet_names
+from limner.models.family import Conditioning
+from limner.models.stable_diffusion import StableDiffusion, TextEncoder
+from limner.models.text import END, EXCLAMATION
+
+_CLIP = partial(text_names, prefix=SDXL_TEXT)
+_OPENCLIP = partial(openclip_names, prefix=SDXL_OPEN_TEXT)
+
+
+class StableDiffusionXL(StableDiffusion):
+    """The family `sdxl`."""
+
+    pipeline = "StableDiffusionXLPipeline"
+    text_parts = (
+        TextEncoder("text_encoder", "tokenizer", CLIPTextModel, _CLIP, END, "lora_te1"),
+        TextEncoder("text_encoder_2", "tokenizer_2", CLIPTextModelWithProjection, _OPENCLIP, EXCLAMATION, "lora_te2"),
+    )
+
+    def encode_captions(self, captions: Sequence[str]) -> Conditioning:
+        first, second = (self._encode(t.name, captions, output_hidden_states=True) for t in self.text_parts)
+        text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+        return {"text": text, "pooled": second.text_embeds}
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, cond: Conditioning) -> Tensor:
+        told = {"text_embeds": cond["pooled"], "time_ids": cond["geometry"]}
+        text = cond["text"]
+        return self.denoiser(noisy, timesteps, encoder_hidden_states=text, added_cond_kwargs=told, return_dict=False)[0]
+
+    def names_in_lora(self, names: Iterable[str]) -> dict[str, str]:
+        # by the original layout, as in Stability's and kohya's files
+        places = {name.rpartition(".")[0]: there.rpartition(".")[0] for name, there in unet_names(names).items()}
+        return {module: f"lora_unet_{there.removeprefix(UNET).replace('.', '_')}" for module, there in places.items()}
+
+    def without(self) -> dict[str, Any]:
+        return {}
