@@ -61,7 +61,7 @@ def build(
         for member, part in zip(members, parts, strict=True):
             # a copy always: a mapped file may be replaced under our feet
             kept = dtype if part.is_floating_point() else part.dtype
-            state[member] = part.reshape(own[member].shape).to(device, kept, copy=True)
+            state[member] = part.reshape(own[member].shape).contiguous().to(device, kept, copy=True)
     model.load_state_dict(state, assign=True)
     for name, buffer in model.named_buffers():
         if buffer.is_meta:  # in no file: transformers makes it when a model is built
