@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from PIL import Image
 
 import tiny
 from limner.config import Lora
@@ -72,8 +73,16 @@ def reference(job, prediction: str, gamma: float | None) -> tuple[float, torch.T
             eps = noise_like(x0[None].float(), 7, STEP, [position]).double()[0]
             t = int(uniform_timesteps(1000, 7, STEP, [position], CPU))
             a, s = math.sqrt(alphas[t]), math.sqrt(1 - alphas[t])
-            text = job.samples._text_of(job.dataset.pictures[i].caption)["text"].double()
-            pred = unet((a * x0 + s * eps)[None], t, encoder_hidden_states=text[None]).sample[0]
+            cond = {k: v[None].double() for k, v in job.samples._text_of(job.dataset.pictures[i].caption).items()}
+            told = None
+            if "pooled" in cond:  # SDXL, arXiv:2307.01952, section 2.2: sizes before and after, and where it was cut between
+                picture, (width, height) = Image.open(job.dataset.pictures[i].path), job.dataset.fits[i].bucket
+                scale = max(width / picture.width, height / picture.height)
+                cut = [(round(picture.height * scale) - height) // 2, (round(picture.width * scale) - width) // 2]
+                sizes = torch.tensor([[picture.height, picture.width, *cut, height, width]], dtype=torch.float64)
+                told = {"text_embeds": cond["pooled"], "time_ids": sizes}
+            noisy = (a * x0 + s * eps)[None]
+            pred = unet(noisy, t, encoder_hidden_states=cond["text"], added_cond_kwargs=told).sample[0]
             target_ = eps if prediction == "epsilon" else a * eps - s * x0
             snr = a**2 / s**2
             weight = 1.0 if gamma is None else min(snr, gamma) / (snr if prediction == "epsilon" else snr + 1)
@@ -84,9 +93,15 @@ def reference(job, prediction: str, gamma: float | None) -> tuple[float, torch.T
     return loss.item(), up.grad
 
 
-@pytest.mark.parametrize(("prediction", "gamma"), [("epsilon", None), ("epsilon", 5.0), ("v_prediction", 5.0)])
-def test_loss_and_gradient(tmp_path, prediction, gamma):
-    model = tiny.build(tmp_path / "model", prediction)
+@pytest.mark.parametrize(
+    ("family", "prediction", "gamma"),
+    [
+        ("sd1", "epsilon", None), ("sd1", "epsilon", 5.0), ("sd1", "v_prediction", 5.0), ("sd2", "v_prediction", None),
+        ("sdxl", "epsilon", None),
+    ],
+)  # fmt: skip
+def test_loss_and_gradient(tmp_path, family, prediction, gamma):
+    model = tiny.build(tmp_path / "model", prediction, family=family)
     job = job_for(model, tiny.pictures(tmp_path / "p"), objective={"min_snr_gamma": gamma or "off"})
     loss = accumulate_gradients(job, STEP)
     expected_loss, expected_gradient = reference(job, prediction, gamma)

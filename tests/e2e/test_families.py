@@ -1,0 +1,67 @@
+"""Families other than Stable Diffusion 1 through the whole trainer; what one family proves of the engine is not tried again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from trainer import config, new_run, tensors_hash, train
+
+import tiny
+from limner.formats.base import recognise
+from limner.formats.header import read_header
+from limner.models import family as families
+from limner.runs import Run
+
+OTHERS = tuple(name for name in families.FAMILIES if name != "sd1")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=OTHERS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("models") / request.param, family=request.param)
+
+
+def trained(model: Path, pictures: Path, **sections: dict) -> Run:
+    run = new_run(config(model, pictures, **{"train": {"steps": 4}, **sections}))
+    assert train(run) == 0, run.tail()
+    return run
+
+
+def test_a_lora_with_and_without_caches(model: Path, pictures: Path) -> None:
+    sample = {"prompts": ["a cat --w 40 --h 24 --s 2"]}
+    run = trained(model, pictures, adapter={"rank": 3}, sample=sample)
+    plain = trained(model, pictures, adapter={"rank": 3}, memory={"cache_latents": False, "cache_text": False})
+    file = run.checkpoints / "cat.safetensors"
+    assert tensors_hash(file) == tensors_hash(plain.checkpoints / "cat.safetensors")
+    assert all(t.abs().max() > 0 for k, t in load_file(file).items() if k.endswith("lora_up.weight"))
+    with Image.open(run.samples / "step-00000004_00.png") as picture:
+        assert picture.size == (40, 24)
+    said = read_header(file).metadata
+    expected = {"sd2": ("True", "sd_v2", "stable-diffusion-v2-512/lora"),
+                "sdxl": ("False", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora")}  # fmt: skip
+    found = said["ss_v2"], said["ss_base_model_version"], said["modelspec.architecture"]
+    assert found == expected[model.name]
+
+
+def test_the_text_encoders_are_trained_too(model: Path, pictures: Path) -> None:
+    run = trained(model, pictures, adapter={"rank": 3, "text_encoder": True}, memory={"cache_text": False})
+    state = load_file(run.checkpoints / "cat.safetensors")
+    prefixes = {"sd2": ["lora_te_"], "sdxl": ["lora_te1_", "lora_te2_"]}[model.name]
+    for prefix in prefixes:
+        # the last layer of SDXL's encoders is not looked at
+        assert any(t.abs().max() > 0 for k, t in state.items() if k.startswith(prefix) and k.endswith("lora_up.weight")), prefix
+
+
+def test_the_model_itself(model: Path, pictures: Path) -> None:
+    run = trained(model, pictures, adapter={"kind": "none"})
+    out = run.checkpoints / "cat"
+    before, after = (load_file(f / "unet" / "diffusion_pytorch_model.safetensors") for f in (model, out))
+    assert before.keys() == after.keys() and any((before[k] - after[k]).abs().max() > 1e-4 for k in before)
+    family = families.make(recognise(str(out)))
+    for part in ("text", "denoiser", "vae"):
+        family.load(part, torch.float32, torch.device("cpu"))
+    assert family.base.family == model.name
