@@ -106,7 +106,7 @@ CASES: list[tuple[str, str, str, dict[str, dict[str, Any]]]] = [
         "output.author",
         "warning",
         'unless adapter.kind is not "none"',
-        {"adapter": {"kind": "none"}, "output": {"author": "me"}},
+        {"adapter": {"kind": "none"}, "output": {"author": "me", "layout": "diffusers"}},
     ),
     ("data.class_words", "warning", "unless objective.preserve is set", {"data": {"class_words": ["dog"]}}),
     ("data.class_words", "error", "are needed", {"objective": {"preserve": 1.0}}),

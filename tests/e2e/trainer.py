@@ -50,6 +50,7 @@ def config(model: Path, pictures: Path, **sections: dict[str, Any]) -> Config:
         given[name] = {**given.get(name, {}), **values}
     if given["adapter"].get("kind") == "none":
         given["adapter"].pop("rank", None)
+        given["output"].setdefault("layout", "diffusers")
     return files.build(given, {})
 
 

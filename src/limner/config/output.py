@@ -6,7 +6,7 @@ from typing import Literal
 
 from limner.config.base import FilePath, Section, Text, Texts, option
 
-_FILE = "not adapter.kind = none"  # a whole model's folder has no place for these
+_FILE = "not adapter.kind = none or output.layout = original"  # a diffusers folder has no place for these
 
 
 class Output(Section):
@@ -33,6 +33,9 @@ class Output(Section):
 
     dtype: Literal["fp32", "fp16", "bf16"] = option("fp16", kohya="save_precision")
     """Precision of the numbers in the file."""
+
+    layout: Literal["original", "diffusers"] = option("original", kohya="save_model_as", when="adapter.kind = none")
+    """How a whole model is written: as the single file that ComfyUI and A1111 read, or as a diffusers folder."""
 
     title: Text | None = option(None, kohya="metadata_title", when=_FILE)
     """Title in the file's metadata. The name when not given."""

@@ -41,11 +41,16 @@ def checkpoint_name(config: Config, step: int, total: int) -> str:
 def save_checkpoint(config: Config, family: Family, adapter: Adapter, folder: Path, facts: dict[str, Any]) -> Path:
     """Write the weights to use at this step, whole or not at all; returns the file, or the folder of a whole model."""
     name = checkpoint_name(config, facts["step"], facts["total_steps"])
-    if config.adapter.trains_base:
+    dtype = _DTYPES[config.output.dtype]
+    if config.adapter.trains_base and config.output.layout == "diffusers":
         path = folder / name
-        disk.write_folder(path, lambda temporary: family.save(temporary, _DTYPES[config.output.dtype]))
+        disk.write_folder(path, lambda temporary: family.save(temporary, dtype))
         return path
     path = folder / f"{name}.safetensors"
+    if config.adapter.trains_base:
+        with disk.replacing(path) as temporary:
+            family.save_file(temporary, dtype, model_spec(config, facts, suffix=""))
+        return path
     write_adapter(path, adapter.state_dict(), config, facts)
     return path
 

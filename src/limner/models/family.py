@@ -93,6 +93,10 @@ class Family(Protocol):
         """Write the whole model as a diffusers folder."""
         ...
 
+    def save_file(self, path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
+        """Write the whole model as a single file in the family's original layout; what its source held besides is kept."""
+        ...
+
 
 FAMILIES: dict[str, str] = {
     "sd1": "limner.models.sd1:StableDiffusion1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from torch import Tensor
 from transformers import CLIPTextModel
 
 from limner.formats.openclip import openclip_names
@@ -12,6 +13,7 @@ from limner.models.stable_diffusion import StableDiffusion, TextEncoder
 from limner.models.text import EXCLAMATION
 
 _NAMES = partial(openclip_names, prefix=OPEN_TEXT)
+_LAYERS = f"{OPEN_TEXT}transformer.resblocks."
 
 
 class StableDiffusion2(StableDiffusion):
@@ -19,3 +21,9 @@ class StableDiffusion2(StableDiffusion):
 
     pipeline = "StableDiffusionPipeline"
     text_parts = (TextEncoder("text_encoder", "tokenizer", CLIPTextModel, _NAMES, EXCLAMATION, "lora_te"),)
+
+    def complete(self, state: dict[str, Tensor]) -> None:
+        # readers of single files build the 24th layer, too, and look at the 23rd; what it holds does not matter
+        last = max(int(n.removeprefix(_LAYERS).split(".")[0]) for n in state if n.startswith(_LAYERS))
+        copies = {n: t for n, t in state.items() if n.startswith(f"{_LAYERS}{last}.")}
+        state |= {n.replace(f"{_LAYERS}{last}.", f"{_LAYERS}{last + 1}."): t.clone() for n, t in copies.items()}

@@ -23,7 +23,7 @@ from limner.formats.base import FIELD, Base, weight_files
 from limner.formats.original import unet_names, vae_names
 from limner.models.family import Conditioning, Part, Target
 from limner.models.text import load_tokenizer
-from limner.models.weights import Names, Weights, build
+from limner.models.weights import Names, Weights, build, laid_out
 
 CONFIGS = Path(__file__).parent / "configs"
 _ATTENTION_BLOCKS = ("Transformer2DModel",)
@@ -197,11 +197,30 @@ class StableDiffusion:
         modules = {name.rpartition(".")[0] for name in names}
         return {module: f"lora_unet_{module.replace('.', '_')}" for module in modules}
 
-    def save(self, path: Path, dtype: torch.dtype) -> None:
+    def _whole(self, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]:
+        """(UNet, VAE, text encoders), those that are not in memory loaded for saving alone."""
         cpu = torch.device("cpu")
         unet = self.denoiser if self.has("denoiser") else self._load_unet(dtype, cpu)
         vae = self.vae if self.has("vae") else self._load_vae(dtype, cpu)
-        texts = self.text_encoders or {t.name: self._load_text(t, dtype, cpu) for t in self.text_parts}
+        return unet, vae, self.text_encoders or {t.name: self._load_text(t, dtype, cpu) for t in self.text_parts}
+
+    def save_file(self, path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
+        unet, vae, texts = self._whole(dtype)
+        state = laid_out(unet.state_dict(), unet_names, dtype) | laid_out(vae.state_dict(), vae_names, dtype)
+        for text in self.text_parts:
+            state |= laid_out(texts[text.name].state_dict(), text.names, dtype)
+        self.complete(state)
+        if self.base.layout == "file":  # what such files hold beside the model: the schedule, marks, unused layers
+            assert self.base.path is not None
+            source = Weights([self.base.path])
+            state |= {name: source[name] for name in source if name not in state and not name.startswith("model_ema.")}
+        save_file(state, path, metadata)
+
+    def complete(self, state: dict[str, Tensor]) -> None:
+        """Add what other programs expect in a single file and no part of ours holds."""
+
+    def save(self, path: Path, dtype: torch.dtype) -> None:
+        unet, vae, texts = self._whole(dtype)
         diffusers = importlib.import_module("diffusers")  # its pipelines: seconds of import that training does not need
         parts = {t.name: _copy(texts[t.name], dtype) for t in self.text_parts}
         parts |= {t.tokenizer: self.tokenizers[t.name] for t in self.text_parts}

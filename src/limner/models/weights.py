@@ -1,4 +1,4 @@
-"""Weights straight from memory-mapped files into models that were built without any.
+"""Weights straight from memory-mapped files into models that were built without any, and back into a file's layout.
 
 A model is built on the meta device, which takes no memory and no time, and each of its tensors is then read once, into its
 dtype and onto its device: beside the part itself, never more than one tensor is in memory.
@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from limner.formats.openclip import is_transposed
+from limner.formats.original import original_shape
 
 
 class Weights(Mapping[str, Tensor]):
@@ -69,3 +70,16 @@ def build(
             owner = model.get_submodule(name.rpartition(".")[0])
             owner.register_buffer("position_ids", torch.arange(buffer.shape[-1], device=device)[None], persistent=False)
     return model.eval().requires_grad_(False)
+
+
+def laid_out(state: Mapping[str, Tensor], names: Names, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The inverse of `build`: a model's tensors as they stand in a file, on the CPU in `dtype`, copies where need be."""
+    together = dict[str, list[Tensor]]()
+    for name, there in names(state).items():
+        together.setdefault(there, []).append(state[name].detach().to("cpu", dtype))
+    out = {}
+    for there, parts in together.items():
+        whole = torch.cat(parts) if len(parts) > 1 else parts[0]
+        whole = whole.T if is_transposed(there) else whole
+        out[there] = whole.reshape(original_shape(there, tuple(whole.shape))).contiguous()
+    return out

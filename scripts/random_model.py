@@ -1,0 +1,59 @@
+"""Write a single file of a family's full size with random weights, for measurements of time and memory.
+
+python scripts/random_model.py FAMILY FILE [--dtype fp32|fp16|bf16]
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from limner.formats.base import FAMILIES, recognise
+from limner.models import family as families
+from limner.models.stable_diffusion import CONFIGS, StableDiffusion
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def random_model(family: str, dtype: torch.dtype) -> StableDiffusion:
+    """All parts of a family, at random."""
+    torch.manual_seed(0)
+    made = families.make(replace(recognise("pocket"), path=CONFIGS / family, family=family))
+    assert isinstance(made, StableDiffusion)
+    parts = made.empty()
+    for part in parts.values():
+        part.to_empty(device="cpu")
+        part.to(dtype)
+        for module in part.modules():
+            _draw(module)
+    made.denoiser, made.vae = parts.pop("unet"), parts.pop("vae")
+    made.text_encoders |= parts
+    return made
+
+
+@torch.no_grad()
+def _draw(module: nn.Module) -> None:
+    """As large as training starts: numbers neither vanish nor explode on their way through."""
+    for name, tensor in module.named_parameters(recurse=False):
+        if tensor.ndim > 1:
+            tensor.normal_(std=(tensor[0].numel()) ** -0.5)
+        else:
+            tensor.fill_(1.0 if name == "weight" else 0.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("family", choices=FAMILIES)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--dtype", choices=_DTYPES, default="fp32")
+    args = parser.parse_args()
+    dtype = _DTYPES[args.dtype]
+    random_model(args.family, dtype).save_file(args.file, dtype, {})
+
+
+if __name__ == "__main__":
+    main()
