@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from limner.adapters.lora import LoraAdapter, section_of
 from limner.config import Lora
@@ -25,13 +23,10 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "lora_keys_sd1.txt"
 
 def full_size(name: str) -> Family:
     """A family's UNet and text encoders at their full size, without memory."""
-    configs = CONFIGS / name
-    family = families.make(Base(name, configs, "folder", name, "epsilon", 512, 64, 8))
-    with torch.device("meta"):
-        family.denoiser = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(configs, subfolder="unet"))
-        for part, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
-            if (configs / part).exists():
-                family.text_encoders[part] = kind(CLIPTextConfig.from_pretrained(configs / part))
+    family = families.make(Base(name, CONFIGS / name, "folder", name, "epsilon", 512, 64))
+    parts = family.empty()
+    family.denoiser, _ = parts.pop("unet"), parts.pop("vae")
+    family.text_encoders |= parts
     return family
 
 

@@ -14,7 +14,6 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 import tiny
 from limner.adapters.lora import LoraAdapter
@@ -151,7 +150,7 @@ def test_a_single_file_is_the_model(folder: Path, tmp_path: Path):
 
 @torch.no_grad()
 def test_from_single_file_to_single_file(folder: Path, tmp_path: Path):
-    """The same names, tensors and dtypes; also of what no part of ours holds, save averaged weights, which training outdates."""
+    """The same names, tensors and dtypes; also of what no part of ours holds, save the averaged weights of former training."""
     state = as_single_file(folder) | {"betas": torch.linspace(0, 1, 1000), "v_pred": torch.zeros(0)}
     save_file(state | {"model_ema.decay": torch.tensor(0.5)}, tmp_path / "one.safetensors", {"modelspec.title": "one"})
     family = loaded(tmp_path / "one.safetensors", folder)
@@ -207,13 +206,10 @@ def test_a_lora_of_every_layer_works_in_diffusers(folder: Path, tmp_path: Path):
 
 def full_size(name: str):
     """The family's models at their full size, without memory."""
-    family = families.make(replace(recognise("pocket"), path=CONFIGS / name, family=name, layout="folder"))
-    with torch.device("meta"):
-        family.denoiser = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(CONFIGS / name, subfolder="unet"))
-        family.vae = AutoencoderKL.from_config(AutoencoderKL.load_config(CONFIGS / name, subfolder="vae"))
-        for part, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
-            if (CONFIGS / name / part).exists():
-                family.text_encoders[part] = kind(CLIPTextConfig.from_pretrained(CONFIGS / name / part))
+    family = families.make(replace(recognise("pocket"), path=CONFIGS / name, family=name))
+    parts = family.empty()
+    family.denoiser, family.vae = parts.pop("unet"), parts.pop("vae")
+    family.text_encoders |= parts
     return family
 
 

@@ -7,6 +7,7 @@ import importlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -101,16 +102,26 @@ class StableDiffusion:
         return vae
 
     def _load_text(self, text: TextEncoder, dtype: torch.dtype, device: torch.device) -> Any:
-        return self._build(lambda c: text.model(text.model.config_class.from_dict(c)), text.name, text.names, dtype, device)
+        return self._build(partial(_text_model, text.model), text.name, text.names, dtype, device)
+
+    def _config(self, folder: str) -> dict[str, Any]:
+        return json.loads((self._configs / folder / "config.json").read_text(encoding="utf-8"))
 
     def _build(self, make: Any, folder: str, names: Names, dtype: torch.dtype, device: torch.device) -> Any:
         path = self.base.path
         assert path is not None
-        config = json.loads((self._configs / folder / "config.json").read_text(encoding="utf-8"))
+        config = self._config(folder)
         if self.base.layout == "file":
             return build(lambda: make(config), Weights([path]), names, dtype, device)
         weights = Weights(weight_files(path, folder))
         return build(lambda: make(config), weights, lambda own: {n: _in_folder(n, weights) for n in own}, dtype, device)
+
+    def empty(self) -> dict[str, Any]:
+        """All parts by their folders' names, at the sizes of the configuration, without memory: for plans and names."""
+        classes = {"unet": UNet2DConditionModel.from_config, "vae": AutoencoderKL.from_config}
+        classes |= {t.name: partial(_text_model, t.model) for t in self.text_parts}
+        with torch.device("meta"):
+            return {folder: make(self._config(folder)) for folder, make in classes.items()}
 
     def free(self, part: Part) -> None:
         if part == "denoiser":
@@ -233,6 +244,10 @@ class StableDiffusion:
     def without(self) -> dict[str, Any]:
         """What diffusers' pipeline asks for and Limner has not."""
         return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def _text_model(kind: Any, config: dict[str, Any]) -> Any:
+    return kind(kind.config_class.from_dict(config))
 
 
 def _in_folder(name: str, weights: Mapping[str, Any]) -> str:
