@@ -21,6 +21,7 @@ import tiny
 from limner import cli, machine, queue, runner, runs
 from limner.config import files
 from limner.data import undo
+from limner.errors import Finding
 from limner.settings import Settings
 from limner.web import intake
 from limner.web.app import bare_app
@@ -346,6 +347,25 @@ def test_wrong_values_are_refused_at_their_field_and_nothing_is_written(
 
 
 LATER = [(f, t) for f, t in WRONG if f == "output.name" or (f == "model.base" and t in ("C:\\x", "$(x)"))]
+
+
+def test_a_broken_torch_is_asked_once_and_said_beside_the_plan(
+    client: TestClient, pics: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def broken() -> None:
+        asked.append(1)
+        raise machine.NoAnswer([Finding("torch", "cannot be used here.", "Install it again.")])
+
+    monkeypatch.setattr(machine, "_ask", broken)
+    for _ in range(5):
+        said = ask(client, "check", values={"data.path": str(pics)})
+        while said["again"]:  # a busy machine: the question was not answered in time
+            said = ask(client, "check", values={"data.path": str(pics)})
+        assert said["findings"][0]["field"] == "torch" and said["plan"]["pictures"] > 0
+    assert refusal(client, "train", values={"data.path": str(pics)})[0]["field"] == "torch"
+    assert asked == [1] and queue.waiting() == []
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def full(run: Run, brief: Brief, curves: CurvesOfRuns, since: str = "") -> dict[
         "actions": actions(run, state, config, asked=brief["asked"]),
         "resume_step": resume_step(run),
         "memory": _last(known.memory.columns.get("device_mib")) or _last(known.memory.columns.get("memory_mib")),
-        "warnings": known.warnings,
+        "warnings": [*([state.error] if state.status == "waiting" and state.error else []), *known.warnings],
         "version": "-".join(str(stamp) for stamp, _ in parts.values()),
     }
     for number, (name, (stamp, make)) in enumerate(parts.items()):
