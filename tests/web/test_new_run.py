@@ -9,7 +9,6 @@ import shlex
 import stat
 import tomllib
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(root: Path) -> Iterator[TestClient]:
-    with TestClient(bare_app(Context(Settings(), (root,), Words()))) as client:
-        yield client
+def client(root: Path) -> TestClient:
+    return TestClient(bare_app(Context(Settings(), (root,), Words())))  # not entered: nothing runs beside the requests
 
 
 @pytest.fixture(autouse=True)
