@@ -247,8 +247,23 @@ def test_files_are_attachments_that_are_not_sniffed(client: TestClient) -> None:
         )
     assert client.get(f"{base}/checkpoints/cat.safetensors").content == b"\0" * (3 << 20)
     small = client.get(f"{base}/samples/step-00000001_00.png", params={"w": 100})
-    assert small.headers["content-type"] == "image/webp" and Image.open(io.BytesIO(small.content)).size == (128, 128)
-    assert client.get(f"{base}/samples/step-00000001_00.png", params={"w": 400}).content.startswith(PNG)
+    assert small.headers["content-type"] == "image/jpeg" and Image.open(io.BytesIO(small.content)).size == (128, 128)
+
+
+def test_small_samples_are_made_once_and_sent_once(client: TestClient, home: Path) -> None:
+    run = made()
+    picture(run, "step-00000001_00.png", 300)
+    address = f"/api/runs/{run.id}/samples/step-00000001_00.png"
+    first = client.get(address, params={"w": 256})
+    [kept] = (home / "cache" / "thumbnails").glob("??/*")
+    assert first.content == kept.read_bytes() and Image.open(kept).size == (256, 256)
+    again = client.get(address, params={"w": 256}, headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    kept.write_bytes(b"kept")
+    assert client.get(address, params={"w": 200}).content == b"kept", "it is not made anew"
+    picture(run, "step-00000001_00.png", 200)
+    changed = client.get(address, params={"w": 256}, headers={"If-None-Match": first.headers["etag"]})
+    assert changed.status_code == 200 and Image.open(io.BytesIO(changed.content)).size == (200, 200)
 
 
 def test_a_whole_model_comes_as_a_zip(client: TestClient) -> None:
