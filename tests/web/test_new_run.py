@@ -415,6 +415,19 @@ def test_shipped_presets_have_no_idle_option(client: TestClient, pics: Path) -> 
         assert [f for f in said["findings"] if f["severity"] == "error"] == []
 
 
+def test_a_preset_that_could_not_be_read_again_is_refused(client: TestClient, home: Path) -> None:
+    def prompts(letter: str, size: int) -> dict[str, str]:
+        return {"sample.prompts": json.dumps([letter * 10_000] * (size // 10_000), ensure_ascii=False)}
+
+    assert ask(client, "presets/save", name="long", values=prompts("x", 1_000_000))["problem"] == ""
+    more = prompts("x", 1_000_000) | {"output.tags": prompts("x", 1_000_000)["sample.prompts"]}
+    unknown = {f"optimizer.learn{i:06}": "1" for i in range(100_000)}
+    for values in (prompts("猫", 400_000), more, unknown):
+        [said] = refusal(client, "presets/save", name="longer", values=values)
+        assert (said["field"], said["message"]) == ("preset", "would be longer than 1 MiB.")
+    assert tree(home / "presets") == ["long.toml"]
+
+
 def test_presets_of_ones_own(client: TestClient, home: Path) -> None:
     values = {"train.steps": "5", "output.author": "", "adapter.kind": "none"}
     kept = ask(client, "presets/save", name="Mein 猫 v1", values=values)
