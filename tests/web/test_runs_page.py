@@ -203,6 +203,38 @@ def test_compare_duplicate_and_delete(page: Page, new_run: Callable[..., Run], h
     assert not one.path.exists() and (home / "trash" / one.id).is_dir()
 
 
+def live(page: Page, kind: str) -> int:
+    """How many objects of a class are alive in the page, be they in the document or not; what nothing holds is collected first."""
+    devtools = page.context.new_cdp_session(page)
+    prototype = devtools.send("Runtime.evaluate", {"expression": f"{kind}.prototype"})["result"]["objectId"]
+    found = devtools.send("Runtime.queryObjects", {"prototypeObjectId": prototype})["objects"]["objectId"]
+    count = {"objectId": found, "functionDeclaration": "function () { return this.length }", "returnByValue": True}
+    number: int = devtools.send("Runtime.callFunctionOn", count)["result"]["value"]
+    devtools.detach()
+    return number
+
+
+def test_a_run_that_is_left_takes_its_charts_along(page: Page, home: Path) -> None:
+    for name in ("one", "two", "three"):
+        run = runs.create(files.build({}, {"output.name": name}))
+        run.write_state(State("done", step=5, steps=5))
+        for step in range(1, 6):
+            run.event("step", step=step, loss=0.5, lr={"denoiser": 1e-4})
+    page.locator("#tab-runs-button").click()
+
+    def choose(name: str) -> dict[str, int]:
+        page.locator(".history .item", has_text=name).click()
+        expect(page.locator(".run-view h2").first).to_have_text(name)
+        expect(page.locator(".uplot canvas")).to_have_count(2)  # loss and learning rate
+        return {kind: live(page, kind) for kind in ("HTMLCanvasElement", "ResizeObserver")}
+
+    first = choose("one")
+    assert first["HTMLCanvasElement"] == 2
+    choose("two")
+    choose("three")
+    wait_for(lambda: choose("two") == choose("one") == first)
+
+
 def test_a_long_run_opens_fast_and_polls_cheaply(page: Page, home: Path) -> None:
     run = runs.create(files.build({}, {"output.name": "long"}))
     run.write_state(State("done", step=100_000, steps=100_000))

@@ -37,6 +37,7 @@ export function mount({ element }) {
     chosen = id;
     page.classList.toggle("chosen", Boolean(id));
     nameInAddress(id);
+    view?.destroy();
     view = id ? runView(id, { back: () => page.classList.remove("chosen"), changed }) : null;
     right.replaceChildren(...(view ? [view.element] : [h("p", { class: "soft" }, t("Choose a run to see it."))]));
     draw();
