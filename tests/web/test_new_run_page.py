@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import random
 import tomllib
@@ -10,30 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from person import PICTURES, drop
 from playwright.sync_api import Browser, Page, expect
 
-from limner import pocket, runs
+from limner import runs
 from limner.config import files
 from limner.config.fields import Option, applies, walk
 
 pytestmark = pytest.mark.slow
 expect.set_options(timeout=60_000)
-
-PICTURES = sorted(Path(pocket.__file__).parent.glob("pictures/*"))[:24]
-
-DROP = """async (files) => {
-  const transfer = new DataTransfer();
-  for (const [name, content] of files) {
-    transfer.items.add(new File([Uint8Array.from(atob(content), (c) => c.charCodeAt(0))], name));
-  }
-  const event = new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: transfer });
-  document.querySelector(".drop").dispatchEvent(event);
-}"""
-
-
-def drop(page: Page, files: list[Path]) -> None:
-    page.wait_for_selector(".drop")
-    page.evaluate(DROP, [[f.name, base64.b64encode(f.read_bytes()).decode()] for f in files])
 
 
 def field(page: Page, path: str) -> Any:

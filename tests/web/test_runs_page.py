@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from person import SECONDS, says, wait_for
 from playwright.sync_api import Browser, Page, expect
 
 from limner import jobs, machine, queue, runner, runs
@@ -19,9 +20,6 @@ from limner.config import files
 from limner.formats.header import read_header
 from limner.pocket import PICTURES
 from limner.runs import LIVE, Run, State
-
-SECONDS = 300_000
-"""How long anything may take on a busy machine, in milliseconds."""
 
 pytestmark = pytest.mark.slow
 
@@ -66,17 +64,6 @@ def opened(page: Page, run: Run) -> Page:
     page.reload()
     expect(page.locator(".run-view h2").first).to_have_text(run.config().output.name, timeout=SECONDS)
     return page
-
-
-def says(page: Page, words: str) -> None:
-    expect(page.locator(".run-view .sentence")).to_contain_text(re.compile(words), timeout=SECONDS)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.1)
 
 
 def test_watch_a_run_and_download_its_lora(page: Page, new_run: Callable[..., Run], tmp_path: Path) -> None:
@@ -204,7 +191,7 @@ def test_compare_duplicate_and_delete(page: Page, new_run: Callable[..., Run], h
 
 
 def live(page: Page, kind: str) -> int:
-    """How many objects of a class are alive in the page, be they in the document or not; what nothing holds is collected first."""
+    """How many objects of a class are alive in the page, in the document or not, after a garbage collection."""
     devtools = page.context.new_cdp_session(page)
     prototype = devtools.send("Runtime.evaluate", {"expression": f"{kind}.prototype"})["result"]["objectId"]
     found = devtools.send("Runtime.queryObjects", {"prototypeObjectId": prototype})["objects"]["objectId"]
