@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from person import SECONDS, says, wait_for
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from limner import jobs, machine, queue, runner, runs
 from limner.config import files
@@ -164,6 +164,27 @@ def test_two_browsers_see_the_same_queue(page: Page, browser: Browser, new_run: 
     page.get_by_role("button", name="Take out of the queue").click()
     expect(other.locator(".queue .name")).to_have_text(["one", "two"], timeout=SECONDS)
     other.context.close()
+
+
+@pytest.mark.usefixtures("no_runner")
+def test_an_order_that_is_refused_goes_back(browser: Browser, server: str, new_run: Callable[..., Run]) -> None:
+    for name in ("one", "two"):
+        queue.enqueue(new_run(name, 5))
+    page = browser.new_page()  # of its own: Chromium counts the refusal itself as an error of the page
+    asked: list[Route] = []
+    page.route("**/api/queue", lambda route: asked.append(route))  # noqa: PLW0108 (playwright wants a function of Python)
+    page.goto(server)
+    page.locator("#tab-runs-button").click()
+    with page.expect_request("**/api/queue"):
+        page.locator(".queue li").first.get_by_role("button", name="Later").click()
+    assert asked[0].request.post_data_json == {"order": list(reversed(queue.waiting()))}
+    expect(page.locator(".limner-note", has_text="order")).to_have_count(0)
+    finding = {"field": "order", "message": "does not please.", "remedy": "Try another.", "severity": "error"}
+    asked[0].fulfill(status=422, json={"findings": [finding]})
+    expect(page.locator(".limner-note.error", has_text="order: does not please.")).to_be_visible(timeout=SECONDS)
+    assert page.locator(".queue .name").all_inner_texts() == ["one", "two"]
+    expect(page.locator(".limner-note", has_text="was changed")).to_have_count(0)
+    page.close()
 
 
 def test_compare_duplicate_and_delete(page: Page, new_run: Callable[..., Run], home: Path) -> None:
