@@ -55,10 +55,9 @@ export function watchWhileSeen(element, look, milliseconds = 1000) {
       busy = false;
     }
   };
-  const timer = setInterval(turn, milliseconds);
+  setInterval(turn, milliseconds);
   document.addEventListener("visibilitychange", turn);
   turn();
-  return { now: turn, end: () => clearInterval(timer) };
 }
 
 let words = {};
