@@ -271,6 +271,31 @@ def test_an_empty_form_starts_from_the_users_own_defaults(page: Page) -> None:
     expect(entry(page, "train.seed")).to_have_value("5")
 
 
+def test_the_command_is_copied_without_https(page: Page) -> None:
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # as it is over plain http
+    button = page.get_by_role("button", name="Show command")
+    button.click()
+    dialog = page.get_by_role("dialog", name="The command")
+    copy = dialog.get_by_role("button", name="Copy").first
+    copy.click()
+    expect(page.locator(".limner-note", has_text="Copied.")).to_be_visible()
+    expect(copy).to_be_focused()
+    words = dialog.locator("pre").first.inner_text().split()
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    expect(button).to_be_focused()
+    unfold(page)
+    entry(page, "output.name").press("ControlOrMeta+V")
+    assert words and entry(page, "output.name").input_value().split() == words
+
+
+def test_the_short_help_is_whole_sentences(page: Page) -> None:
+    unfold(page)
+    shown = page.locator(".field .help > span").all_text_contents()
+    assert [text for text in shown if not text.endswith(".")] == []
+    expect(field(page, "optimizer.lr").locator(".help > span")).to_contain_text("When not given: 1e-4 for a LoRA")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
 def test_nothing_is_cut_at_either_size(page: Page, scheme: str, width: int, height: int) -> None:
