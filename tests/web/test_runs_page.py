@@ -262,6 +262,8 @@ def test_a_long_run_opens_fast_and_polls_cheaply(page: Page, home: Path) -> None
     expect(page.locator(".run-view .uplot").first).to_be_visible(timeout=SECONDS)
     print(f"drawn after {time.monotonic() - began:.2f} s")
     assert page.evaluate("document.querySelectorAll('.samples img').length") == 2000
+    page.evaluate("window.scrollTo(0, 500)")  # the list of runs stays in sight
+    assert page.evaluate("[scrollY, document.querySelector('.run-list').getBoundingClientRect().top]") == [500, 8]
 
 
 @pytest.mark.parametrize("width", [1280, 390])
