@@ -175,7 +175,7 @@ def test_one_run_in_full(client: TestClient) -> None:
     disk.write_json(run.path / "command.json", {"argv": ["python", "-m", "limner.engine", "a b"], "environment": {"X": "1"}})
     full = client.get(f"/api/runs/{run.id}").json()
     assert full["actions"] == ["resume", "duplicate", "delete"] and full["resume_step"] == 20 and full["memory"] == 700
-    assert full["state"]["status"] == "stopped" and full["warnings"] == ["2 captions are too long"]
+    assert full["status"] == "stopped" and full["warnings"] == ["2 captions are too long"]
     assert full["samples"] == {"names": ["step-00000020_00.png", "step-00000020_01.png"], "prompts": {"00": "a cat"}}
     (checkpoint,) = full["checkpoints"]
     assert (checkpoint["name"], checkpoint["bytes"], checkpoint["step"]) == ("cat-step00000020.safetensors", 300, 20)
