@@ -132,9 +132,13 @@ def dataset_empty(page: Page, folder: Path) -> None:
 def dataset(page: Page, folder: Path) -> None:
     """A folder of pictures, some of them chosen."""
     page.locator("#tab-dataset-button").click()
-    expect(page.locator(".dataset-empty")).to_be_visible()
-    detail = {"path": str(folder / "pictures" / "untidy")}
-    page.evaluate("detail => dispatchEvent(new CustomEvent('limner:dataset', {detail}))", detail)
+    page.locator(".dataset-empty").get_by_role("button", name="Choose a folder").click()
+    dialog = page.get_by_role("dialog", name="Choose a folder")
+    expect(dialog.locator(".folder-list button").first).to_be_focused()
+    dialog.get_by_label("Path").fill(str(folder / "pictures" / "untidy"))
+    dialog.get_by_role("button", name="Go").click()
+    expect(dialog.get_by_role("status")).to_contain_text("pictures")
+    dialog.get_by_role("button", name="Use this folder").click()
     loaded(page, ".dataset-grid")
     for box in page.locator(".dataset-pick input").all()[:3]:
         box.check()

@@ -15,11 +15,14 @@ import psutil
 import pytest
 
 import tiny_runner
-from limner import disk, jobs, queue, runner, runs
+from limner import disk, jobs, progress, queue, runner, runs
 from limner.config import Config, Launch, Output
-from limner.errors import wrong
+from limner.errors import Finding, wrong
+from limner.machine import NoAnswer
 from limner.runner import Runner
 from limner.runs import Run, State
+from limner.web import run_facts
+from limner.web.curves import CurvesOfRuns
 
 
 class World:
@@ -115,6 +118,45 @@ def test_the_machine_names_the_device_that_is_not_given(world: World, monkeypatc
     queue.enqueue(run)
     world.runner.tick()
     assert world.started == [(run.id, "mps")]
+
+
+def test_runs_wait_in_words_until_the_machine_answers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken, remarks = True, lambda run: run_facts.full(run, overview.brief(run), curves)["warnings"]
+    curves = CurvesOfRuns()
+    overview = run_facts.Overview(curves)
+
+    def describe(home: Path) -> object:
+        if broken:
+            raise NoAnswer([Finding("torch", "gives no answer in two minutes.", "Install it again.")])
+        return type("Best", (), {"best": lambda self: type("Device", (), {"kind": "cpu"})})()
+
+    monkeypatch.setattr(runner.machine, "describe", describe)
+    here, a, b = enqueued("here"), runs.create(Config()), runs.create(Config())
+    queue.enqueue(a)
+    queue.enqueue(b)
+    for _ in range(3):
+        assert world.runner.tick()
+    assert world.started == [(here.id, "cpu")] and queue.waiting() == [a.id, b.id]
+    reason = "torch gives no answer in two minutes. Install it again."
+    assert (a.state().status, a.state().error, b.state().error) == ("waiting", reason, reason)
+    assert remarks(b) == [reason] and progress.why_waiting(b) == f"waiting: {reason}"
+    assert [words for words in world.said if "no answer" in words] == [f"runs wait: {reason}"]
+
+    broken = False
+    assert world.runner.tick() and queue.waiting() == [a.id, b.id]
+    assert b.state().error == "" and remarks(b) == []
+    assert progress.why_waiting(b) == f"waiting for {here.id} to finish on cpu"
+    world.end(here)
+    world.runner.tick()
+    assert world.started[-1] == (a.id, "cpu") and a.state().error == ""
+
+
+def test_a_run_that_waited_for_the_machine_leaves_the_queue_without_a_fault(world: World) -> None:
+    run = enqueued("a")
+    jobs.explain(run, "torch gives no answer.")
+    assert queue.remove(run) and (run.state().status, run.state().error) == ("stopped", "")
+    jobs.explain(run, "torch gives no answer.")
+    assert run.state().error == "", "it does not wait"
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,16 @@ def fail(run: Run, reason: str) -> None:
             run.write_state(replace(state, status="failed", error=reason))
 
 
+def explain(run: Run, reason: str) -> None:
+    """Record why a waiting run is not started yet, "" where there is nothing to say. What cannot be written is left."""
+    if run.state().error == reason:
+        return
+    with contextlib.suppress(OSError), run.hold():
+        state = run.state()
+        if state.status == "waiting":
+            run.write_state(replace(state, error=reason))
+
+
 def note_exit(run: Run, pid: int, code: int | None) -> None:
     """Record how the trainer ended; the runner's side of the truth. `code` is None for one that was not its own child."""
     with contextlib.suppress(OSError):

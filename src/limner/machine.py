@@ -11,11 +11,15 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from limner import disk
-from limner.errors import wrong
+from limner.errors import Finding, UserError
+
+ASKED_AGAIN_SECONDS = 60.0
+"""How long a failure stands before the child process is started again: it imports torch, and may take two minutes."""
 
 
 @dataclass(frozen=True)
@@ -50,38 +54,53 @@ class Machine:
         return next((d for d in self.devices if d.kind == kind), None)
 
 
+class NoAnswer(UserError):
+    """The machine could not be asked: torch is broken here, or too slow."""
+
+
 def describe(home: Path, *, refresh: bool = False) -> Machine:
-    """This machine; from the cache in `home` as long as interpreter, torch and visible devices are the same."""
+    """This machine; from the cache in `home` as long as interpreter, torch and visible devices are the same.
+
+    Raises NoAnswer, which is kept there as well for ASKED_AGAIN_SECONDS: all who ask in that time are given it at once.
+    """
     key = f"{sys.executable} {_torch_version()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {_boot()}"
     path = home / "machine.json"
     cached = None if refresh else disk.read_json(path)
     if isinstance(cached, dict) and cached.get("key") == key:
         try:
-            return _from_json(cached["machine"])
+            if "failed" not in cached or 0 <= time.time() - cached["time"] < ASKED_AGAIN_SECONDS:
+                return _from_json(cached)
         except (KeyError, TypeError):
             pass
-    found = _ask()
+    try:
+        found = {"machine": _ask()}
+    except NoAnswer as error:
+        found = {"failed": asdict(error.findings[0]), "time": time.time()}
     with contextlib.suppress(OSError):  # a home that cannot be written is preflight's to report
-        disk.write_json(path, {"key": key, "machine": found})
+        disk.write_json(path, {"key": key, **found})
     return _from_json(found)
 
 
 def _ask() -> dict:
-    """The probe's answer. Raises UserError with its last words if torch cannot even be imported."""
+    """The probe's answer. Raises NoAnswer with its last words if torch cannot even be imported."""
     asked, remedy = [sys.executable, "-m", "limner.engine.probe"], "Install it again; the README says how."
     try:
         answer = subprocess.run(asked, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
-        raise wrong("torch", "gives no answer in two minutes.", remedy) from None
+        raise NoAnswer([Finding("torch", "gives no answer in two minutes.", remedy)]) from None
     try:
         return json.loads(answer.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         words = (answer.stderr.strip().splitlines() or ["no answer"])[-1]
-        raise wrong("torch", f"cannot be used here: {words}", remedy) from None
+        raise NoAnswer([Finding("torch", f"cannot be used here: {words}", remedy)]) from None
 
 
 def _from_json(raw: dict) -> Machine:
-    return Machine(**{**raw, "devices": tuple(Device(**d) for d in raw["devices"])})
+    """The machine that is kept, or NoAnswer if a failure is."""
+    if "failed" in raw:
+        raise NoAnswer([Finding(**raw["failed"])])
+    found = raw["machine"]
+    return Machine(**{**found, "devices": tuple(Device(**d) for d in found["devices"])})
 
 
 def _torch_version() -> str:

@@ -121,6 +121,8 @@ class Watcher:
 
 def why_waiting(run: Run) -> str:
     """What a waiting run waits for, in words."""
+    if said := run.state().error:
+        return f"waiting: {printable(said, 200)}"
     try:
         device = runner.device_of(run)
     except UserError:

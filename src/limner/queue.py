@@ -65,7 +65,7 @@ def remove(run: Run) -> bool:
         state = run.state()
         if state.status != "waiting":
             return False
-        run.write_state(replace(state, status="stopped"))
+        run.write_state(replace(state, status="stopped", error=""))
         table.execute("DELETE FROM queue WHERE run = ?", (run.id,))
         return True
 

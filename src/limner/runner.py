@@ -41,7 +41,7 @@ def ensure_runner(words: Sequence[str] = (sys.executable, "-m", "limner.runner")
 
 
 def device_of(run: Run) -> str:
-    """Where a run trains: cpu, cuda or mps. Raises UserError if its config was damaged, or torch cannot be used."""
+    """Where a run trains: cpu, cuda or mps. Raises UserError if its config was damaged, machine.NoAnswer if torch is."""
     return run.config().launch.device or machine.describe(runs.home()).best().kind
 
 
@@ -132,12 +132,18 @@ class Runner:
         try:
             if run.id not in self._devices:
                 self._devices[run.id] = device_of(run)
+                jobs.explain(run, "")
             device = self._devices[run.id]
             if device not in self._trainers:
                 self._adopt()
             if device not in self._trainers and (process := self._spawn(run, device)) is not None:
                 self._trainers[device] = Trainer(run, device, process, self._clock())
                 self._say(f"{run.id} started on {device}, process {process.pid}")
+        except machine.NoAnswer as error:  # no fault of the run's; `describe` asks again after a while
+            fault = error.findings[0]
+            reason = f"{fault.field} {fault.message} {fault.remedy}"
+            self.tell(f"runs wait: {reason}")
+            jobs.explain(run, reason)
         except (UserError, OSError) as error:
             self.tell(f"{run.id} cannot be started: {error}")
             with contextlib.suppress(OSError):  # a full disk: it is tried again

@@ -178,6 +178,34 @@ def test_many_unknown_keys_are_counted_not_listed_and_quickly(path: Path) -> Non
     assert found[-1].message == "19950 more options are wrong."
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([f"optimizer.learn{i:06}" for i in range(130_000)], "129950 more options are not known."),
+        ([f"optimizer.{i:02}{'learning_rate' * 4600}" for i in range(50)], "there is no such option."),
+        ([f"optimizer.{'learning_rate' * 230_000}"], "there is no such option."),
+    ],
+)
+def test_three_megabytes_of_unknown_names_are_answered_at_once(names: list[str], said: str) -> None:
+    start = time.process_time()
+    with pytest.raises(UserError) as caught:
+        files.build({}, dict.fromkeys(names, "1"))
+    assert time.process_time() - start < 0.4
+    assert len(caught.value.findings) == min(len(names), 51) and caught.value.findings[-1].message == said
+
+
+def test_many_overrides_walk_the_schema_no_more_often_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[int] = []
+    monkeypatch.setattr(files, "walk", lambda: walks.append(1) or walk())
+    files.build({}, {"train.steps": "5"})
+    one = len(walks)
+    config = files.build({}, {"train.steps": "5", "data.path": "pics", "model.base": "no/such", "output.path": "~/out"})
+    assert len(walks) - one <= one
+    assert (
+        config.data.path == Path.cwd() / "pics" and config.model.base == "no/such" and config.output.path == Path.home() / "out"
+    )
+
+
 def test_an_unknown_key_names_the_nearest(path: Path) -> None:
     text = "[optimizer]\nlearning_rate = 1\nwarm_up_steps = 2\n[train]\nbatchsize = 2\n[data]\nqqqqq = 1\n"
     remedies = {f.field: f.remedy for f in faults(path, text)}

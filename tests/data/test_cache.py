@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 import time
@@ -206,3 +207,21 @@ def test_memory_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(same(cache.get(k), entry(i)) for i, k in enumerate(keys))
     assert list(cache._resident) == keys[-3:] and cache._resident_bytes == 3 * size
     assert same(cache.get(keys[0]), entry(0))
+
+
+def test_many_processes_open_a_new_cache_at_once(tmp_path):
+    """SQLite waits for a busy database, but not while another makes it one with a write-ahead log."""
+    together = multiprocessing.get_context("fork")
+    for attempt in range(8):
+        barrier, folder = together.Barrier(8), tmp_path / str(attempt)
+        processes = [together.Process(target=_open_behind, args=(barrier, folder)) for _ in range(8)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+        assert [process.exitcode for process in processes] == [0] * 8
+
+
+def _open_behind(barrier, folder):
+    barrier.wait()
+    Cache(folder).close()

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 from limner.data.buckets import Buckets, Fit
+from limner.data.decode import decode
 from limner.data.images import load
+from limner.data.likeness import look_of
 from limner.errors import UserError
 
 WHOLE = Fit((16, 16), (16, 16))
@@ -172,13 +174,19 @@ def test_damage_anywhere_gives_pixels_or_a_user_error(tmp_path: Path) -> None:
                 assert error.findings[0].field == str(path)
 
 
-def test_damaged_exif_data_is_a_users_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow writes the EXIF data again when it turns a picture, and stumbles over damaged ones in its own way."""
-    path = saved(Image.new("RGB", (16, 16)), tmp_path / "a.png")
-
-    def stumble(_: Image.Image) -> Image.Image:
-        raise struct.error("required argument is not an integer")
-
-    monkeypatch.setattr("PIL.ImageOps.exif_transpose", stumble)
-    with pytest.raises(UserError, match="does not open"):
-        load(path, WHOLE)
+@pytest.mark.parametrize(
+    "odd",
+    [
+        struct.pack("<HHIf", 0x010E, 11, 1, 0.5),  # the description a number
+        struct.pack("<HHI4s", 0x011A, 2, 3, b"72"),  # the resolution a text
+        struct.pack("<HHI4s", 0x0102, 2, 3, b"88"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+def test_odd_exif_data_do_no_harm(tmp_path: Path, ending: str, odd: bytes) -> None:
+    """Pillow reads them, but cannot write them again, which it would when it turns a picture by its own function."""
+    turn = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + b"".join(sorted((odd, turn))) + bytes(4)
+    path = saved(quarters((64, 32)), tmp_path / f"a.{ending}", exif=exif)
+    assert load(path, Fit((32, 64), (32, 64))).shape == (3, 64, 32)
+    assert look_of(path) == look_of(saved(decode(path), tmp_path / "upright.png"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,21 @@ def test_what_is_done_again_comes_once(run: Run, resumed_at: int) -> None:
     assert [i.step for i in read(run).Images("sample/01")] == [2]
 
 
+def test_of_a_long_run_only_the_last_steps_are_kept(run: Run) -> None:
+    journal = journal_of(run)
+    journal.event("start", step=0, steps=60)
+    steps(journal, 1, 50)
+    for step in (20, 40):
+        sample(journal, step, 0)
+        sample(journal, step, 1)
+    for damaged in ({"event": ["x"], "step": 1}, {"event": "step", "step": "x"}, {"event": "sample", "step": 3, "path": 4}, {}):
+        with (run.path / "events.jsonl").open("a") as file:
+            file.write(json.dumps(damaged) + "\n")
+    for tracker in trackers.make(run.config(), run):
+        kept = {what: tracker.told[what] for what in ("step", "sample/00", "sample/01")}
+        assert kept == {"step": 50, "sample/00": 40, "sample/01": 40} and len(tracker.told) < 10
+
+
 def test_a_folder_that_cannot_be_written_ends_nothing(run: Run) -> None:
     (run.path / "tensorboard").write_text("not a folder")
     journal = journal_of(run)
@@ -149,6 +165,12 @@ def test_whole_paths_are_told_nobody(tmp_path: Path) -> None:
     told = hyperparameters(files.build(asked, {}))
     assert (told["model.base"], told["data.path"], told["output.tags"]) == (tmp_path.name, "cats", "a, b")
     assert str(tmp_path) not in str(told) and "optimizer.text_encoder_lr" not in told
+
+
+@pytest.mark.parametrize("base", ["~/private/models/cat", "~nobody-here/private/cat", "/private/models/that/went/away/cat"])
+def test_a_path_is_told_nobody_whether_it_is_there_or_not(base: str) -> None:
+    assert hyperparameters(files.build({"model": {"base": base}}, {}))["model.base"] == "cat"
+    assert hyperparameters(files.build({"model": {"base": "owner/name"}}, {}))["model.base"] == "owner/name"
 
 
 def asked_for(tracker: str) -> Run:

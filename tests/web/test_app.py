@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -11,7 +16,7 @@ from starlette.testclient import TestClient
 from limner import queue, runner, runs
 from limner.config import files
 from limner.settings import Settings
-from limner.web import app, gate, places, tensorboard
+from limner.web import app, gate, pictures, places, tensorboard
 from limner.web.context import Context
 from limner.web.words import Words
 
@@ -70,6 +75,64 @@ def test_a_queue_that_cannot_be_read_is_looked_at_again(
     with TestClient(app.bare_app(CONTEXT)):
         assert asked.acquire(timeout=60)
     assert next(tries, None) is None
+
+
+def test_what_interrupted_uploads_left_is_removed_at_the_start(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: threading.Semaphore
+) -> None:
+    token, elsewhere = home / "pictures" / ("0123456789abcdef" * 2), tmp_path / "elsewhere"
+    old = time.time() - 25 * 3600
+
+    def file(path: Path, *, age: float = old) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+        os.utime(path, (age, age))
+        return path
+
+    gone = [file(token / ".tmp-0a1b"), file(token / "10_cat" / "inner" / ".tmp-0a1c")]
+    kept = [
+        file(token / ".tmp-new", age=time.time() - 3600),
+        file(token / "cat.png"),
+        file(home / "pictures" / ".tmp-0a1b"),
+        file(home / "pictures" / "my own" / ".tmp-0a1b"),
+        file(elsewhere / ".tmp-0a1b"),
+        file(token / ".tmp-folder" / "cat.png"),
+    ]
+    (token / "link").symlink_to(elsewhere)
+    (token / ".tmp-link").symlink_to(kept[-2])
+    (home / "pictures" / ("a" * 32)).symlink_to(elsewhere)
+    swept, real, loop = threading.Event(), pictures.sweep, threading.get_ident()
+
+    def sweep() -> None:
+        assert threading.get_ident() != loop
+        real()
+        swept.set()
+
+    monkeypatch.setattr(pictures, "sweep", sweep)
+    with TestClient(app.bare_app(CONTEXT)):
+        assert swept.wait(60)
+    assert not any(path.exists() for path in gone) and all(path.exists() for path in kept)
+    assert (token / ".tmp-link").is_symlink() and (token / "link").is_symlink()
+
+
+def test_uploads_are_written_beside_the_event_loop(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes or opens does so where no event loop runs."""
+    asked: list[str] = []
+    for name in ("mkdir", "open"):
+        real = getattr(Path, name)
+
+        def checked(path: Path, *words: Any, name: str = name, real: Callable[..., Any] = real, **more: Any) -> Any:
+            if path.is_relative_to(home / "pictures"):
+                with pytest.raises(RuntimeError):
+                    asyncio.get_running_loop()
+                asked.append(name)
+            return real(path, *words, **more)
+
+        monkeypatch.setattr(Path, name, checked)
+    asking = TestClient(app.bare_app(CONTEXT))
+    sent = {"token": "0123456789abcdef", "name": "cat.txt"}
+    assert asking.post("/api/upload", params=sent, content=b"a cat").json()["saved"] == ["cat.txt"]
+    assert {"mkdir", "open"} <= set(asked)
 
 
 def test_no_tensorboard_for_those_whom_the_password_keeps_out(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

@@ -9,7 +9,6 @@ import shlex
 import stat
 import tomllib
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import tiny
 from limner import cli, machine, queue, runner, runs
 from limner.config import files
 from limner.data import undo
+from limner.errors import Finding
 from limner.settings import Settings
 from limner.web import intake
 from limner.web.app import bare_app
@@ -40,9 +40,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(root: Path) -> Iterator[TestClient]:
-    with TestClient(bare_app(Context(Settings(), (root,), Words()))) as client:
-        yield client
+def client(root: Path) -> TestClient:
+    return TestClient(bare_app(Context(Settings(), (root,), Words())))  # not entered: nothing runs beside the requests
 
 
 @pytest.fixture(autouse=True)
@@ -348,6 +347,25 @@ def test_wrong_values_are_refused_at_their_field_and_nothing_is_written(
 LATER = [(f, t) for f, t in WRONG if f == "output.name" or (f == "model.base" and t in ("C:\\x", "$(x)"))]
 
 
+def test_a_broken_torch_is_asked_once_and_said_beside_the_plan(
+    client: TestClient, pics: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def broken() -> None:
+        asked.append(1)
+        raise machine.NoAnswer([Finding("torch", "cannot be used here.", "Install it again.")])
+
+    monkeypatch.setattr(machine, "_ask", broken)
+    for _ in range(5):
+        said = ask(client, "check", values={"data.path": str(pics)})
+        while said["again"]:  # a busy machine: the question was not answered in time
+            said = ask(client, "check", values={"data.path": str(pics)})
+        assert said["findings"][0]["field"] == "torch" and said["plan"]["pictures"] > 0
+    assert refusal(client, "train", values={"data.path": str(pics)})[0]["field"] == "torch"
+    assert asked == [1] and queue.waiting() == []
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"[]", b"{}", b'{"values": []}', b'{"values": {"train.steps": 1}}', b'{"values": {"a": null}}']
 )
@@ -395,6 +413,19 @@ def test_shipped_presets_have_no_idle_option(client: TestClient, pics: Path) -> 
         said = ask(client, "check", values={"data.path": str(pics), **preset["values"]})
         assert [f for f in said["findings"] if "no effect" in f["message"]] == [], preset["name"]
         assert [f for f in said["findings"] if f["severity"] == "error"] == []
+
+
+def test_a_preset_that_could_not_be_read_again_is_refused(client: TestClient, home: Path) -> None:
+    def prompts(letter: str, size: int) -> dict[str, str]:
+        return {"sample.prompts": json.dumps([letter * 10_000] * (size // 10_000), ensure_ascii=False)}
+
+    assert ask(client, "presets/save", name="long", values=prompts("x", 1_000_000))["problem"] == ""
+    more = prompts("x", 1_000_000) | {"output.tags": prompts("x", 1_000_000)["sample.prompts"]}
+    unknown = {f"optimizer.learn{i:06}": "1" for i in range(100_000)}
+    for values in (prompts("猫", 400_000), more, unknown):
+        [said] = refusal(client, "presets/save", name="longer", values=values)
+        assert (said["field"], said["message"]) == ("preset", "would be longer than 1 MiB.")
+    assert tree(home / "presets") == ["long.toml"]
 
 
 def test_presets_of_ones_own(client: TestClient, home: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import random
 import tomllib
@@ -10,30 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from person import PICTURES, drop
 from playwright.sync_api import Browser, Page, expect
 
-from limner import pocket, runs
+from limner import runs
 from limner.config import files
 from limner.config.fields import Option, applies, walk
 
 pytestmark = pytest.mark.slow
 expect.set_options(timeout=60_000)
-
-PICTURES = sorted(Path(pocket.__file__).parent.glob("pictures/*"))[:24]
-
-DROP = """async (files) => {
-  const transfer = new DataTransfer();
-  for (const [name, content] of files) {
-    transfer.items.add(new File([Uint8Array.from(atob(content), (c) => c.charCodeAt(0))], name));
-  }
-  const event = new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: transfer });
-  document.querySelector(".drop").dispatchEvent(event);
-}"""
-
-
-def drop(page: Page, files: list[Path]) -> None:
-    page.wait_for_selector(".drop")
-    page.evaluate(DROP, [[f.name, base64.b64encode(f.read_bytes()).decode()] for f in files])
 
 
 def field(page: Page, path: str) -> Any:
@@ -285,6 +269,31 @@ def test_an_empty_form_starts_from_the_users_own_defaults(page: Page) -> None:
     page.once("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Clear").click()
     expect(entry(page, "train.seed")).to_have_value("5")
+
+
+def test_the_command_is_copied_without_https(page: Page) -> None:
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # as it is over plain http
+    button = page.get_by_role("button", name="Show command")
+    button.click()
+    dialog = page.get_by_role("dialog", name="The command")
+    copy = dialog.get_by_role("button", name="Copy").first
+    copy.click()
+    expect(page.locator(".limner-note", has_text="Copied.")).to_be_visible()
+    expect(copy).to_be_focused()
+    words = dialog.locator("pre").first.inner_text().split()
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    expect(button).to_be_focused()
+    unfold(page)
+    entry(page, "output.name").press("ControlOrMeta+V")
+    assert words and entry(page, "output.name").input_value().split() == words
+
+
+def test_the_short_help_is_whole_sentences(page: Page) -> None:
+    unfold(page)
+    shown = page.locator(".field .help > span").all_text_contents()
+    assert [text for text in shown if not text.endswith(".")] == []
+    expect(field(page, "optimizer.lr").locator(".help > span")).to_contain_text("When not given: 1e-4 for a LoRA")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from person import SECONDS, says, wait_for
+from playwright.sync_api import Browser, Page, Route, expect
 
 from limner import jobs, machine, queue, runner, runs
 from limner.config import files
 from limner.formats.header import read_header
 from limner.pocket import PICTURES
 from limner.runs import LIVE, Run, State
-
-SECONDS = 300_000
-"""How long anything may take on a busy machine, in milliseconds."""
 
 pytestmark = pytest.mark.slow
 
@@ -66,17 +64,6 @@ def opened(page: Page, run: Run) -> Page:
     page.reload()
     expect(page.locator(".run-view h2").first).to_have_text(run.config().output.name, timeout=SECONDS)
     return page
-
-
-def says(page: Page, words: str) -> None:
-    expect(page.locator(".run-view .sentence")).to_contain_text(re.compile(words), timeout=SECONDS)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.1)
 
 
 def test_watch_a_run_and_download_its_lora(page: Page, new_run: Callable[..., Run], tmp_path: Path) -> None:
@@ -179,6 +166,27 @@ def test_two_browsers_see_the_same_queue(page: Page, browser: Browser, new_run: 
     other.context.close()
 
 
+@pytest.mark.usefixtures("no_runner")
+def test_an_order_that_is_refused_goes_back(browser: Browser, server: str, new_run: Callable[..., Run]) -> None:
+    for name in ("one", "two"):
+        queue.enqueue(new_run(name, 5))
+    page = browser.new_page()  # of its own: Chromium counts the refusal itself as an error of the page
+    asked: list[Route] = []
+    page.route("**/api/queue", lambda route: asked.append(route))  # noqa: PLW0108 (playwright wants a function of Python)
+    page.goto(server)
+    page.locator("#tab-runs-button").click()
+    with page.expect_request("**/api/queue"):
+        page.locator(".queue li").first.get_by_role("button", name="Later").click()
+    assert asked[0].request.post_data_json == {"order": list(reversed(queue.waiting()))}
+    expect(page.locator(".limner-note", has_text="order")).to_have_count(0)
+    finding = {"field": "order", "message": "does not please.", "remedy": "Try another.", "severity": "error"}
+    asked[0].fulfill(status=422, json={"findings": [finding]})
+    expect(page.locator(".limner-note.error", has_text="order: does not please.")).to_be_visible(timeout=SECONDS)
+    assert page.locator(".queue .name").all_inner_texts() == ["one", "two"]
+    expect(page.locator(".limner-note", has_text="was changed")).to_have_count(0)
+    page.close()
+
+
 def test_compare_duplicate_and_delete(page: Page, new_run: Callable[..., Run], home: Path) -> None:
     one, two = new_run("one", 5), new_run("two", 9)
     for run, loss in ((one, 0.5), (two, 0.25)):
@@ -203,6 +211,38 @@ def test_compare_duplicate_and_delete(page: Page, new_run: Callable[..., Run], h
     assert not one.path.exists() and (home / "trash" / one.id).is_dir()
 
 
+def live(page: Page, kind: str) -> int:
+    """How many objects of a class are alive in the page, in the document or not, after a garbage collection."""
+    devtools = page.context.new_cdp_session(page)
+    prototype = devtools.send("Runtime.evaluate", {"expression": f"{kind}.prototype"})["result"]["objectId"]
+    found = devtools.send("Runtime.queryObjects", {"prototypeObjectId": prototype})["objects"]["objectId"]
+    count = {"objectId": found, "functionDeclaration": "function () { return this.length }", "returnByValue": True}
+    number: int = devtools.send("Runtime.callFunctionOn", count)["result"]["value"]
+    devtools.detach()
+    return number
+
+
+def test_a_run_that_is_left_takes_its_charts_along(page: Page, home: Path) -> None:
+    for name in ("one", "two", "three"):
+        run = runs.create(files.build({}, {"output.name": name}))
+        run.write_state(State("done", step=5, steps=5))
+        for step in range(1, 6):
+            run.event("step", step=step, loss=0.5, lr={"denoiser": 1e-4})
+    page.locator("#tab-runs-button").click()
+
+    def choose(name: str) -> dict[str, int]:
+        page.locator(".history .item", has_text=name).click()
+        expect(page.locator(".run-view h2").first).to_have_text(name)
+        expect(page.locator(".uplot canvas")).to_have_count(2)  # loss and learning rate
+        return {kind: live(page, kind) for kind in ("HTMLCanvasElement", "ResizeObserver")}
+
+    first = choose("one")
+    assert first["HTMLCanvasElement"] == 2
+    choose("two")
+    choose("three")
+    wait_for(lambda: choose("two") == choose("one") == first)
+
+
 def test_a_long_run_opens_fast_and_polls_cheaply(page: Page, home: Path) -> None:
     run = runs.create(files.build({}, {"output.name": "long"}))
     run.write_state(State("done", step=100_000, steps=100_000))
@@ -222,6 +262,8 @@ def test_a_long_run_opens_fast_and_polls_cheaply(page: Page, home: Path) -> None
     expect(page.locator(".run-view .uplot").first).to_be_visible(timeout=SECONDS)
     print(f"drawn after {time.monotonic() - began:.2f} s")
     assert page.evaluate("document.querySelectorAll('.samples img').length") == 2000
+    page.evaluate("window.scrollTo(0, 500)")  # the list of runs stays in sight
+    assert page.evaluate("[scrollY, document.querySelector('.run-list').getBoundingClientRect().top]") == [500, 8]
 
 
 @pytest.mark.parametrize("width", [1280, 390])

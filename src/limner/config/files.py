@@ -21,6 +21,7 @@ from limner.errors import Finding, UserError, printable, wrong
 
 MAX_BYTES = 1 << 20
 _MAX_FINDINGS = 50
+_MAX_NAME = 100  # nothing is near to a longer one
 _WIDTH = 100
 
 
@@ -63,18 +64,20 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     out = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
     for option in walk():
         section = out.get(option.section)
-        value = section.get(option.name) if isinstance(section, dict) else None
-        is_path = Path in option.types
-        if option.path == "model.base" and isinstance(value, str) and value != "pocket":
-            # a local model if something of that name lies beside the file, or in the current folder; else a hub id
-            beside = next((f for f in (folder, Path.cwd()) if _exists(f / value)), None)
-            is_path, folder_of = beside is not None, beside or folder
-        else:
-            folder_of = folder
-        if is_path and isinstance(value, str) and value.strip() and not value.startswith("~"):
-            assert isinstance(section, dict)
-            section[option.name] = str(folder_of / value)
+        if isinstance(section, dict) and option.name in section:
+            section[option.name] = _anchored_value(option, section[option.name], folder)
     return out
+
+
+def _anchored_value(option: Option, value: Any, folder: Path) -> Any:
+    is_path = Path in option.types
+    if option.path == "model.base" and isinstance(value, str) and value != "pocket":
+        # a local model if something of that name lies beside the file, or in the current folder; else a hub id
+        beside = next((f for f in (folder, Path.cwd()) if _exists(f / value)), None)
+        is_path, folder = beside is not None, beside or folder
+    if is_path and isinstance(value, str) and value.strip() and not value.startswith("~"):
+        return str(folder / value)
+    return value
 
 
 def _exists(path: Path) -> bool:
@@ -88,12 +91,13 @@ def build(raw: dict[str, Any], overrides: Mapping[str, str], text: str = "", sou
     """Lay overrides (dotted name -> typed text) over nested dicts and validate the whole."""
     merged = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
     options = _options_by_path()
-    faults: list[Finding] = []
+    unknown = [path for path in overrides if path not in options]
+    faults = [_unknown(path, "", "") for path in unknown[:_MAX_FINDINGS]]
+    if more := len(unknown) - len(faults):
+        faults.append(Finding("configuration", f"{more} more options are not known.", "Mend those above first."))
     # a section's kind goes first, since it decides which other options there are
-    for path, typed in sorted(overrides.items(), key=lambda item: not item[0].endswith(".kind")):
-        if path not in options:
-            faults.append(_unknown(path, "", ""))
-            continue
+    for path in sorted((p for p in overrides if p in options), key=lambda p: not p.endswith(".kind")):
+        typed = overrides[path]
         section, _, name = path.rpartition(".")
         table = merged.setdefault(section, {})
         if not isinstance(table, dict):
@@ -103,9 +107,7 @@ def build(raw: dict[str, Any], overrides: Mapping[str, str], text: str = "", sou
         if len(typed) > MAX_BYTES:
             faults.append(Finding(path, f"is longer than {MAX_BYTES} characters.", "Make it shorter."))
             continue
-        table[name] = _typed(options[path], typed)
-        anchored = _anchored({section: {name: table[name]}}, Path.cwd())
-        table[name] = anchored[section][name]
+        table[name] = _anchored_value(options[path][0], _typed(options[path], typed), Path.cwd())
     for name in {n for n, tag, _ in section_types() if tag is not None}:
         if isinstance(merged.get(name), dict):
             merged[name].setdefault("kind", Config.model_fields[name].default.kind)
@@ -188,8 +190,10 @@ def _unknown(path: str, text: str, source: str) -> Finding:
     inside = [k for k in known if k.rpartition(".")[0] == section]
     by_name = {k.rpartition(".")[2]: k for k in reversed(inside or known)}
     kohya = [o for options in _options_by_path().values() for o in options if o.kohya and o.kohya == name]
-    near = difflib.get_close_matches(name, by_name, 1, 0.6)
-    match = [o.path for o in kohya] or [by_name[n] for n in near] or difflib.get_close_matches(path, known, 1, 0.6)
+    match = [o.path for o in kohya]
+    if not match and len(path) < _MAX_NAME:
+        near = difflib.get_close_matches(name, by_name, 1, 0.6)
+        match = [by_name[n] for n in near] or difflib.get_close_matches(path, known, 1, 0.6)
     remedy = f"Did you mean {match[0]}?" if match else "`limner config options` lists every option."
     if kohya and kohya[0].inverted:
         remedy = f"It is {match[0]} here, and means the opposite."

@@ -12,10 +12,12 @@ import os
 import sqlite3
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -26,6 +28,7 @@ from limner.errors import wrong
 
 _VERSION = 2  # raise it when encoding changes
 _RESIDENT_BYTES = 512 << 20
+_PATIENCE_SECONDS = 60
 
 Entry = dict[str, Tensor]
 
@@ -41,7 +44,8 @@ class Cache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._index = _open_index(folder / "index.sqlite")
+        with _alone(folder / "index.lock"):
+            self._index = _open_index(folder / "index.sqlite")
         self._resident: OrderedDict[str, Entry] = OrderedDict()
         self._resident_bytes = 0
 
@@ -137,12 +141,22 @@ def _checksum(entry: Entry) -> int:
     return value
 
 
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time makes the index or mends it: SQLite does not wait for that."""
+    try:
+        with filelock.FileLock(path, timeout=_PATIENCE_SECONDS):
+            yield
+    except filelock.Timeout:
+        raise wrong("memory.cache_path", f"{path} is held by another program.", "End it, or choose another folder.") from None
+
+
 def _open_index(path: Path) -> sqlite3.Connection:
     """The index; one that cannot be read is set aside and begun anew, since everything in it can be made again."""
     for attempt in range(2):
         connection = None
         try:
-            connection = sqlite3.connect(path, timeout=60)
+            connection = sqlite3.connect(path, timeout=_PATIENCE_SECONDS)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             if (said := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":

@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from limner.data.scan import MAX_PIXELS
 from limner.errors import wrong
@@ -27,10 +27,29 @@ def decode(path: str | Path, least: tuple[int, int] | None = None) -> Image.Imag
                 raise wrong(str(path), f"is {opened.width} x {opened.height}, too large.", "Make it smaller or remove it.")
             if least is not None:
                 opened.draft("RGB", least)
-            return _to_rgb(ImageOps.exif_transpose(opened))
+            return _to_rgb(_upright(opened))
     except _DAMAGE as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise wrong(str(path), f"does not open ({reason}).", "Replace or remove it, or set data.skip_broken = true.") from None
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by the orientation that its EXIF data give."""
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    # not by ImageOps.exif_transpose: that writes all EXIF data again, and stumbles over what cameras put there
+    picture.load()
+    turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -29,7 +29,7 @@ def hyperparameters(config: Config) -> dict[str, bool | float | str]:
     out: dict[str, bool | float | str] = {}
     for section, options in config:
         for name, value in options:
-            if isinstance(value, Path) or (name == "base" and Path(value).expanduser().exists()):
+            if isinstance(value, Path) or (name == "base" and (value.startswith("~") or Path(value).is_absolute())):
                 value = Path(value).name
             elif isinstance(value, tuple):
                 value = ", ".join(value)
@@ -48,7 +48,12 @@ class Tracker:
     def __init__(self, config: Config, run: Run) -> None:
         self.config, self.run = config, run
         self.title = config.logging.run_name or run.id
-        self.told = {_mark(event["event"], event) for event, _ in run.events() if "event" in event}
+        self.told = dict[str, int]()
+        """The last step of which it was told, by what was told: all up to there were."""
+        for event, _ in run.events():
+            what, step = _what(event.get("event"), event), event.get("step")
+            if isinstance(step, int):
+                self.told[what] = max(step, self.told.get(what, step))
 
     def note(self, kind: str, event: Mapping[str, Any]) -> None:
         """Take in an event as the journal writes it. What a resumed run does again is not told again."""
@@ -56,11 +61,10 @@ class Tracker:
             self.begin(event["step"], is_resumed=kind == "resume")
         elif kind == "stop":
             self.end(has_failed=event["status"] == "failed")
-        elif _mark(kind, event) in self.told:
+        elif event.get("step", 0) <= self.told.get(_what(kind, event), -1):
             return
         elif kind == "sample":
-            number = Path(event["path"]).stem.rpartition("_")[2]
-            self.show(event["step"], f"sample/{number}", self.run.samples / event["path"], event["prompt"])
+            self.show(event["step"], _what(kind, event), self.run.samples / event["path"], event["prompt"])
         elif told := numbers(kind, event):
             self.tell(event["step"], told)
 
@@ -78,8 +82,9 @@ class Tracker:
         raise NotImplementedError
 
 
-def _mark(kind: str, event: Mapping[str, Any]) -> tuple[str, Any, Any]:
-    return kind, event.get("step"), event.get("path")
+def _what(kind: Any, event: Mapping[str, Any]) -> str:
+    """What an event tells of, step for step: its kind, and of a sample also the number of its prompt."""
+    return f"sample/{Path(str(event.get('path'))).stem.rpartition('_')[2]}" if kind == "sample" else str(kind)
 
 
 class TensorBoard(Tracker):
@@ -92,7 +97,7 @@ class TensorBoard(Tracker):
     def begin(self, step: int, *, is_resumed: bool) -> None:
         # at step 0 there was no state yet: everything is done again
         purge_from = step + 1 if step else 0
-        self.told = {mark for mark in self.told if isinstance(mark[1], int) and mark[1] < purge_from}
+        self.told = {what: min(last, purge_from - 1) for what, last in self.told.items()}
         self._file = EventFile(self.run.path / "tensorboard", purge_from if is_resumed else None)
         if not is_resumed or not step:
             self._file.hyperparameters(hyperparameters(self.config), self.title)

@@ -58,9 +58,10 @@ def bare_app(context: Context, *, has_password: bool = False) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        looking = asyncio.create_task(keep_queue_going())
+        besides = [asyncio.create_task(keep_queue_going()), asyncio.create_task(_sweep())]
         yield
-        looking.cancel()
+        for task in besides:
+            task.cancel()
 
     app = FastAPI(title="Limner", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.add_exception_handler(UserError, _say)
@@ -92,6 +93,11 @@ async def keep_queue_going() -> None:
             await asyncio.to_thread(look)
             look = _start_what_waits
         await asyncio.sleep(QUEUE_SECONDS)
+
+
+async def _sweep() -> None:
+    with contextlib.suppress(OSError):  # what cannot be read there is said where it is used
+        await asyncio.to_thread(pictures.sweep)
 
 
 def _start_all_that_waits() -> None:

@@ -37,15 +37,15 @@ def router(context: Context) -> APIRouter:
         """Findings, the plan where there can be one, and what the pictures propose."""
         try:
             config = config_of(values, context)
-            known = machine_if_known()
+            known, unknown = _machine_so_far()
             findings, records = preflight.examine(config, known, may_follow=may_follow)
         except UserError as error:
             return {"findings": [asdict(f) for f in error.findings], "plan": None, "proposals": {}, "again": False}
         return {
-            "findings": [asdict(f) for f in findings],
+            "findings": [asdict(f) for f in [*unknown, *findings]],
             "plan": plan(config, records),
             "proposals": _proposals(config, records),
-            "again": known is None,  # more can be said in a moment
+            "again": known is None and not unknown,  # more can be said in a moment
         }
 
     @routes.post("/train")
@@ -105,8 +105,16 @@ def machine_if_known(seconds: float = 0.3) -> Machine | None:
 
 
 def _ask() -> None:
-    with contextlib.suppress(UserError):  # it will be raised to whoever must know the machine
+    with contextlib.suppress(UserError):  # `describe` keeps it, and raises it to whoever must know the machine
         this_machine()
+
+
+def _machine_so_far() -> tuple[Machine | None, list[Finding]]:
+    """This machine as far as it is known by now, and why it cannot be."""
+    try:
+        return machine_if_known(), []
+    except machine.NoAnswer as error:
+        return None, error.findings
 
 
 def config_of(values: dict[str, str], context: Context) -> Config:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
+import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Body, Request
 from fastapi.concurrency import run_in_threadpool
@@ -26,6 +29,7 @@ MAX_SHOWN = 200
 UPLOADS = "pictures"
 """The folder in Limner's home for what was uploaded, a folder for each set of pictures. They stay: runs refer to them."""
 _TOKEN = re.compile(r"[0-9a-f]{16,64}")
+_INTERRUPTED_SECONDS = 24 * 3600.0
 
 
 def router(context: Context) -> APIRouter:
@@ -41,11 +45,10 @@ def router(context: Context) -> APIRouter:
             raise wrong("token", "is not one of this page's.", "Reload the page.")
         folder = runs.home() / UPLOADS / token
         limit, place = intake.limit_of(name), intake.inner(folder, inside)
-        place.mkdir(parents=True, exist_ok=True)
         taken = disk.temporary_name(place / "x")
         try:
             size = 0
-            with taken.open("wb") as file:
+            with await run_in_threadpool(_new, taken) as file:
                 async for chunk in request.stream():
                     size += len(chunk)
                     if size > limit:
@@ -103,6 +106,25 @@ def router(context: Context) -> APIRouter:
         return {"caption": text}
 
     return routes
+
+
+def sweep() -> None:
+    """Remove what uploads left behind that were interrupted a day ago or longer, such as by a power cut."""
+    folder, limit = runs.home() / UPLOADS, time.time() - _INTERRUPTED_SECONDS
+    for token in os.listdir(folder) if folder.is_dir() else ():
+        if not _TOKEN.fullmatch(token) or (folder / token).is_symlink():
+            continue
+        for inside, _, names in os.walk(folder / token):  # follows no links
+            for path in (Path(inside, name) for name in names if name.startswith(disk.TEMPORARY)):
+                with contextlib.suppress(OSError):  # somebody else's, or gone meanwhile
+                    facts = path.lstat()
+                    if stat.S_ISREG(facts.st_mode) and facts.st_mtime < limit:
+                        path.unlink()
+
+
+def _new(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("wb")
 
 
 def _data(values: dict[str, str], context: Context) -> Data:

@@ -30,9 +30,11 @@ def router(context: Context) -> APIRouter:
     @routes.post("/save")
     def save(values: Values, name: Annotated[str, Body()]) -> dict[str, Any]:
         """Keep the values as a preset of the user's; one of that name is replaced."""
+        _check_length(sum(len(path) + len(text) for path, text in values.items()))
         config = config_of(values, context)
-        file = _file(name)
-        disk.write_text(file, f"# {printable(name)}\n{files.render_changes(config)}")
+        file, text = _file(name), f"# {printable(name)}\n{files.render_changes(config)}"
+        _check_length(len(text.encode()))
+        disk.write_text(file, text)
         return _told(file)
 
     @routes.post("/delete")
@@ -45,6 +47,13 @@ def router(context: Context) -> APIRouter:
         return {"name": name}
 
     return routes
+
+
+def _check_length(size: int) -> None:
+    """Raises UserError for what would be refused when it is read again."""
+    if size > files.MAX_BYTES:
+        said = f"would be longer than {files.MAX_BYTES >> 20} MiB."
+        raise wrong("preset", said, "Keep long lists of prompts in a file, and name it in sample.prompt_file.")
 
 
 def _own() -> Path:

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -235,11 +235,10 @@ def full(run: Run, brief: Brief, curves: CurvesOfRuns, since: str = "") -> dict[
     before = since.split("-")
     out = {
         **brief,
-        "state": asdict(state),
         "actions": actions(run, state, config, asked=brief["asked"]),
         "resume_step": resume_step(run),
         "memory": _last(known.memory.columns.get("device_mib")) or _last(known.memory.columns.get("memory_mib")),
-        "warnings": known.warnings,
+        "warnings": [*([state.error] if state.status == "waiting" and state.error else []), *known.warnings],
         "version": "-".join(str(stamp) for stamp, _ in parts.values()),
     }
     for number, (name, (stamp, make)) in enumerate(parts.items()):

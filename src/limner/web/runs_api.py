@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import os
 import threading
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, Header, Query, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
 from limner import jobs, queue, runner, runs
 from limner.config import files as config_files
-from limner.data.decode import decode
 from limner.errors import UserError, printable, wrong
 from limner.runs import LIVE, Run
 from limner.web import run_facts
 from limner.web.context import Context
 from limner.web.curves import CurvesOfRuns
+from limner.web.thumbnails import Shelf
 from limner.web.zipped import zipped
 
 _SAFE = {"X-Content-Type-Options": "nosniff"}
-_WIDTHS = (128, 256, 512)
 _WHY_NOT = {
     "stop": "it is not running.",
     "stop-now": "it is not running.",
@@ -83,17 +81,22 @@ def _add_reading(routes: APIRouter, overview: run_facts.Overview, curves: Curves
 
 
 def _add_files(routes: APIRouter, curves: CurvesOfRuns) -> None:
+    shelf = Shelf()
+
     @routes.get("/api/runs/{name}/samples/{file}")
-    def sample(name: str, file: str, w: int | None = None) -> Response:
-        """A sample's PNG, or a small WebP at least `w` px wide where the picture is larger."""
+    def sample(
+        name: str,
+        file: str,
+        w: Annotated[int | None, Query(ge=1, le=4096)] = None,
+        if_none_match: Annotated[str | None, Header()] = None,
+    ) -> Response:
+        """A sample's PNG; with `w`, a JPEG whose longest side is about that, as `Shelf.answer`."""
         run = _find(name)
         if file not in run_facts.sample_names(run):
             raise _no_file(run, file)
+        if w is not None:
+            return shelf.answer(run.samples / file, w, if_none_match)
         headers = _SAFE | {"Cache-Control": "private, max-age=600"}
-        width = next((side for side in _WIDTHS if w is not None and side >= w), None)
-        small = None if width is None else _thumbnail(run.samples / file, width)
-        if small is not None:
-            return Response(small, media_type="image/webp", headers=headers)
         return FileResponse(run.samples / file, filename=f"{run.id}_{file}", media_type="image/png", headers=headers)
 
     @routes.get("/api/runs/{name}/checkpoints/{file}")
@@ -132,17 +135,6 @@ def _attached(answer: Response, name: str) -> Response:
     # the quoting of names is Starlette's own, which only FileResponse offers
     answer.headers["Content-Disposition"] = FileResponse(Path(name), filename=name).headers["Content-Disposition"]
     return answer
-
-
-def _thumbnail(path: Path, width: int) -> bytes | None:
-    """A picture made small; None if it is not larger than that."""
-    picture = decode(path, (width, width))
-    if picture.width <= width:
-        return None
-    picture.thumbnail((width, width * 8))
-    out = io.BytesIO()
-    picture.save(out, format="WEBP", quality=85, method=2)
-    return out.getvalue()
 
 
 # --- changes ----------------------------------------------------------------------------------------------------------

@@ -22,11 +22,12 @@ SIDES = (128, 256, 512, 1024)
 """The longest sides that are made, in px; what is asked for is rounded up to one, so that the cache holds few of each."""
 LIMIT_BYTES = 256 << 20
 _WRITES_BETWEEN_PRUNINGS = 100
+_TURN = threading.BoundedSemaphore(2)  # a picture of 64 million pixels takes 200 MB while it is decoded
 
 
 def router(context: Context) -> APIRouter:
     """The route for thumbnails."""
-    routes, shelf = APIRouter(), Shelf(runs.home() / "cache" / "thumbnails")
+    routes, shelf = APIRouter(), Shelf()
 
     @routes.get("/api/thumbnail")
     def thumbnail(
@@ -35,13 +36,7 @@ def router(context: Context) -> APIRouter:
         if_none_match: Annotated[str | None, Header()] = None,
     ) -> Response:
         """A JPEG of the upright picture at `path`, its longest side at most `size` rounded up to one of SIDES, in px."""
-        picture = places.resolve(path, context.roots, field="path")
-        side = next((s for s in SIDES if s >= size), SIDES[-1])
-        key = shelf.key(picture, side)
-        headers = {"ETag": f'"{key}"', "Cache-Control": "private, no-cache", "X-Content-Type-Options": "nosniff"}
-        if if_none_match == headers["ETag"]:
-            return Response(status_code=304, headers=headers)
-        return Response(shelf.get(picture, side, key), media_type="image/jpeg", headers=headers)
+        return shelf.answer(places.resolve(path, context.roots, field="path"), size, if_none_match)
 
     return routes
 
@@ -49,10 +44,20 @@ def router(context: Context) -> APIRouter:
 class Shelf:
     """A folder of thumbnails, at most about LIMIT_BYTES large; the longest unused go first."""
 
-    def __init__(self, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
-        self.folder, self.limit_bytes = folder, limit_bytes
-        self._turn = threading.BoundedSemaphore(2)  # a picture of 64 million pixels takes 200 MB while it is decoded
+    def __init__(self, folder: Path | None = None, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.folder, self.limit_bytes = folder or runs.home() / "cache" / "thumbnails", limit_bytes
         self._writes = itertools.count()
+
+    def answer(self, picture: Path, size: int, if_none_match: str | None) -> Response:
+        """A JPEG of the upright picture, its longest side at most `size` rounded up to one of SIDES, in px; 304 to whoever
+        has it. Raises UserError for a picture that does not open.
+        """
+        side = next((s for s in SIDES if s >= size), SIDES[-1])
+        key = self.key(picture, side)
+        headers = {"ETag": f'"{key}"', "Cache-Control": "private, no-cache", "X-Content-Type-Options": "nosniff"}
+        if if_none_match == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(self.get(picture, side, key), media_type="image/jpeg", headers=headers)
 
     def key(self, picture: Path, side: int) -> str:
         """Names one content at one size: path, time and length of the file."""
@@ -70,7 +75,7 @@ class Shelf:
             return content
         except FileNotFoundError:
             pass
-        with self._turn:
+        with _TURN:
             content = _shrink(picture, side)
         disk.write_bytes(kept, content, durable=False)
         if next(self._writes) % _WRITES_BETWEEN_PRUNINGS == 0:

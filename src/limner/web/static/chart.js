@@ -23,7 +23,15 @@ export class Chart {
     this.height = height;
     this.element = h("div", { class: "chart", role: "img", "aria-label": label });
     this.shape = "";
-    new ResizeObserver(() => this.fit()).observe(this.element);
+    this.sizes = new ResizeObserver(() => this.fit());
+    this.sizes.observe(this.element);
+  }
+
+  // uPlot listens to the window: what is not destroyed stays for as long as the page.
+  destroy() {
+    this.sizes.disconnect();
+    this.plot?.destroy();
+    this.plot = null;
   }
 
   async show(lines, { log = false } = {}) {

@@ -55,10 +55,9 @@ export function watchWhileSeen(element, look, milliseconds = 1000) {
       busy = false;
     }
   };
-  const timer = setInterval(turn, milliseconds);
+  setInterval(turn, milliseconds);
   document.addEventListener("visibilitychange", turn);
   turn();
-  return { now: turn, end: () => clearInterval(timer) };
 }
 
 let words = {};
@@ -110,20 +109,20 @@ if (location.hash.startsWith("#run=")) go("runs");
 
 // Copies text, and says so.
 export async function copyText(text) {
-  if (navigator.clipboard) {
-    try {
-      await navigator.clipboard.writeText(text);
-    } catch {
-      return say(t("The browser does not allow copying."), "error");
-    }
-  } else {
-    // without https, browsers offer only the old way
-    const area = h("textarea", { class: "unseen" });
-    area.value = text;
-    (document.querySelector("dialog[open]") ?? document.body).append(area);
-    area.select();
-    document.execCommand("copy");
-    area.remove();
-  }
-  say(t("Copied."));
+  const isDone = navigator.clipboard ? await navigator.clipboard.writeText(text).then(() => true, () => false) : copySelected(text);
+  if (isDone) say(t("Copied."));
+  else say(t("The browser does not allow copying."), "error");
+}
+
+// Without https, browsers offer only this old way: to select it and copy that. False if they don't allow it.
+function copySelected(text) {
+  const focused = document.activeElement;
+  const area = h("textarea", {}, text);
+  area.style.position = "fixed"; // where it can't scroll the page
+  (document.querySelector("dialog[open]") ?? document.body).append(area);
+  area.select();
+  const isDone = document.execCommand("copy");
+  area.remove();
+  focused.focus();
+  return isDone;
 }

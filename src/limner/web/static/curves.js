@@ -2,7 +2,7 @@
 import { h, t } from "./common.js";
 import { Chart } from "./chart.js";
 
-// charts(): {element, show(curves, other)}; `other` is {name, curves} of a compared run, or null.
+// charts(): {element, show(curves, other), destroy()}; `other` is {name, curves} of a compared run, or null.
 export function charts() {
   const loss = new Chart(t("Loss"), 260);
   const rate = new Chart(t("Learning rate"), 120);
@@ -58,5 +58,7 @@ export function charts() {
     }
   }
 
-  return { element, show };
+  const destroy = () => [loss, rate, norm, memory].forEach((chart) => chart.destroy());
+
+  return { element, show, destroy };
 }

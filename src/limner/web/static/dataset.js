@@ -307,7 +307,6 @@ export function mount({ element }) {
     event.preventDefault();
     turnBack(event.shiftKey ? "redo" : "undo");
   });
-  window.addEventListener("limner:dataset", ({ detail: asked }) => asked.path && open(asked.path));
   draw();
   look();
 }

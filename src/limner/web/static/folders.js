@@ -2,7 +2,7 @@
 import { get, h, Refused, t } from "./common.js";
 import { showDialog } from "./dialog.js";
 
-export function chooseFolder({ start = "", title = t("Choose a folder") } = {}) {
+export function chooseFolder({ start }) {
   return new Promise((resolve) => {
     let here = null;
     const where = h("input", { type: "text", class: "folder-path", "aria-label": t("Path"), spellcheck: "false" });
@@ -11,11 +11,11 @@ export function chooseFolder({ start = "", title = t("Choose a folder") } = {}) 
     const up = h("button", { type: "button", onclick: () => open(here?.parent ?? "", here?.path) }, t("Up"));
     const use = h("button", { type: "submit", class: "primary" }, t("Use this folder"));
     const form = h("form", { method: "dialog", onsubmit: submit },
-      h("h2", {}, title),
+      h("h2", {}, t("Choose a folder")),
       h("div", { class: "folder-bar" }, up, where, h("button", { type: "button", onclick: () => open(where.value) }, t("Go"))),
       list, note,
       h("div", { class: "folder-end" }, h("button", { type: "button", onclick: () => dialog.close() }, t("Cancel")), use));
-    const dialog = h("dialog", { class: "limner folder-dialog", "aria-label": title }, form);
+    const dialog = h("dialog", { class: "limner folder-dialog", "aria-label": t("Choose a folder") }, form);
 
     function submit(event) {
       event.preventDefault();

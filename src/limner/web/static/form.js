@@ -108,7 +108,7 @@ function drawField(option) {
 
 // The first sentence of a help, and the rest.
 function split(help) {
-  const end = help.match(/^.{15,}?[.:](?= [A-Z"0-9])|^.+?。/);
+  const end = help.match(/^.{15,}?\.(?= [A-Z"0-9])|^.+?。/);
   return end ? [end[0], help.slice(end[0].length).trimStart()] : [help, ""];
 }
 

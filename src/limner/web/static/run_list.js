@@ -1,5 +1,5 @@
 // The left side: what waits, in its order, and all runs, newest first, filtered by text and state.
-import { h, post, say, sayRefused, t, url } from "./common.js";
+import { h, t, url } from "./common.js";
 import { keepAll } from "./keep.js";
 import { isLive, statusWord, when } from "./run_words.js";
 
@@ -11,8 +11,9 @@ const KINDS = {
   stopped: (run) => run.status === "stopped",
 };
 
-// runList(choose): {element, show(runs, order, queue, chosen)}; `choose(id)` is called for a click.
-export function runList(choose) {
+// runList(choose, reorder): {element, show(runs, order, queue, chosen)}; `choose(id)` is called for a click, `reorder(ids)`
+// for a wish to have the queue in this order.
+export function runList(choose, reorder) {
   const words = h("input", { type: "search", placeholder: t("Filter by name"), "aria-label": t("Filter by name"), oninput: () => again() });
   const kind = h(
     "select",
@@ -38,7 +39,7 @@ export function runList(choose) {
     const fits = (run) => `${run.name} ${run.id}`.toLowerCase().includes(text) && (!kind.value || KINDS[kind.value](run));
     queueBox.hidden = waiting.length === 0;
     keepAll(queue, waiting.map((id, i) => ({ id, name: runs.get(id)?.name ?? id, first: i === 0, last: i === waiting.length - 1, chosen: id === chosen })),
-      (entry) => entry.id, (entry) => queueItem(entry, waiting));
+      (entry) => entry.id, queueItem);
     const shown = order.map((id) => runs.get(id)).filter((run) => run && fits(run));
     keepAll(history, shown.map((run) => brief(run, chosen)), (entry) => entry.id, historyItem);
     none.hidden = shown.length > 0;
@@ -48,8 +49,7 @@ export function runList(choose) {
     const move = (by) => {
       const ids = last[2].filter((id) => id !== entry.id);
       ids.splice(last[2].indexOf(entry.id) + by, 0, entry.id);
-      show(last[0], last[1], ids, last[3]);
-      post("api/queue", { order: ids }).then(() => say(t("The queue's order was changed.")), sayRefused);
+      reorder(ids);
     };
     return h(
       "li",

@@ -8,8 +8,8 @@ import { samples } from "./samples.js";
 
 const section = (title, ...inside) => h("section", { class: "card" }, h("h2", {}, title), inside);
 
-// runView(id, {back, changed}): {element, look(runs, order, queue)}; look asks the server and draws. `changed` is called
-// after something was done to the run, `back` to see the list again.
+// runView(id, {back, changed}): {element, look(runs, order, queue), destroy()}; look asks the server and draws; destroy is
+// for when another run is shown. `changed` is called after something was done to the run, `back` to see the list again.
 export function runView(id, { back, changed }) {
   const path = `api/runs/${encodeURIComponent(id)}`;
   const title = h("h2", { tabIndex: -1 });
@@ -200,7 +200,7 @@ export function runView(id, { back, changed }) {
     if (follows) log.scrollTop = log.scrollHeight;
   }
 
-  return { element, look, title, run: () => run };
+  return { element, look, title, run: () => run, destroy: drawn.destroy };
 }
 
 // "error: optimizer.lr: 3 is wrong. Do this." without the word error, which the heading says already. A name of an option

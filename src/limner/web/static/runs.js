@@ -1,5 +1,5 @@
 // The page "Runs": the list, the chosen run beside it, and looking at the server again and again.
-import { arriving, get, go, h, Refused, t, watchWhileSeen } from "./common.js";
+import { arriving, get, go, h, post, Refused, say, sayRefused, t, watchWhileSeen } from "./common.js";
 import { runList } from "./run_list.js";
 import { runView } from "./run_view.js";
 import { isLive } from "./run_words.js";
@@ -17,7 +17,7 @@ export function mount({ element }) {
   let chosen = null;
   let turns = 0;
 
-  const list = runList((id) => choose(id, true));
+  const list = runList((id) => choose(id, true), reorder);
   const gone = h("p", { class: "gone", role: "alert", hidden: true });
   const right = h("div", { class: "right" });
   const empty = h(
@@ -37,6 +37,7 @@ export function mount({ element }) {
     chosen = id;
     page.classList.toggle("chosen", Boolean(id));
     nameInAddress(id);
+    view?.destroy();
     view = id ? runView(id, { back: () => page.classList.remove("chosen"), changed }) : null;
     right.replaceChildren(...(view ? [view.element] : [h("p", { class: "soft" }, t("Choose a run to see it."))]));
     draw();
@@ -50,6 +51,18 @@ export function mount({ element }) {
   }
 
   const draw = () => list.show(runs, order, queue, chosen);
+
+  // The wished order is shown at once, and then the server's, be it that or the former one.
+  async function reorder(ids) {
+    list.show(runs, order, ids, chosen);
+    try {
+      ({ queue } = await post("api/queue", { order: ids }));
+      say(t("The queue's order was changed."));
+    } catch (error) {
+      sayRefused(error);
+    }
+    draw();
+  }
 
   async function lookAtList() {
     const answer = await answered(() => get(`api/runs?since=${encodeURIComponent(version)}`));

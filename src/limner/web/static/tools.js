@@ -1,6 +1,7 @@
 // What can be done with the whole form: load and save it as TOML, presets, the command that it stands for, clear it.
 
 import { copyText, fill, get, h, post, say, sayRefused, t } from "./common.js";
+import { showDialog } from "./dialog.js";
 import * as store from "./store.js";
 
 // A preset is about how to train; which pictures, their trigger, the model and the name stay as they are.
@@ -38,10 +39,9 @@ async function save() {
 }
 
 function dialog(title, ...inside) {
-  const close = () => (box.close(), box.remove());
-  const box = h("dialog", { class: "limner limner-dialog", "aria-label": title, onclose: () => box.remove() }, h("h3", {}, title), inside, h("div", { class: "row end" }, h("button", { type: "button", onclick: close }, t("Close"))));
-  document.body.append(box);
-  box.showModal();
+  const close = () => box.close();
+  const box = h("dialog", { class: "limner limner-dialog", "aria-label": title }, h("h2", {}, title), inside, h("div", { class: "row end" }, h("button", { type: "button", onclick: close }, t("Close"))));
+  showDialog(box);
   return close;
 }
 
