@@ -1,6 +1,8 @@
 # Everything runs in .venv, which the first target that needs it makes. On Windows see the README's plain lines.
 PYTHON ?= python3
 BIN := .venv/bin
+# two files of tests at a time: much of their time is waiting
+TOGETHER := --numprocesses 2 --dist loadfile
 
 .PHONY: demo web test test-fast check docs bench
 
@@ -12,11 +14,11 @@ web: .venv/run
 
 test: .venv/test
 	scripts/install_chromium.sh
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TOGETHER)
 
 test-fast: .venv/test
 	scripts/install_chromium.sh
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(TOGETHER) -m "not slow"
 
 check: .venv/test
 	$(BIN)/ruff check .
