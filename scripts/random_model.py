@@ -14,23 +14,23 @@ from torch import nn
 
 from limner.formats.base import FAMILIES, recognise
 from limner.models import family as families
-from limner.models.stable_diffusion import CONFIGS, StableDiffusion
+from limner.models.parts import CONFIGS, Parts
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def random_model(family: str, dtype: torch.dtype) -> StableDiffusion:
+def random_model(family: str, dtype: torch.dtype) -> Parts:
     """All parts of a family, at random."""
     torch.manual_seed(0)
     made = families.make(replace(recognise("pocket"), path=CONFIGS / family, family=family))
-    assert isinstance(made, StableDiffusion)
+    assert isinstance(made, Parts)
     parts = made.empty()
     for part in parts.values():
         part.to_empty(device="cpu")
         part.to(dtype)
         for module in part.modules():
             _draw(module)
-    made.denoiser, made.vae = parts.pop("unet"), parts.pop("vae")
+    made.denoiser, made.vae = parts.pop(made.denoiser_folder), parts.pop("vae")
     made.text_encoders |= parts
     return made
 

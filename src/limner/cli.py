@@ -144,9 +144,9 @@ def sample(
     width: int | None = None,
     height: int | None = None,
     steps: int = 20,
-    guidance: float = 7.0,
+    guidance: float | None = None,
     seed: int = 0,
-    solver: str = "ddim",
+    solver: str | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
 ) -> int:
     """Paint one picture from a prompt, with or without a LoRA."""

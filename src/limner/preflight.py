@@ -24,7 +24,7 @@ from limner.data.dataset import Dataset, assemble, bucket_rule
 from limner.data.decode import decode
 from limner.data.scan import Scan, scan
 from limner.errors import Finding, UserError
-from limner.formats.base import Base, recognise, weight_files
+from limner.formats.base import FAMILIES, Base, recognise, weight_files
 from limner.formats.header import read_header
 from limner.machine import Machine
 
@@ -203,6 +203,32 @@ def check_adapter(config: Config, machine: Machine | None, records: Records) -> 
         yield Finding("memory.cache_text", said, "", "note")
 
 
+def check_family(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    """What this family of models ignores, or cannot do."""
+    del machine
+    if records.base is None:
+        return
+    known, lora = FAMILIES[records.base.family], config.adapter if isinstance(config.adapter, Lora) else None
+    if config.objective.guidance is not None and not known.takes_guidance:
+        yield Finding("objective.guidance", f"has no effect on {known.title}.", "Remove it.", "warning")
+    if known.prediction != "flow":
+        return
+    if config.objective.prediction is not None:
+        yield Finding("objective.prediction", f"{known.title} predicts the flow's velocity, nothing else.", "Remove the line.")
+    if config.objective.min_snr_gamma != "off":
+        yield Finding("objective.min_snr_gamma", f"has no meaning for the flow of {known.title}.", 'Set it to "off".')
+    if config.sample.solver not in (None, "euler"):
+        yield Finding("sample.solver", f"{config.sample.solver} cannot paint with {known.title}.", 'Set "euler", or remove it.')
+    if lora is not None and lora.conv_rank is not None:
+        yield Finding("adapter.conv_rank", f"{known.title} has no 3x3 convolutions.", "Remove it.", "warning")
+    if lora is not None and lora.dora:
+        said = f"cannot be written for {known.title}: LoRA files stack layers whose magnitudes differ."
+        yield Finding("adapter.dora", said, "Set it to false.")
+    if lora is None and config.output.layout == "original":
+        said = f"is not known for {known.title} yet."
+        yield Finding("output.layout", said, 'Set it to "diffusers": the model becomes a folder.')
+
+
 def check_preservation(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine, records
     if config.objective.preserve == "off":
@@ -367,6 +393,7 @@ CHECKS: tuple[Check, ...] = (
     check_length,
     check_idle,
     check_adapter,
+    check_family,
     check_preservation,
     check_device,
     check_prompts,

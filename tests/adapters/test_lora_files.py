@@ -15,7 +15,7 @@ from limner.errors import UserError
 from limner.formats.base import Base, recognise
 from limner.models import family as families
 from limner.models.family import Family
-from limner.models.stable_diffusion import CONFIGS
+from limner.models.parts import CONFIGS
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parent.parent / "golden" / "lora_keys_sd1.txt"

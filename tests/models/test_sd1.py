@@ -20,7 +20,7 @@ from limner.engine.runtime import Runtime
 from limner.errors import UserError
 from limner.formats.base import Base, recognise
 from limner.models import family as families
-from limner.models import stable_diffusion
+from limner.models import parts
 from limner.models.text import clip_tokenizer
 
 CPU = torch.device("cpu")
@@ -124,8 +124,8 @@ def test_text_encoder_of_a_single_file(tiny_model, tmp_path, monkeypatch):
     """The text part of an original-layout checkpoint: prefixed names, the `text_model.` level, old `position_ids`."""
     configs = tmp_path / "configs"
     shutil.copytree(tiny_model / "text_encoder", configs / "sd1" / "text_encoder")
-    shutil.copytree(stable_diffusion.CONFIGS / "sd1" / "scheduler", configs / "sd1" / "scheduler")
-    monkeypatch.setattr(stable_diffusion, "CONFIGS", configs)
+    shutil.copytree(parts.CONFIGS / "sd1" / "scheduler", configs / "sd1" / "scheduler")
+    monkeypatch.setattr(parts, "CONFIGS", configs)
     weights = {
         k.removeprefix("text_model."): v for k, v in load_file(tiny_model / "text_encoder" / "model.safetensors").items()
     }

@@ -19,7 +19,7 @@ from limner.errors import UserError
 from limner.formats.base import recognise
 from limner.formats.original import TEXT, UNET, VAE, original_shape, text_names, unet_names, vae_names
 from limner.models import family as families
-from limner.models.stable_diffusion import CONFIGS
+from limner.models.parts import CONFIGS
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parents[1] / "golden" / "sd1_original_keys.txt"  # sd-mecha's manifest `sd1-ldm`, without position_ids

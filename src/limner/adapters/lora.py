@@ -125,7 +125,7 @@ class LoraAdapter:
         for target in family.adapter_targets(convolutions=section.conv_rank is not None):
             if not (section.denoiser if target.part == "denoiser" else section.text_encoder):
                 continue
-            name = target.in_file
+            name = target.in_file if target.stacked is None else f"{target.in_file}.{target.stacked}"
             rank, scale = section.rank_and_scale(spatial=target.is_spatial)
             self.layers[name] = (target, kind(target.module, rank, scale, mix(seed, f"init {name}")))  # type: ignore[arg-type]
         assert self.layers, "preflight refuses configurations that adapt nothing"

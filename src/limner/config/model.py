@@ -14,7 +14,7 @@ class Model(Section):
     """The base model: a diffusers folder, a .safetensors file, a Hugging Face id (owner/name), or "pocket" for the small
     model that ships with Limner."""
 
-    family: Literal["sd1", "sd2", "sdxl"] | None = option(None)
+    family: Literal["sd1", "sd2", "sdxl", "sd3", "flux"] | None = option(None)
     """The family of the base model. Recognised from the file when not given."""
 
     revision: Text | None = option(None, advanced=True)

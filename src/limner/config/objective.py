@@ -13,6 +13,9 @@ class Objective(Section):
     prediction: Literal["epsilon", "v_prediction"] | None = option(None, kohya="v_parameterization", advanced=True)
     """What the denoiser predicts: the noise, or the velocity v (arXiv:2202.00512). The model's own when not given."""
 
+    guidance: float | None = option(None, ge=0, le=100, kohya="guidance_scale", advanced=True)
+    """Flux.1 dev only: the guidance that the denoiser is told while it is trained. 1 when not given."""
+
     preserve: Above0 | Literal["off"] = option("off")
     """Weight of output preservation: for the same pictures under captions with data.class_words in the trigger's place the
     adapted model shall predict what the base model does, so that what it knew stays. 1 is usual; about twice as slow."""

@@ -27,9 +27,10 @@ class Prompt:
     width: int
     height: int
     steps: int
-    guidance: float
+    guidance: float | None
     seed: int
-    solver: str
+    solver: str | None
+    """None, as for the guidance: what the model usually has."""
 
 
 def parse(line: str, default: Prompt, field: str) -> Prompt:

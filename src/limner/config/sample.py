@@ -38,11 +38,13 @@ class Sample(Section):
     steps: int = option(20, ge=1, le=1000)
     """Denoising steps."""
 
-    guidance: float = option(7.0, ge=0, le=100)
-    """How strongly the prompt is followed (classifier-free guidance, arXiv:2207.12598); 1 is off."""
+    guidance: float | None = option(None, ge=0, le=100)
+    """How strongly the prompt is followed (classifier-free guidance, arXiv:2207.12598); 1 is off. When not given: 7, for
+    Flux.1 dev 3.5."""
 
-    solver: Literal["ddim", "euler"] = option("ddim", kohya="sample_sampler")
-    """How the noise is removed: DDIM (arXiv:2010.02502) or Euler (arXiv:2206.00364)."""
+    solver: Literal["ddim", "euler"] | None = option(None, kohya="sample_sampler")
+    """How the noise is removed: DDIM (arXiv:2010.02502) or Euler (arXiv:2206.00364). When not given: DDIM, for
+    Stable Diffusion 3 and Flux.1 Euler."""
 
     seed: int = option(0, ge=0, le=2**63 - 1)
     """Seed of the first prompt; the second gets the next one, and so on."""

@@ -27,6 +27,11 @@ def uniform_timesteps(num_timesteps: int, seed: int, step: int, positions: Seque
     return torch.tensor(drawn).to(device, non_blocking=True)
 
 
+def normals(seed: int, step: int, positions: Sequence[int]) -> Tensor:
+    """Standard normal numbers (B,) on the CPU, from which continuous timesteps are made."""
+    return torch.stack([torch.randn((), generator=generator(seed, "timestep", step, p)) for p in positions])
+
+
 def posterior_sample(mean: Tensor, deviation: Tensor, seed: int, step: int, positions: Sequence[int]) -> Tensor:
     """One draw from the VAE's posterior for each sample (arXiv:1312.6114, eq. 10), anew at every use."""
     parts = [torch.randn(mean.shape[1:], generator=generator(seed, "posterior", step, p)) for p in positions]

@@ -1,23 +1,31 @@
 """The forward process and what the denoiser predicts of it. Pure tensor functions.
 
 Notation of DDPM (arXiv:2006.11239) and progressive distillation (arXiv:2202.00512): x_t = a_t x0 + s_t noise, with
-a_t = sqrt(alphas_cumprod[t]) and s_t = sqrt(1 - alphas_cumprod[t]).
+a_t = sqrt(alphas_cumprod[t]) and s_t = sqrt(1 - alphas_cumprod[t]). Rectified flow (arXiv:2209.03003, arXiv:2403.03206):
+x_t = (1 - sigma) x0 + sigma noise, sigma = t / 1000.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-Prediction = Literal["epsilon", "v_prediction"]
+from limner.diffusion.draws import normals, uniform_timesteps
+
+Prediction = Literal["epsilon", "v_prediction", "flow"]
 
 
 class Process(Protocol):
     """How pictures turn to noise, and what a model predicts on the way. Tensors are (B, C, H, W); t is (B,)."""
 
+    @property
+    def prediction(self) -> Prediction: ...
+    def draw(self, x0: Tensor, seed: int, step: int, positions: Sequence[int]) -> Tensor: ...
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
     def denoised(self, pred: Tensor, noisy: Tensor, t: Tensor) -> Tensor: ...
@@ -34,6 +42,10 @@ class Discrete:
     @property
     def num_timesteps(self) -> int:
         return len(self.alphas_cumprod)
+
+    def draw(self, x0: Tensor, seed: int, step: int, positions: Sequence[int]) -> Tensor:
+        """The timesteps to train at, one for each sample, drawn evenly."""
+        return uniform_timesteps(self.num_timesteps, seed, step, positions, x0.device)
 
     def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alphas_cumprod.to(t.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
@@ -62,6 +74,60 @@ class Discrete:
         """Signal-to-noise ratio a_t^2 / s_t^2, shape (B,)."""
         alpha = self.alphas_cumprod.to(t.device)[t]
         return alpha / (1 - alpha)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Rectified flow: straight lines from pictures to noise; t is a float in (0, 1000].
+
+    Larger pictures need more noise to be hidden, so sigmas are shifted (arXiv:2403.03206, eq. 23):
+    k sigma / (1 + (k - 1) sigma).
+    """
+
+    fixed_shift: float = 1.0
+    log_shift: tuple[float, float] | None = None
+    """For a shift that grows with the picture: log k at 256 and at 4096 patches of 2x2 latents, on a line between (Flux)."""
+    prediction: Literal["flow"] = "flow"
+
+    def shifted(self, sigma: Tensor, height: int, width: int) -> Tensor:
+        """Sigmas for latents of this size."""
+        k = self.fixed_shift
+        if self.log_shift is not None:
+            low, high = self.log_shift
+            k = math.exp(low + (high - low) * (height // 2 * (width // 2) - 256) / (4096 - 256))
+        return k * sigma / (1 + (k - 1) * sigma)
+
+    def draw(self, x0: Tensor, seed: int, step: int, positions: Sequence[int]) -> Tensor:
+        """Logit-normal (arXiv:2403.03206, eq. 19, mean 0, deviation 1), then shifted."""
+        sigma = torch.sigmoid(normals(seed, step, positions))
+        return (1000 * self.shifted(sigma, *x0.shape[-2:])).to(x0.device, non_blocking=True)
+
+    def _sigma(self, t: Tensor, like: Tensor) -> Tensor:
+        return (t / 1000).to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        sigma = self._sigma(t, x0)
+        return (1 - sigma) * x0 + sigma * noise
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002 (the same all along the line)
+        """The velocity noise - x0."""
+        return noise - x0
+
+    def denoised(self, pred: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+        """The model's estimate of x0."""
+        return noisy - self._sigma(t, noisy) * pred
+
+    def snr(self, t: Tensor) -> Tensor:
+        """((1 - sigma) / sigma)^2, shape (B,)."""
+        return (1000 / t - 1).square()
+
+
+def process_from(scheduler: dict[str, Any], prediction: Prediction | None = None) -> Discrete | Flow:
+    """The process that a diffusers scheduler configuration describes."""
+    if "shift" in scheduler:
+        grows = scheduler.get("use_dynamic_shifting")
+        return Flow(1.0 if grows else scheduler["shift"], (scheduler["base_shift"], scheduler["max_shift"]) if grows else None)
+    return discrete_from(scheduler, prediction)
 
 
 def discrete_from(scheduler: dict[str, Any], prediction: Prediction | None = None) -> Discrete:

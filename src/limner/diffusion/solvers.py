@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limner.diffusion.process import Discrete
+from limner.diffusion.process import Discrete, Flow
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(noisy (B, C, H, W), t (B,)) -> prediction"""
@@ -60,4 +60,32 @@ def euler(predict: Predict, noise: Tensor, process: Discrete, grid: Grid) -> Ten
     return x
 
 
+def flow_sigmas(process: Flow, steps: int, height: int, width: int) -> Tensor:
+    """Where a solver of the flow stops, (steps + 1,) from 1 to 0: even steps, then shifted, as diffusers' pipelines have it.
+
+    The last step before 0 is 1 / steps where the shift grows with the picture, and else the shifted 1 / 1000.
+    """
+    grows = process.log_shift is not None
+    lowest = 1 / steps if grows else float(process.shifted(torch.tensor(0.001, dtype=torch.float64), height, width))
+    even = torch.linspace(1, lowest, steps, dtype=torch.float64)
+    return torch.cat([process.shifted(even, height, width), torch.zeros(1, dtype=torch.float64)]).float()
+
+
+def flow_euler(predict: Predict, noise: Tensor, sigmas: Tensor) -> Tensor:
+    """Euler steps along the velocity (arXiv:2209.03003, section 2.1)."""
+    x = noise
+    for sigma, following in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
+        x = x + (following - sigma) * predict(x, torch.full((len(x),), 1000 * sigma, device=x.device))
+    return x
+
+
 SOLVERS = {"ddim": ddim, "euler": euler}
+
+
+def solve(
+    predict: Predict, noise: Tensor, process: Discrete | Flow, scheduler: dict, steps: int, solver: str | None = None
+) -> Tensor:
+    """Latents from noise (B, C, H, W) by one of `SOLVERS`; DDIM when not given. A flow is solved by Euler steps."""
+    if isinstance(process, Flow):
+        return flow_euler(predict, noise, flow_sigmas(process, steps, *noise.shape[-2:]))
+    return SOLVERS[solver or "ddim"](predict, noise, process, leading_grid(process, steps, scheduler))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from limner import disk
 from limner.adapters.adapter import Adapter
+from limner.adapters.stacks import joined
 from limner.config import Config
 from limner.engine.optim import Average, load_state_tensors, state_tensors
 from limner.errors import wrong
@@ -51,7 +52,7 @@ def save_checkpoint(config: Config, family: Family, adapter: Adapter, folder: Pa
         with disk.replacing(path) as temporary:
             family.save_file(temporary, dtype, model_spec(config, facts, suffix=""))
         return path
-    write_adapter(path, adapter.state_dict(), config, facts)
+    write_adapter(path, joined(adapter.state_dict()), config, facts)
     return path
 
 

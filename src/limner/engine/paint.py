@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from limner.config.prompts import Prompt
-from limner.diffusion.solvers import SOLVERS, leading_grid
+from limner.diffusion.solvers import solve
 from limner.engine.runtime import Runtime
 from limner.models.family import Conditioning, Family
 
@@ -59,22 +59,25 @@ def _paint_alike(
     shape = (family.base.latent_channels, first.height // factor, first.width // factor)
     noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(p.seed)) for p in prompts]).to(device)
     cond = {k: torch.cat([c[k] for c, _ in encoded]).to(device) for k in encoded[0][0]}
-    guided = first.guidance != 1
+    guidance = first.guidance
+    if guidance is None:
+        guidance = 3.5 if family.takes_guidance else 7.0
+    guided = guidance != 1 and not family.takes_guidance
     if guided:
         cond = {k: torch.cat([torch.cat([n[k] for _, n in encoded]).to(device), v]) for k, v in cond.items()}
     size = first.height, first.width  # of a picture that was never cut
     geometry = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=device)
     cond["geometry"] = geometry.expand((1 + guided) * len(prompts), -1)
+    cond["guidance"] = torch.full(((1 + guided) * len(prompts),), guidance, device=device)
 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
         with runtime.autocast():
             if not guided:
                 return family.predict(noisy, t, cond).float()
             negative, positive = family.predict(torch.cat([noisy, noisy]), torch.cat([t, t]), cond).float().chunk(2)
-        return negative + first.guidance * (positive - negative)  # arXiv:2207.12598, eq. 6, guidance = 1 + w
+        return negative + guidance * (positive - negative)  # arXiv:2207.12598, eq. 6, guidance = 1 + w
 
-    grid = leading_grid(family.process, first.steps, family.scheduler)
-    latents = SOLVERS[first.solver](predict, noise, family.process, grid)
+    latents = solve(predict, noise, family.process, family.scheduler, first.steps, first.solver)
     return family.decode_latents(latents).clamp(-1, 1)
 
 

@@ -28,7 +28,8 @@ class Batch:
     mean: Tensor
     deviation: Tensor
     geometry: Tensor
-    """See `models.family.Conditioning`."""
+    """See `models.family.Conditioning`, as for guidance."""
+    guidance: Tensor
     cond: Conditioning | None
     class_cond: Conditioning | None
     """The same pictures under class words, for output preservation."""
@@ -128,16 +129,19 @@ class Samples:
         captions = [self.dataset.pictures[i].caption for i in indices]
         positions = list(range(first_position, first_position + len(indices)))
         geometry = torch.tensor([self._geometry(i) for i in indices], dtype=torch.float32).to(device, non_blocking=True)
+        given = self.config.objective.guidance
+        guidance = torch.full((len(indices),), 1.0 if given is None else given, device=device)
         class_cond = None
         if self.config.objective.preserve != "off":
             drawn = [words[mix(seed, "class word", step, p) % len(words)] for p in positions]
             class_cond = self._conditioning([self._class_caption(c, w) for c, w in zip(captions, drawn, strict=True)])
-            class_cond |= {"geometry": geometry}
+            class_cond |= {"geometry": geometry, "guidance": guidance}
         return Batch(
             torch.stack([e["mean"] for e in latents]).to(device, non_blocking=True),
             torch.stack([e["deviation"] for e in latents]).to(device, non_blocking=True),
             geometry,
-            None if self.trains_text else self._conditioning(captions) | {"geometry": geometry},
+            guidance,
+            None if self.trains_text else self._conditioning(captions) | {"geometry": geometry, "guidance": guidance},
             class_cond,
             captions,
             positions,

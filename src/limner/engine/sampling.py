@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from limner import disk
 from limner.adapters.lora import LoraAdapter, section_of
+from limner.adapters.stacks import parted
 from limner.config import Config, files
 from limner.config.prompts import all_prompts
 from limner.engine import paint, prepare
@@ -39,6 +40,7 @@ def load_lora(family: Family, path: Path, strength: float = 1.0) -> LoraAdapter:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise wrong("--lora", f"{path.name} cannot be read ({error}).", "Download or copy it again.") from None
+    state = parted(state, family.adapter_targets(convolutions=False))
     adapter = LoraAdapter(section_of(state, "--lora"))
     adapter.attach(family, 0)
     adapter.load_state_dict({k: v.float() for k, v in state.items()})

@@ -16,7 +16,7 @@ from limner.adapters.adapter import Adapter
 from limner.config import Config
 from limner.config.prompts import Prompt
 from limner.data.dataset import Dataset
-from limner.diffusion.draws import noise_like, uniform_timesteps
+from limner.diffusion.draws import noise_like
 from limner.diffusion.loss import per_sample_loss, snr_weight
 from limner.engine import checkpoint, paint
 from limner.engine.journal import Journal, diverged
@@ -132,12 +132,12 @@ def batch_loss(job: Training, batch: Batch, step: int) -> Tensor:
     family, process, seed = job.family, job.family.process, job.config.train.seed
     x0 = draw_latents(batch, seed, step)
     noise = noise_like(x0, seed, step, batch.positions)
-    t = uniform_timesteps(process.num_timesteps, seed, step, batch.positions, x0.device)
+    t = process.draw(x0, seed, step, batch.positions)
     noisy = process.add_noise(x0, noise, t)
     with job.runtime.autocast():
         cond = batch.cond
         if cond is None:
-            cond = family.encode_captions(batch.captions) | {"geometry": batch.geometry}
+            cond = family.encode_captions(batch.captions) | {"geometry": batch.geometry, "guidance": batch.guidance}
         pred = family.predict(noisy, t, cond)
     weight = snr_weight(process, t, process.prediction, job.config.objective.min_snr_gamma)
     loss = per_sample_loss(pred, process.target(x0, noise, t)) * weight

@@ -19,7 +19,7 @@ FIELD = "model.base"
 _CONFIG = "model.config"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-Prediction = Literal["epsilon", "v_prediction"]
+Prediction = Literal["epsilon", "v_prediction", "flow"]
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,28 @@ class Known:
     prediction: Prediction
     resolution_px: int
     bucket_step_px: int
-    text_width: int
-    """Numbers for each token that the UNet attends to."""
-    text: tuple[str, ...]
-    """How the names of the text encoders' tensors begin in a single file."""
     parts: tuple[str, ...]
     """Folders of a diffusers model that hold weights."""
+    takes_guidance: bool = False
+    """Whether there are variants that are told the guidance."""
+    text: tuple[str, ...] = ()
+    """How the names of the text encoders' tensors begin in a single file. Empty: its single files are not read yet."""
+    text_width: int = 0
+    """Numbers for each token that the UNet attends to, by which single files are told."""
 
 
 FAMILIES: Mapping[str, Known] = {
-    "sd1": Known("Stable Diffusion 1", "epsilon", 512, 64, 768, (TEXT,), ("unet", "vae", "text_encoder")),
-    "sd2": Known("Stable Diffusion 2", "v_prediction", 768, 64, 1024, (OPEN_TEXT,), ("unet", "vae", "text_encoder")),
+    "sd1": Known("Stable Diffusion 1", "epsilon", 512, 64, ("unet", "vae", "text_encoder"), False, (TEXT,), 768),
+    "sd2": Known("Stable Diffusion 2", "v_prediction", 768, 64, ("unet", "vae", "text_encoder"), False, (OPEN_TEXT,), 1024),
     "sdxl": Known(
-        "Stable Diffusion XL", "epsilon", 1024, 32, 2048, (SDXL_TEXT, SDXL_OPEN_TEXT),
-        ("unet", "vae", "text_encoder", "text_encoder_2"),
+        "Stable Diffusion XL", "epsilon", 1024, 32, ("unet", "vae", "text_encoder", "text_encoder_2"),
+        False, (SDXL_TEXT, SDXL_OPEN_TEXT), 2048,
     ),
+    "sd3": Known("Stable Diffusion 3", "flow", 1024, 16, ("transformer", "vae", "text_encoder", "text_encoder_2")),
+    "flux": Known("Flux.1", "flow", 1024, 16, ("transformer", "vae", "text_encoder", "text_encoder_2"), takes_guidance=True),
 }  # fmt: skip
-_CHOOSE = "Choose a Stable Diffusion 1, 2 or XL model."
+_TRANSFORMERS = {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux"}
+_CHOOSE = "Choose a Stable Diffusion 1, 2 or XL model, or a diffusers folder of Stable Diffusion 3 or Flux.1."
 
 
 @dataclass(frozen=True)
@@ -122,11 +127,15 @@ def _folder(source: str, path: Path) -> Base:
             raise wrong(FIELD, f"{path / part} holds no .safetensors file.", "Download the model again, with safetensors.")
         for file in weights:
             read_header(file, FIELD)
+    if FAMILIES[family].prediction == "flow":
+        return _flow(source, path, family)
     return Base(source, path, "folder", family, *_facts(path))
 
 
 def _family_of_folder(source: str, path: Path) -> str:
     index = _json(path / "model_index.json")
+    if "transformer" in index and (family := _TRANSFORMERS.get(str((index["transformer"] or [""])[-1]))):
+        return family
     if "unet" not in index:
         raise wrong(FIELD, f"{source} is a {index.get('_class_name')} model, which Limner cannot train yet.", _CHOOSE)
     unet = _json(path / "unet" / "config.json")
@@ -157,6 +166,19 @@ def _facts(folder: Path, field: str = FIELD) -> tuple[Prediction, int, int, int]
         raise wrong(field, f"the configuration files in {folder} are damaged.", "Copy the model again.")
     factor = 2 ** (levels[0] - 1)
     return prediction, max(sides) * factor, factor * 2 ** (levels[1] - 1), factor
+
+
+def _flow(source: str, path: Path, family: str) -> Base:
+    """The facts of a model whose denoiser is a transformer over 2x2 patches of latents."""
+    denoiser, vae = (_json(path / part / "config.json") for part in ("transformer", "vae"))
+    levels, channels, side = vae.get("block_out_channels"), vae.get("latent_channels", 16), denoiser.get("sample_size")
+    is_whole = isinstance(levels, list) and 1 <= len(levels) <= 10 and type(channels) is int and 0 < channels <= 256
+    if not is_whole or not (side is None or (type(side) is int and 0 < side <= 4096)):
+        raise wrong(FIELD, f"the configuration files in {path} are damaged.", "Copy the model again.")
+    assert isinstance(levels, list)
+    factor = 2 ** (len(levels) - 1)
+    resolution = side * factor if side else FAMILIES[family].resolution_px
+    return Base(source, path, "folder", family, "flow", resolution, 2 * factor, factor, channels)
 
 
 def weight_files(path: Path, part: str) -> list[Path]:
@@ -213,7 +235,7 @@ def family_of(header: Header, described: tuple[str, int] | None = None) -> str:
     if not widths:
         return "no checkpoint that Limner recognises"
     width = max(widths)
-    widths_of = dict([described]) if described else {f: known.text_width for f, known in FAMILIES.items()}
+    widths_of = dict([described]) if described else {f: known.text_width for f, known in FAMILIES.items() if known.text}
     family = next((f for f, usual in widths_of.items() if usual == width), None)
     if family is None:
         if width == 1280 and not described:

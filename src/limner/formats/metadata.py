@@ -24,9 +24,11 @@ ARCHITECTURES = {
     ("sd2", "v_prediction"): "stable-diffusion-v2-768-v",
     ("sdxl", "epsilon"): "stable-diffusion-xl-v1-base",
     ("sdxl", "v_prediction"): "stable-diffusion-xl-v1-base",
+    ("sd3", "flow"): "stable-diffusion-3",
+    ("flux", "flow"): "flux-1-dev",
 }
-BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-_KOHYA_PREDICTION = {"epsilon": "epsilon", "v_prediction": "v"}
+BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sd3": "sd3", "flux": "flux1"}
+_KOHYA_PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "flow": None}
 
 
 def _text(value: Any) -> str:

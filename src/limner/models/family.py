@@ -15,13 +15,14 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from limner.diffusion.process import Discrete
+from limner.diffusion.process import Discrete, Flow
 from limner.formats.base import Base
 
 Part = Literal["text", "vae", "denoiser"]
 Conditioning = dict[str, Tensor]
 """What captions become: tensors whose first dimension is the batch. Cacheable as it is. Before it is given to `predict`, the
-engine adds `geometry` (B, 6), in px: the picture's height and width, top and left of the cut, the bucket's height and width."""
+engine adds `geometry` (B, 6), in px: the picture's height and width, top and left of the cut, the bucket's height and width;
+and `guidance` (B,), what a denoiser that takes it is told."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Target:
     name: str
     in_file: str
     """Its name in a LoRA file, as kohya's."""
+    stacked: int | None
+    """Which it is of the layers that the file has under this name as one, their outputs behind each other."""
     module: nn.Module
     is_spatial: bool
     """A convolution that looks at more than one point (3x3)."""
@@ -42,8 +45,10 @@ class Family(Protocol):
     """A model, part by part, so that memory can be used in phases. Parts are loaded frozen and in eval mode."""
 
     base: Base
-    process: Discrete
+    process: Discrete | Flow
     scheduler: dict
+    takes_guidance: bool
+    """Whether the denoiser is told the guidance, instead of being asked twice."""
     denoiser: nn.Module
     text_encoders: dict[str, nn.Module]
 
@@ -102,6 +107,8 @@ FAMILIES: dict[str, str] = {
     "sd1": "limner.models.sd1:StableDiffusion1",
     "sd2": "limner.models.sd2:StableDiffusion2",
     "sdxl": "limner.models.sdxl:StableDiffusionXL",
+    "sd3": "limner.models.sd3:StableDiffusion3",
+    "flux": "limner.models.flux:Flux",
 }
 """Family -> where its class is. Names and not classes, so that the table costs no import."""
 

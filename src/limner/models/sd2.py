@@ -9,18 +9,19 @@ from transformers import CLIPTextModel
 
 from limner.formats.openclip import openclip_names
 from limner.formats.original import OPEN_TEXT
-from limner.models.stable_diffusion import StableDiffusion, TextEncoder
-from limner.models.text import EXCLAMATION
+from limner.models.parts import TextEncoder
+from limner.models.stable_diffusion import StableDiffusion
+from limner.models.text import EXCLAMATION, load_tokenizer
 
 _NAMES = partial(openclip_names, prefix=OPEN_TEXT)
+_TOKENIZER = partial(load_tokenizer, pad=EXCLAMATION)
 _LAYERS = f"{OPEN_TEXT}transformer.resblocks."
 
 
 class StableDiffusion2(StableDiffusion):
     """The family `sd2`. Its text encoder's configuration has one layer fewer than the weights, so that the last one counts."""
 
-    pipeline = "StableDiffusionPipeline"
-    text_parts = (TextEncoder("text_encoder", "tokenizer", CLIPTextModel, _NAMES, EXCLAMATION, "lora_te"),)
+    text_parts = (TextEncoder("text_encoder", "tokenizer", CLIPTextModel, _TOKENIZER, _NAMES, "lora_te"),)
 
     def complete(self, state: dict[str, Tensor]) -> None:
         # readers of single files build the 24th layer, too, and look at the 23rd; what it holds does not matter

@@ -6,19 +6,20 @@ it gets bigG's pooled vector and six numbers: the picture's height and width, to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from limner.formats.openclip import openclip_names
-from limner.formats.original import SDXL_OPEN_TEXT, SDXL_TEXT, UNET, text_names, unet_names
+from limner.formats.original import SDXL_OPEN_TEXT, SDXL_TEXT, text_names
 from limner.models.family import Conditioning
-from limner.models.stable_diffusion import StableDiffusion, TextEncoder
-from limner.models.text import END, EXCLAMATION
+from limner.models.parts import TextEncoder
+from limner.models.stable_diffusion import StableDiffusion
+from limner.models.text import END, EXCLAMATION, load_tokenizer
 
 _CLIP = partial(text_names, prefix=SDXL_TEXT)
 _OPENCLIP = partial(openclip_names, prefix=SDXL_OPEN_TEXT)
@@ -29,9 +30,14 @@ class StableDiffusionXL(StableDiffusion):
 
     pipeline = "StableDiffusionXLPipeline"
     text_parts = (
-        TextEncoder("text_encoder", "tokenizer", CLIPTextModel, _CLIP, END, "lora_te1"),
-        TextEncoder("text_encoder_2", "tokenizer_2", CLIPTextModelWithProjection, _OPENCLIP, EXCLAMATION, "lora_te2"),
-    )
+        TextEncoder("text_encoder", "tokenizer", CLIPTextModel, partial(load_tokenizer, pad=END), _CLIP, "lora_te1"),
+        TextEncoder(
+            "text_encoder_2", "tokenizer_2", CLIPTextModelWithProjection, partial(load_tokenizer, pad=EXCLAMATION), _OPENCLIP,
+            "lora_te2",
+        ),
+    )  # fmt: skip
+    without: ClassVar[dict[str, Any]] = {}
+    lora_layout = "original"
 
     def encode_captions(self, captions: Sequence[str]) -> Conditioning:
         first, second = (self._encode(t.name, captions, output_hidden_states=True) for t in self.text_parts)
@@ -42,11 +48,3 @@ class StableDiffusionXL(StableDiffusion):
         told = {"text_embeds": cond["pooled"], "time_ids": cond["geometry"]}
         text = cond["text"]
         return self.denoiser(noisy, timesteps, encoder_hidden_states=text, added_cond_kwargs=told, return_dict=False)[0]
-
-    def names_in_lora(self, names: Iterable[str]) -> dict[str, str]:
-        # by the original layout, as in Stability's and kohya's files
-        places = {name.rpartition(".")[0]: there.rpartition(".")[0] for name, there in unet_names(names).items()}
-        return {module: f"lora_unet_{there.removeprefix(UNET).replace('.', '_')}" for module, there in places.items()}
-
-    def without(self) -> dict[str, Any]:
-        return {}

@@ -63,7 +63,9 @@ def build(
             # a copy always: a mapped file may be replaced under our feet
             kept = dtype if part.is_floating_point() else part.dtype
             state[member] = part.reshape(own[member].shape).contiguous().to(device, kept, copy=True)
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(state, strict=False, assign=True)
+    if own.keys() - state.keys():
+        model.tie_weights()  # type: ignore[operator]
     for name, buffer in model.named_buffers():
         if buffer.is_meta:  # in no file: transformers makes it when a model is built
             assert name.endswith("position_ids"), name

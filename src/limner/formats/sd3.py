@@ -1,0 +1,81 @@
+"""Names of the Stable Diffusion 3 transformer's tensors as Stability laid them out, from diffusers' names. No torch.
+
+The original stacks query, key and value as the rows of one tensor, so that three of our names share one of the file's, in their
+order. Scale and shift of the last layer, and of the last block's text side, lie there the other way round (`is_swapped`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+_PLACES = {
+    "pos_embed.proj": "x_embedder.proj",
+    "context_embedder": "context_embedder",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+}
+_LEAVES = {
+    "norm1.linear": "x_block.adaLN_modulation.1",
+    "norm1_context.linear": "context_block.adaLN_modulation.1",
+    "attn.to_q": "x_block.attn.qkv",
+    "attn.to_k": "x_block.attn.qkv",
+    "attn.to_v": "x_block.attn.qkv",
+    "attn.add_q_proj": "context_block.attn.qkv",
+    "attn.add_k_proj": "context_block.attn.qkv",
+    "attn.add_v_proj": "context_block.attn.qkv",
+    "attn.norm_q": "x_block.attn.ln_q",
+    "attn.norm_k": "x_block.attn.ln_k",
+    "attn.norm_added_q": "context_block.attn.ln_q",
+    "attn.norm_added_k": "context_block.attn.ln_k",
+    "attn.to_out.0": "x_block.attn.proj",
+    "attn.to_add_out": "context_block.attn.proj",
+    "attn2.to_q": "x_block.attn2.qkv",
+    "attn2.to_k": "x_block.attn2.qkv",
+    "attn2.to_v": "x_block.attn2.qkv",
+    "attn2.norm_q": "x_block.attn2.ln_q",
+    "attn2.norm_k": "x_block.attn2.ln_k",
+    "attn2.to_out.0": "x_block.attn2.proj",
+    "ff.net.0.proj": "x_block.mlp.fc1",
+    "ff.net.2": "x_block.mlp.fc2",
+    "ff_context.net.0.proj": "context_block.mlp.fc1",
+    "ff_context.net.2": "context_block.mlp.fc2",
+}
+_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.(.+)")
+_ORDER = list(_LEAVES)
+
+
+def transformer_names(names: Iterable[str]) -> dict[str, str]:
+    """{diffusers' name: name in the file} in the order of stacking. Raises ValueError for a name without a place."""
+    return {name: _place(name) for name in sorted(names, key=_order)}
+
+
+def is_swapped(name: str, names: Collection[str]) -> bool:
+    """Whether the two halves of the tensor's rows lie in the file the other way round. `names` are all names there."""
+    module = name.rpartition(".")[0]
+    if module == "final_layer.adaLN_modulation.1":
+        return True
+    # the last block's text side, which leads nowhere, is told by what it lacks
+    block, found, _ = module.partition(".context_block.adaLN_modulation.1")
+    return bool(found) and f"{block}.context_block.attn.proj.weight" not in names
+
+
+def _order(name: str) -> int:
+    match = _BLOCK.fullmatch(name.rpartition(".")[0])
+    return _ORDER.index(match[2]) if match and match[2] in _ORDER else 0
+
+
+def _place(name: str) -> str:
+    if name == "pos_embed.pos_embed":
+        return "pos_embed"
+    module, _, kind = name.rpartition(".")  # kind: weight or bias
+    if module in _PLACES:
+        return f"{_PLACES[module]}.{kind}"
+    match = _BLOCK.fullmatch(module)
+    if not match or match[2] not in _LEAVES:
+        raise ValueError(f"Stable Diffusion 3's original layout has no place for {name!r}")
+    return f"joint_blocks.{match[1]}.{_LEAVES[match[2]]}.{kind}"
