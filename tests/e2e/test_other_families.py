@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from trainer import config, new_run, tensors_hash, train
 
 import tiny
-from limner.formats.base import recognise
+from limner.formats.base import FAMILIES, recognise
 from limner.formats.header import read_header
 from limner.models import family as families
 from limner.runs import Run
@@ -41,8 +41,12 @@ def test_a_lora_with_and_without_caches(model: Path, pictures: Path) -> None:
     with Image.open(run.samples / "step-00000004_00.png") as picture:
         assert picture.size == (40, 24)
     said = read_header(file).metadata
-    expected = {"sd2": ("True", "sd_v2", "stable-diffusion-v2-512/lora"),
-                "sdxl": ("False", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora")}  # fmt: skip
+    expected = {
+        "sd2": ("True", "sd_v2", "stable-diffusion-v2-512/lora"),
+        "sdxl": ("False", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
+        "sd3": ("False", "sd3", "stable-diffusion-3/lora"),
+        "flux": ("False", "flux1", "flux-1-dev/lora"),
+    }
     found = said["ss_v2"], said["ss_base_model_version"], said["modelspec.architecture"]
     assert found == expected[model.name]
 
@@ -50,16 +54,21 @@ def test_a_lora_with_and_without_caches(model: Path, pictures: Path) -> None:
 def test_the_text_encoders_are_trained_too(model: Path, pictures: Path) -> None:
     run = trained(model, pictures, adapter={"rank": 3, "text_encoder": True}, memory={"cache_text": False})
     state = load_file(run.checkpoints / "cat.safetensors")
-    prefixes = {"sd2": ["lora_te_"], "sdxl": ["lora_te1_", "lora_te2_"]}[model.name]
-    for prefix in prefixes:
+    prefixes = {
+        "sd2": ["lora_te_"],
+        "sdxl": ["lora_te1_", "lora_te2_"],
+        "sd3": ["lora_te1_", "lora_te2_"],
+        "flux": ["lora_te1_"],
+    }
+    for prefix in prefixes[model.name]:
         # the last layer of SDXL's encoders is not looked at
         assert any(t.abs().max() > 0 for k, t in state.items() if k.startswith(prefix) and k.endswith("lora_up.weight")), prefix
 
 
 def test_the_model_itself(model: Path, pictures: Path) -> None:
     run = trained(model, pictures, adapter={"kind": "none"})
-    out = run.checkpoints / "cat"
-    before, after = (load_file(f / "unet" / "diffusion_pytorch_model.safetensors") for f in (model, out))
+    out, folder = run.checkpoints / "cat", FAMILIES[model.name].parts[0]
+    before, after = (load_file(next((f / folder).glob("*.safetensors"))) for f in (model, out))
     assert before.keys() == after.keys() and any((before[k] - after[k]).abs().max() > 1e-4 for k in before)
     family = families.make(recognise(str(out)))
     for part in ("text", "denoiser", "vae"):

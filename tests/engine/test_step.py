@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from diffusers import FluxPipeline
 from PIL import Image
 
 import tiny
@@ -45,24 +46,28 @@ def job_for(model, folder, **sections):
     return job
 
 
-def reference(job, prediction: str, gamma: float | None) -> tuple[float, torch.Tensor]:
-    """(loss, gradient of one up matrix) of a step: float64, diffusers' UNet with the LoRA merged in by hand."""
-    unet = copy.deepcopy(job.family.denoiser)
-    for module in unet.modules():
+def merged(job, ending: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    """(the denoiser in float64 with the LoRA merged in by hand, the up matrix of the layer of that name, with a gradient)."""
+    model = copy.deepcopy(job.family.denoiser)
+    for module in model.modules():
         module.__dict__.pop("forward", None)
-    unet = unet.double()
-    name, (target, layer) = next((n, v) for n, v in job.adapter.layers.items() if n.endswith("attn2_to_v"))
+    model = model.double()
+    name, (target, layer) = next((n, v) for n, v in job.adapter.layers.items() if n.endswith(ending))
     up = layer.up.detach().double().requires_grad_()
     for other, (place, change) in job.adapter.layers.items():
-        weight = unet.get_parameter(f"{place.name}.weight").detach()
+        weight = model.get_parameter(f"{place.name}.weight").detach()
         matrix = up if other == name else change.up.detach().double().flatten(1)
-        merged = weight + (2.0 / 3) * (matrix @ change.down.detach().double().flatten(1)).view(weight.shape)
-        owner, _, _ = f"{place.name}.weight".rpartition(".")
-        module = unet.get_submodule(owner)
+        whole = weight + (2.0 / 3) * (matrix @ change.down.detach().double().flatten(1)).view(weight.shape)
+        module = model.get_submodule(place.name)
         del module.weight
-        module.weight = merged
+        module.weight = whole
     assert target.part == "denoiser"
+    return model, up
 
+
+def reference(job, prediction: str, gamma: float | None) -> tuple[float, torch.Tensor]:
+    """(loss, gradient of one up matrix) of a step: float64, diffusers' UNet with the LoRA merged in by hand."""
+    unet, up = merged(job, "attn2_to_v")
     alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
     losses, position = [], 0
     for indices in job.dataset.order.step(STEP):
@@ -107,6 +112,53 @@ def test_loss_and_gradient(tmp_path, family, prediction, gamma):
     expected_loss, expected_gradient = reference(job, prediction, gamma)
     assert float(loss) == pytest.approx(expected_loss, rel=1e-5)
     _, (_, layer) = next((n, v) for n, v in job.adapter.layers.items() if n.endswith("attn2_to_v"))
+    difference = (layer.up.grad.double() - expected_gradient).norm() / expected_gradient.norm()
+    assert difference < 1e-5
+
+
+def flow_reference(job, ending: str) -> tuple[float, torch.Tensor]:
+    """As `reference`, for rectified flow (arXiv:2403.03206): logit-normal sigmas, shifted; the target is noise - x0."""
+    (model, up), losses, position = merged(job, ending), [], 0
+    for indices in job.dataset.order.step(STEP):
+        for i in indices:
+            entry = job.samples._latents(i)
+            rng = torch.Generator().manual_seed(mix(7, "posterior", STEP, position))
+            x0 = entry["mean"].double() + entry["deviation"].double() * torch.randn(entry["mean"].shape, generator=rng).double()
+            eps = noise_like(x0[None].float(), 7, STEP, [position]).double()[0]
+            drawn = torch.randn((), generator=torch.Generator().manual_seed(mix(7, "timestep", STEP, position)))
+            sigma = 1 / (1 + math.exp(-float(drawn)))
+            height, width = x0.shape[-2] // 2, x0.shape[-1] // 2
+            cond = {k: v[None].double() for k, v in job.samples._text_of(job.dataset.pictures[i].caption).items()}
+            if job.family.base.family == "sd3":
+                sigma = 3 * sigma / (1 + 2 * sigma)
+                noisy = ((1 - sigma) * x0 + sigma * eps)[None]
+                t = torch.tensor([1000 * sigma], dtype=torch.float64)
+                pred = model(noisy, cond["text"], cond["pooled"], t).sample[0]
+            else:
+                mu = 0.5 + (1.15 - 0.5) * (height * width - 256) / (4096 - 256)  # Flux's own inference code
+                sigma = math.exp(mu) / (math.exp(mu) + 1 / sigma - 1)
+                noisy = ((1 - sigma) * x0 + sigma * eps)[None]
+                tokens = FluxPipeline._pack_latents(noisy, 1, 16, 2 * height, 2 * width)
+                ids = FluxPipeline._prepare_latent_image_ids(1, height, width, CPU, torch.float64)
+                t, guidance = torch.tensor([sigma], dtype=torch.float64), torch.tensor([2.5], dtype=torch.float64)
+                no_ids = torch.zeros(cond["text"].shape[1], 3, dtype=torch.float64)
+                found = model(tokens, cond["text"], cond["pooled"], t, ids, no_ids, guidance).sample
+                pred = FluxPipeline._unpack_latents(found, 4 * height, 4 * width, 2)[0]
+            losses.append(((pred - (eps - x0)) ** 2).mean())
+            position += 1
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    return loss.item(), up.grad
+
+
+@pytest.mark.parametrize(("family", "ending"), [("sd3", "x_block_attn_qkv.2"), ("flux", "img_attn_qkv.2")])
+def test_loss_and_gradient_of_a_flow(tmp_path, family, ending):
+    objective = {"guidance": 2.5} if family == "flux" else {}
+    job = job_for(tiny.build(tmp_path / "model", family=family), tiny.pictures(tmp_path / "p"), objective=objective)
+    loss = accumulate_gradients(job, STEP)
+    expected_loss, expected_gradient = flow_reference(job, ending)
+    assert float(loss) == pytest.approx(expected_loss, rel=1e-5)
+    _, (_, layer) = next((n, v) for n, v in job.adapter.layers.items() if n.endswith(ending))
     difference = (layer.up.grad.double() - expected_gradient).norm() / expected_gradient.norm()
     assert difference < 1e-5
 
