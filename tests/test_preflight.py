@@ -293,3 +293,20 @@ def test_wandb_needs_a_key_or_to_be_offline(
 def test_a_name_that_is_no_project(good: dict, installed: None, project: str) -> None:
     [finding] = look(good, logging={"trackers": ["trackio"], "project": project})[0]
     assert finding.field == "logging.project"
+
+
+def test_what_a_flow_cannot_or_ignores(good: dict, tmp_path: Path) -> None:
+    model = {"base": str(tiny.build(tmp_path / "sd3", family="sd3"))}
+    cases = [
+        ("objective.prediction", "error", {"objective": {"prediction": "epsilon"}}),
+        ("objective.min_snr_gamma", "error", {"objective": {"min_snr_gamma": 5.0}}),
+        ("objective.guidance", "warning", {"objective": {"guidance": 1.0}}),
+        ("sample.solver", "error", {"sample": {"solver": "ddim"}}),
+        ("adapter.conv_rank", "warning", {"adapter": {"conv_rank": 4}}),
+        ("adapter.dora", "error", {"adapter": {"dora": True}}),
+        ("output.layout", "error", {"adapter": {"kind": "none"}}),
+    ]
+    assert not [f for f in look(good, model=model)[0] if f.severity == "error"]
+    for field, severity, change in cases:
+        findings, _ = look(good, model=model, **change)
+        assert [f.severity for f in findings if f.field == field] == [severity], (field, findings)

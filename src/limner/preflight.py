@@ -87,7 +87,7 @@ def check_base(config: Config, machine: Machine | None, records: Records) -> Ite
         said = f"{section.base} does not say what it predicts; {base.prediction} is assumed."
         remedy = 'Set "epsilon" or "v_prediction"; with the wrong one nothing is learnt.'
         yield Finding("objective.prediction", said, remedy, "warning")
-    elif wanted is not None and base.is_prediction_known and wanted != base.prediction:
+    elif wanted is not None and base.is_prediction_known and base.prediction != "flow" and wanted != base.prediction:
         said = f"{wanted} is asked for, the model says {base.prediction}."
         yield Finding("objective.prediction", said, "Remove the line unless the model's own setting is wrong.", "warning")
 

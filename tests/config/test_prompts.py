@@ -91,9 +91,9 @@ def test_all_prompts_fill_in_and_round_down() -> None:
         }
     }
     assert all_prompts(files.build(raw, {}), resolution=70, size_step=16) == [
-        Prompt("a", "x", 96, 96, 20, 7.0, 2**63 - 1, "ddim"),
-        Prompt("b", "x", 64, 96, 20, 7.0, 0, "ddim"),
-        Prompt("c", "x", 16, 96, 3, 7.0, 5, "ddim"),
+        Prompt("a", "x", 96, 96, 20, None, 2**63 - 1, None),
+        Prompt("b", "x", 64, 96, 20, None, 0, None),
+        Prompt("c", "x", 16, 96, 3, None, 5, None),
     ]
 
 

@@ -402,7 +402,7 @@ def test_the_command_line_says_the_same(client: TestClient, pics: Path, monkeypa
 def test_shipped_presets_load_say_why_and_differ(client: TestClient) -> None:
     found = {p["name"]: p for p in client.get("/api/presets").json()}
     sd1 = {f"sd1-{k}" for k in ("lora-person", "lora-style", "lora-object", "lora-low-memory", "fine-tune")}
-    assert set(found) == sd1 | {"sdxl-lora", "sdxl-fine-tune"}
+    assert set(found) == sd1 | {"sdxl-lora", "sdxl-fine-tune", "sd3-flux-lora"}
     assert all(not p["problem"] and len(p["about"]) > 40 and p["values"] and not p["own"] for p in found.values())
     assert len({json.dumps(p["values"]) for p in found.values()}) == len(found)
     for file in SHIPPED.glob("*.toml"):
