@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from limner.formats.base import FAMILIES, recognise
+from limner.formats.base import recognise
 from limner.models import family as families
 from limner.models.parts import CONFIGS, Parts
 
@@ -47,7 +47,7 @@ def _draw(module: nn.Module) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", choices=FAMILIES)
+    parser.add_argument("family", choices=sorted(p.name for p in CONFIGS.iterdir()))
     parser.add_argument("file", type=Path)
     parser.add_argument("--dtype", choices=_DTYPES, default="fp32")
     args = parser.parse_args()

@@ -232,7 +232,7 @@ def test_a_deep_look_decodes_every_picture(good: dict, tmp_path: Path) -> None:
 def test_a_full_disk(good: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("limner.disk.free_bytes", lambda _: 10 << 20)
     [finding] = look(good)[0]
-    assert finding.field == "output.path" and finding.message.startswith("10 MiB are free, about 53 MiB are needed")
+    assert finding.field == "output.path" and finding.message.startswith("10 MiB are free, about 55 MiB are needed")
     assert look(good, adapter={"kind": "none"})[0][0].message.endswith("MiB are needed.")
 
 
@@ -301,6 +301,9 @@ def test_what_a_flow_cannot_or_ignores(good: dict, tmp_path: Path) -> None:
         ("objective.prediction", "error", {"objective": {"prediction": "epsilon"}}),
         ("objective.min_snr_gamma", "error", {"objective": {"min_snr_gamma": 5.0}}),
         ("objective.guidance", "warning", {"objective": {"guidance": 1.0}}),
+        ("sample.prompts", "error", {"sample": {"prompts": ["a cat --ss ddim"]}}),
+        ("data.bucket_step_px", "error", {"data": {"bucket_step_px": 10}}),
+        ("model.family", "error", {"model": {**model, "family": "flux"}}),
         ("sample.solver", "error", {"sample": {"solver": "ddim"}}),
         ("adapter.conv_rank", "warning", {"adapter": {"conv_rank": 4}}),
         ("adapter.dora", "error", {"adapter": {"dora": True}}),
@@ -308,5 +311,24 @@ def test_what_a_flow_cannot_or_ignores(good: dict, tmp_path: Path) -> None:
     ]
     assert not [f for f in look(good, model=model)[0] if f.severity == "error"]
     for field, severity, change in cases:
-        findings, _ = look(good, model=model, **change)
+        findings, _ = look(good, **{"model": model, **change})
         assert [f.severity for f in findings if f.field == field] == [severity], (field, findings)
+
+
+def test_flows_that_are_not_whole_or_plain(good: dict, tmp_path: Path) -> None:
+    model = tiny.build(tmp_path / "flux", family="flux")
+
+    def said() -> list[str]:
+        return [f.message for f in look(good, model={"base": str(model)})[0] if f.field == "model.base"]
+
+    assert said() == []
+    config = model / "transformer" / "config.json"
+    plain = config.read_text()
+    config.write_text(plain.replace('"in_channels": 64', '"in_channels": 128'))
+    assert "takes more than noisy pictures" in said()[0]
+    config.write_text(plain)
+    (model / "tokenizer_2" / "tokenizer.json").rename(tmp_path / "kept")
+    assert "T5's tokenizer is missing" in said()[0]
+    (tmp_path / "kept").rename(model / "tokenizer_2" / "tokenizer.json")
+    (model / "scheduler" / "scheduler_config.json").write_text("{}")
+    assert "not that of a flow" in said()[0]

@@ -26,6 +26,7 @@ from limner.data.scan import Scan, scan
 from limner.errors import Finding, UserError
 from limner.formats.base import FAMILIES, Base, recognise, weight_files
 from limner.formats.header import read_header
+from limner.formats.suited import unsuited
 from limner.machine import Machine
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
@@ -70,10 +71,6 @@ def check_base(config: Config, machine: Machine | None, records: Records) -> Ite
         yield Finding("model.config", f"{section.config} is not a folder.", "Give a diffusers folder with configuration files.")
         return
     records.base = base = recognise(section.base, section.revision, section.config, section.family)
-    if section.family is not None and section.family != base.family:
-        yield Finding(
-            "model.family", f"{section.family!r} was asked for, {section.base} is {base.family!r}.", "Remove the line."
-        )
     if base.path is None:
         yield Finding(
             "model.base", f"{section.base} is not on this machine; it will be fetched from the Hugging Face hub.", "", "note"
@@ -146,6 +143,9 @@ def check_buckets(config: Config, machine: Machine | None, records: Records) -> 
         return
     if rule.step % family_step:
         said = f"{rule.step} is not a multiple of {family_step}; pictures of odd sizes train less well."
+        if records.base.prediction == "flow":  # its transformer looks at patches of 2x2 latents
+            yield Finding("data.bucket_step_px", f"{rule.step} is not a multiple of {family_step}.", f"Use {family_step}.")
+            return
         yield Finding("data.bucket_step_px", said, f"Use {family_step}.", "warning")
     if data.buckets and not (rule.minimum <= rule.resolution <= rule.maximum):
         said = f"the resolution {rule.resolution} lies outside {rule.minimum}..{rule.maximum}."
@@ -204,29 +204,9 @@ def check_adapter(config: Config, machine: Machine | None, records: Records) -> 
 
 
 def check_family(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
-    """What this family of models ignores, or cannot do."""
     del machine
-    if records.base is None:
-        return
-    known, lora = FAMILIES[records.base.family], config.adapter if isinstance(config.adapter, Lora) else None
-    if config.objective.guidance is not None and not known.takes_guidance:
-        yield Finding("objective.guidance", f"has no effect on {known.title}.", "Remove it.", "warning")
-    if known.prediction != "flow":
-        return
-    if config.objective.prediction is not None:
-        yield Finding("objective.prediction", f"{known.title} predicts the flow's velocity, nothing else.", "Remove the line.")
-    if config.objective.min_snr_gamma != "off":
-        yield Finding("objective.min_snr_gamma", f"has no meaning for the flow of {known.title}.", 'Set it to "off".')
-    if config.sample.solver not in (None, "euler"):
-        yield Finding("sample.solver", f"{config.sample.solver} cannot paint with {known.title}.", 'Set "euler", or remove it.')
-    if lora is not None and lora.conv_rank is not None:
-        yield Finding("adapter.conv_rank", f"{known.title} has no 3x3 convolutions.", "Remove it.", "warning")
-    if lora is not None and lora.dora:
-        said = f"cannot be written for {known.title}: LoRA files stack layers whose magnitudes differ."
-        yield Finding("adapter.dora", said, "Set it to false.")
-    if lora is None and config.output.layout == "original":
-        said = f"is not known for {known.title} yet."
-        yield Finding("output.layout", said, 'Set it to "diffusers": the model becomes a folder.')
+    if records.base is not None and records.base.path is not None:
+        yield from unsuited(config, records.base)
 
 
 def check_preservation(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
@@ -277,6 +257,9 @@ def check_prompts(config: Config, machine: Machine | None, records: Records) -> 
     section = config.sample
     resolution, step = (records.base.resolution_px, records.base.bucket_step_px) if records.base else (512, 64)
     prompts = all_prompts(config, config.data.resolution or resolution, step)
+    is_flow = records.base is not None and records.base.prediction == "flow"
+    if is_flow and any(p.solver not in (None, "euler", section.solver) for p in prompts):
+        yield Finding("sample.prompts", "--ss ddim cannot paint with this model.", "Take it out of the prompt.")
     asked = section.every_steps is not None or section.every_epochs is not None or section.at_start
     if asked and not prompts:
         yield Finding(
@@ -348,10 +331,11 @@ def _already_there(config: Config) -> Iterable[Finding]:
     """What lies where the finished files shall go, if they go to a folder of the user's."""
     if config.output.path is None:
         return
-    target = config.output.path / (config.output.name + ("" if config.adapter.trains_base else ".safetensors"))
+    makes_folder = config.adapter.trains_base and config.output.layout == "diffusers"
+    target = config.output.path / (config.output.name + ("" if makes_folder else ".safetensors"))
     if not os.path.lexists(target):
         return
-    if target.is_dir() and (not config.adapter.trains_base or not (target / disk.MANIFEST).is_file()):
+    if target.is_dir() and (not makes_folder or not (target / disk.MANIFEST).is_file()):
         yield Finding("output.name", f"{target} is a folder that Limner did not write.", "Choose another name.")
     else:
         yield Finding("output.name", f"{target} exists and will be replaced.", "Choose another name to keep it.", "warning")
@@ -373,8 +357,9 @@ def _needed_mib(config: Config, records: Records) -> int:
     if base is None or base.path is None:
         return 200
     side = (config.data.resolution or base.resolution_px) // base.latent_factor
-    caches = pictures * (2 * 4 * 4 * side**2 + 77 * 768 * 4)
-    weights = [base.path] if base.layout == "file" else weight_files(base.path, "unet")
+    text = 512 * 4096 if base.prediction == "flow" else 77 * 2048
+    caches = pictures * 4 * (2 * base.latent_channels * side**2 + text)
+    weights = [base.path] if base.layout == "file" else weight_files(base.path, FAMILIES[base.family].parts[0])
     shapes = [t.shape for file in weights for t in read_header(file, "model.base").tensors.values()]
     if isinstance(config.adapter, Lora):
         # every matrix of the model as if it were adapted: an upper bound

@@ -114,8 +114,9 @@ def test_fields_that_do_not_apply_are_hidden_and_dropped_and_come_back(page: Pag
     expect(field(page, "adapter.conv_alpha")).to_have_count(0)
     assert saved(page) == {"output.author": "me"}
     entry(page, "adapter.kind").select_option("none")
+    entry(page, "output.layout").select_option("diffusers")
     expect(field(page, "output.author")).to_have_count(0)
-    assert saved(page) == {"adapter.kind": "none"}
+    assert saved(page) == {"adapter.kind": "none", "output.layout": "diffusers"}
     entry(page, "adapter.kind").select_option("lora")
     entry(page, "adapter.conv_rank").fill("8")
     expect(entry(page, "adapter.conv_alpha")).to_have_value("2.5")

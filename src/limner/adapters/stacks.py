@@ -50,6 +50,8 @@ def parted(state: Mapping[str, Tensor], targets: Iterable[Target]) -> dict[str, 
     for name, outputs in stacks.items():
         if f"{name}.lora_up.weight" not in state or f"{name}.lora_down.weight" not in state:
             continue
+        if len(state[f"{name}.lora_up.weight"]) != sum(outputs.values()):
+            continue  # another model's: whoever loads it says so
         up, down = out.pop(f"{name}.lora_up.weight"), out.pop(f"{name}.lora_down.weight")
         alpha = out.pop(f"{name}.alpha", torch.tensor(float(len(down))))
         rows, count = up.split([outputs[i] for i in sorted(outputs)]), len(outputs)

@@ -85,16 +85,17 @@ class Flow:
     """
 
     fixed_shift: float = 1.0
-    log_shift: tuple[float, float] | None = None
-    """For a shift that grows with the picture: log k at 256 and at 4096 patches of 2x2 latents, on a line between (Flux)."""
+    log_shift: tuple[float, float, int, int] | None = None
+    """For a shift that grows with the picture (Flux): log k at the fewest and the most patches of 2x2 latents, on a line
+    between, and how many those are."""
     prediction: Literal["flow"] = "flow"
 
     def shifted(self, sigma: Tensor, height: int, width: int) -> Tensor:
         """Sigmas for latents of this size."""
         k = self.fixed_shift
         if self.log_shift is not None:
-            low, high = self.log_shift
-            k = math.exp(low + (high - low) * (height // 2 * (width // 2) - 256) / (4096 - 256))
+            low, high, fewest, most = self.log_shift
+            k = math.exp(low + (high - low) * (height // 2 * (width // 2) - fewest) / (most - fewest))
         return k * sigma / (1 + (k - 1) * sigma)
 
     def draw(self, x0: Tensor, seed: int, step: int, positions: Sequence[int]) -> Tensor:
@@ -124,9 +125,11 @@ class Flow:
 
 def process_from(scheduler: dict[str, Any], prediction: Prediction | None = None) -> Discrete | Flow:
     """The process that a diffusers scheduler configuration describes."""
-    if "shift" in scheduler:
-        grows = scheduler.get("use_dynamic_shifting")
-        return Flow(1.0 if grows else scheduler["shift"], (scheduler["base_shift"], scheduler["max_shift"]) if grows else None)
+    if prediction == "flow":
+        if not scheduler.get("use_dynamic_shifting"):
+            return Flow(scheduler["shift"])
+        shifts = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
+        return Flow(1.0, (*shifts, scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)))
     return discrete_from(scheduler, prediction)
 
 

@@ -59,10 +59,8 @@ def _paint_alike(
     shape = (family.base.latent_channels, first.height // factor, first.width // factor)
     noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(p.seed)) for p in prompts]).to(device)
     cond = {k: torch.cat([c[k] for c, _ in encoded]).to(device) for k in encoded[0][0]}
-    guidance = first.guidance
-    if guidance is None:
-        guidance = 3.5 if family.takes_guidance else 7.0
-    guided = guidance != 1 and not family.takes_guidance
+    guidance = family.base.guidance if first.guidance is None else first.guidance
+    guided = guidance != 1 and not family.base.takes_guidance
     if guided:
         cond = {k: torch.cat([torch.cat([n[k] for _, n in encoded]).to(device), v]) for k, v in cond.items()}
     size = first.height, first.width  # of a picture that was never cut

@@ -25,8 +25,9 @@ from limner.engine.samples import Progress, Samples
 from limner.engine.train import Training
 from limner.errors import StopRequested, UserError, wrong
 from limner.formats.base import FAMILIES as KNOWN
-from limner.formats.base import Base, recognise
+from limner.formats.base import Base, recognise, weight_files
 from limner.formats.metadata import tag_frequency
+from limner.formats.suited import unsuited
 from limner.models import family as families
 from limner.models.family import Family
 from limner.runs import Run
@@ -39,6 +40,9 @@ def find_base(config: Config) -> Base:
     if base.path is None:
         fetch(section.base, section.revision)
         base = recognise(section.base, section.revision, section.config)
+    # what was seen before the start may have been a model that was not here yet
+    if errors := [f for f in unsuited(config, base) if f.severity == "error"]:
+        raise UserError(errors)
     if config.objective.prediction is not None:
         base = replace(base, prediction=config.objective.prediction)
     return base
@@ -50,7 +54,7 @@ def fetch(name: str, revision: str | None) -> None:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = ["model_index.json", "*/*.json", "tokenizer*/*"]
-    patterns += [f"{part}/*.safetensors" for part in {p for known in KNOWN.values() for p in known.parts}]
+    patterns += [f"{part}/*.safetensors" for part in {p for known in KNOWN.values() for p in (*known.parts, "text_encoder_3")}]
     try:
         snapshot_download(name, revision=revision, allow_patterns=patterns)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -197,7 +201,7 @@ def metadata_facts(
         entry["img_count"] += 1
     base = family.base
     assert base.path is not None
-    weights = next(file for file in family.part_files("denoiser") if file.suffix == ".safetensors")
+    weights = base.path if base.layout == "file" else weight_files(base.path, KNOWN[base.family].parts[0])[0]
     started = time.time()
     return {
         "session_id": int(started * 1000) % 2**32,

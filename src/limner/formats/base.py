@@ -32,8 +32,6 @@ class Known:
     bucket_step_px: int
     parts: tuple[str, ...]
     """Folders of a diffusers model that hold weights."""
-    takes_guidance: bool = False
-    """Whether there are variants that are told the guidance."""
     text: tuple[str, ...] = ()
     """How the names of the text encoders' tensors begin in a single file. Empty: its single files are not read yet."""
     text_width: int = 0
@@ -41,14 +39,14 @@ class Known:
 
 
 FAMILIES: Mapping[str, Known] = {
-    "sd1": Known("Stable Diffusion 1", "epsilon", 512, 64, ("unet", "vae", "text_encoder"), False, (TEXT,), 768),
-    "sd2": Known("Stable Diffusion 2", "v_prediction", 768, 64, ("unet", "vae", "text_encoder"), False, (OPEN_TEXT,), 1024),
+    "sd1": Known("Stable Diffusion 1", "epsilon", 512, 64, ("unet", "vae", "text_encoder"), (TEXT,), 768),
+    "sd2": Known("Stable Diffusion 2", "v_prediction", 768, 64, ("unet", "vae", "text_encoder"), (OPEN_TEXT,), 1024),
     "sdxl": Known(
         "Stable Diffusion XL", "epsilon", 1024, 32, ("unet", "vae", "text_encoder", "text_encoder_2"),
-        False, (SDXL_TEXT, SDXL_OPEN_TEXT), 2048,
+        (SDXL_TEXT, SDXL_OPEN_TEXT), 2048,
     ),
     "sd3": Known("Stable Diffusion 3", "flow", 1024, 16, ("transformer", "vae", "text_encoder", "text_encoder_2")),
-    "flux": Known("Flux.1", "flow", 1024, 16, ("transformer", "vae", "text_encoder", "text_encoder_2"), takes_guidance=True),
+    "flux": Known("Flux.1", "flow", 1024, 16, ("transformer", "vae", "text_encoder", "text_encoder_2")),
 }  # fmt: skip
 _TRANSFORMERS = {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux"}
 _CHOOSE = "Choose a Stable Diffusion 1, 2 or XL model, or a diffusers folder of Stable Diffusion 3 or Flux.1."
@@ -69,6 +67,12 @@ class Base:
     latent_channels: int = 4
     config: Path | None = None
     """The diffusers folder whose configuration files describe a single file; None: those of the family do."""
+    takes_guidance: bool = False
+    """Whether the denoiser is told the guidance, instead of being asked twice."""
+    guidance: float = 7.0
+    """The usual guidance to paint with."""
+    has_zero_snr: bool = False
+    """Whether the model was trained down to a signal of zero (arXiv:2305.08891)."""
     is_prediction_known: bool = True
     """False where the files do not say what the denoiser predicts, and the family has both."""
 
@@ -129,7 +133,9 @@ def _folder(source: str, path: Path) -> Base:
             read_header(file, FIELD)
     if FAMILIES[family].prediction == "flow":
         return _flow(source, path, family)
-    return Base(source, path, "folder", family, *_facts(path))
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    zero = isinstance(scheduler, dict) and bool(scheduler.get("rescale_betas_zero_snr"))
+    return Base(source, path, "folder", family, *_facts(path), has_zero_snr=zero)
 
 
 def _family_of_folder(source: str, path: Path) -> str:
@@ -176,9 +182,24 @@ def _flow(source: str, path: Path, family: str) -> Base:
     if not is_whole or not (side is None or (type(side) is int and 0 < side <= 4096)):
         raise wrong(FIELD, f"the configuration files in {path} are damaged.", "Copy the model again.")
     assert isinstance(levels, list)
+    patches = {"sd3": channels, "flux": 4 * channels}[family]
+    if denoiser.get("in_channels", patches) != patches:
+        raise wrong(FIELD, f"{source} takes more than noisy pictures, and cannot be trained yet.", "Choose the plain model.")
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    if not isinstance(scheduler, dict) or not isinstance(scheduler.get("shift"), int | float):
+        said = f"{path / 'scheduler' / 'scheduler_config.json'} is missing, or is not that of a flow."
+        raise wrong(FIELD, said, "Copy the model again.")
+    for number in (2, 3):
+        t5 = read_json(path / f"text_encoder_{number}" / "config.json")
+        tokenizer = path / f"tokenizer_{number}" / "tokenizer.json"
+        if isinstance(t5, dict) and t5.get("model_type") == "t5" and not tokenizer.is_file():
+            raise wrong(FIELD, f"T5's tokenizer is missing: {tokenizer}.", "Put tokenizer.json of google/t5-v1_1-xxl there.")
     factor = 2 ** (len(levels) - 1)
     resolution = side * factor if side else FAMILIES[family].resolution_px
-    return Base(source, path, "folder", family, "flow", resolution, 2 * factor, factor, channels)
+    told = bool(denoiser.get("guidance_embeds"))
+    guidance = {"sd3": 7.0, "flux": 3.5 if told else 1.0}[family]
+    facts = (resolution, 2 * factor, factor, channels)
+    return Base(source, path, "folder", family, "flow", *facts, takes_guidance=told, guidance=guidance)
 
 
 def weight_files(path: Path, part: str) -> list[Path]:
@@ -208,7 +229,10 @@ def _file(source: str, path: Path, config: Path | None) -> Base:
     # SD 2's two sizes differ in nothing but what they predict
     resolution = 512 if found == "sd2" and usual == "epsilon" else known.resolution_px
     sure = said is not None or found != "sd2"
-    return Base(source, path, "file", found, usual, resolution, known.bucket_step_px, is_prediction_known=sure)
+    return Base(
+        source, path, "file", found, usual, resolution, known.bucket_step_px, is_prediction_known=sure,
+        has_zero_snr="ztsnr" in header.tensors,
+    )  # fmt: skip
 
 
 def _prediction_of(header: Header) -> Prediction | None:

@@ -2,7 +2,7 @@
 
 The original stacks query, key and value (in single blocks the first layer of the MLP as well) as the rows of one tensor, so
 that several of our names share one of the file's, in their order. The last layer's scale and shift lie there the other way
-round (`is_swapped`).
+round (which nothing here undoes yet).
 """
 
 from __future__ import annotations
@@ -59,11 +59,6 @@ _ORDER = list(dict.fromkeys([*_DOUBLE, *_SINGLE]))
 def transformer_names(names: Iterable[str]) -> dict[str, str]:
     """{diffusers' name: name in the file} in the order of stacking. Raises ValueError for a name without a place."""
     return {name: _place(name) for name in sorted(names, key=_order)}
-
-
-def is_swapped(name: str) -> bool:
-    """Whether the two halves of the tensor's rows lie in the file the other way round."""
-    return name.startswith("final_layer.adaLN_modulation.1.")
 
 
 def _order(name: str) -> int:

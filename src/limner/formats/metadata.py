@@ -28,6 +28,8 @@ ARCHITECTURES = {
     ("flux", "flow"): "flux-1-dev",
 }
 BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sd3": "sd3", "flux": "flux1"}
+_MODULES = {"sd3": "networks.lora_sd3", "flux": "networks.lora_flux"}
+_IMPLEMENTATIONS = {"flux": "https://github.com/black-forest-labs/flux"}
 _KOHYA_PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "flow": None}
 
 
@@ -68,7 +70,7 @@ def adapter_metadata(config: Config, facts: Mapping[str, Any]) -> dict[str, str]
         "ss_lr_scheduler": config.optimizer.schedule,
         "ss_optimizer": "torch.optim.AdamW",
         "ss_max_grad_norm": 0.0 if config.train.clip_norm == "off" else config.train.clip_norm,
-        "ss_network_module": "networks.lora" if not lora.dora else "lycoris.kohya",
+        "ss_network_module": "lycoris.kohya" if lora.dora else _MODULES.get(facts["family"], "networks.lora"),
         "ss_network_dim": lora.rank,
         "ss_network_alpha": lora.file_alpha(spatial=False),
         "ss_network_args": network_args,
@@ -97,7 +99,7 @@ def model_spec(config: Config, facts: Mapping[str, Any], suffix: str = "/lora") 
     values = {
         "sai_model_spec": "1.0.1",
         "architecture": ARCHITECTURES[facts["family"], facts["prediction"]] + suffix,
-        "implementation": "https://github.com/Stability-AI/generative-models",
+        "implementation": _IMPLEMENTATIONS.get(facts["family"], "https://github.com/Stability-AI/generative-models"),
         "title": out.title or out.name,
         "resolution": f"{resolution}x{resolution}",
         "author": out.author,

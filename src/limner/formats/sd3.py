@@ -1,13 +1,14 @@
 """Names of the Stable Diffusion 3 transformer's tensors as Stability laid them out, from diffusers' names. No torch.
 
-The original stacks query, key and value as the rows of one tensor, so that three of our names share one of the file's, in their
-order. Scale and shift of the last layer, and of the last block's text side, lie there the other way round (`is_swapped`).
+The original stacks query, key and value as the rows of one tensor, so that three of our names share one of the file's, in
+their order. Scale and shift of the last layer, and of the last block's text side, lie there the other way round (which
+nothing here undoes yet).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 _PLACES = {
     "pos_embed.proj": "x_embedder.proj",
@@ -52,16 +53,6 @@ _ORDER = list(_LEAVES)
 def transformer_names(names: Iterable[str]) -> dict[str, str]:
     """{diffusers' name: name in the file} in the order of stacking. Raises ValueError for a name without a place."""
     return {name: _place(name) for name in sorted(names, key=_order)}
-
-
-def is_swapped(name: str, names: Collection[str]) -> bool:
-    """Whether the two halves of the tensor's rows lie in the file the other way round. `names` are all names there."""
-    module = name.rpartition(".")[0]
-    if module == "final_layer.adaLN_modulation.1":
-        return True
-    # the last block's text side, which leads nowhere, is told by what it lacks
-    block, found, _ = module.partition(".context_block.adaLN_modulation.1")
-    return bool(found) and f"{block}.context_block.attn.proj.weight" not in names
 
 
 def _order(name: str) -> int:

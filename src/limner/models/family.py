@@ -47,8 +47,6 @@ class Family(Protocol):
     base: Base
     process: Discrete | Flow
     scheduler: dict
-    takes_guidance: bool
-    """Whether the denoiser is told the guidance, instead of being asked twice."""
     denoiser: nn.Module
     text_encoders: dict[str, nn.Module]
 

@@ -1,7 +1,7 @@
 """Flux.1: a flow between pictures and noise, a transformer over 2x2 patches of 16-channel latents, CLIP-L and T5 for the text.
 
 T5's hidden states are the text; CLIP-L gives one pooled vector. The dev variant is told the guidance that it was distilled with
-(`takes_guidance`), so that no negative prompt is needed.
+(`Base.takes_guidance`), so that no negative prompt is needed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, T5EncoderModel
 
-from limner.formats.base import Base
 from limner.formats.flux import transformer_names
 from limner.formats.original import text_names
 from limner.models.family import Conditioning
@@ -44,10 +43,6 @@ class Flux(Parts):
         ),
     )  # fmt: skip
 
-    def __init__(self, base: Base) -> None:
-        super().__init__(base)
-        self.takes_guidance = bool(self.config("transformer").get("guidance_embeds"))
-
     def encode_captions(self, captions: Sequence[str]) -> Conditioning:
         pooled = self._encode("text_encoder", captions).pooler_output
         return {"text": self._encode("text_encoder_2", captions, _T5_TOKENS).last_hidden_state, "pooled": pooled}
@@ -63,7 +58,7 @@ class Flux(Parts):
         pred = self.denoiser(
             hidden_states=_packed(noisy),
             timestep=timesteps / 1000,
-            guidance=cond["guidance"] if self.takes_guidance else None,
+            guidance=cond["guidance"] if self.base.takes_guidance else None,
             pooled_projections=cond["pooled"],
             encoder_hidden_states=cond["text"],
             txt_ids=torch.zeros(cond["text"].shape[1], 3, device=noisy.device),

@@ -21,6 +21,7 @@ from transformers import logging as transformers_logging
 from limner.diffusion.process import process_from
 from limner.errors import wrong
 from limner.formats.base import FIELD, Base, weight_files
+from limner.formats.header import read_header
 from limner.formats.original import vae_names
 from limner.models.family import Part, Target
 from limner.models.weights import Names, Weights, build, laid_out
@@ -71,7 +72,6 @@ class Parts:
     """Classes of blocks with 3x3 convolutions that they change if asked."""
     lora_layout: ClassVar[Literal["original", "diffusers"]] = "original"
     """By which names LoRA files tell the denoiser's layers."""
-    takes_guidance: bool = False
 
     # Any: the annotations of diffusers and transformers do not describe what their models return
     denoiser: Any
@@ -198,13 +198,14 @@ class Parts:
         return model(self.token_ids(captions, encoder, length).to(next(model.parameters()).device), **options)
 
     def enable_checkpointing(self, *, text: bool) -> None:
-        # both libraries recompute in train mode only; none of the models has dropout
+        # both libraries recompute in train mode only; of all models only T5 has dropout, and it is not trained
         self.denoiser.enable_gradient_checkpointing()
         self.denoiser.train()
         for encoder in self.text_encoders.values() if text else ():
             model: Any = encoder
-            model.gradient_checkpointing_enable()
-            model.train()
+            if not hasattr(model.config, "dropout_rate"):
+                model.gradient_checkpointing_enable()
+                model.train()
 
     # --- what adapters change ---
 
@@ -253,15 +254,16 @@ class Parts:
         return denoiser, vae, self.text_encoders or {t.name: self._load_text(t, dtype, cpu) for t in self.text_parts}
 
     def save_file(self, path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
+        assert self.base.prediction != "flow", "refused before the start: some of their tensors lie otherwise in files"
         denoiser, vae, texts = self._whole(dtype)
         state = laid_out(denoiser.state_dict(), type(self).denoiser_names, dtype) | laid_out(vae.state_dict(), vae_names, dtype)
         for text in self.text_parts:
             state |= laid_out(texts[text.name].state_dict(), text.names, dtype)
-        self.complete(state)
         if self.base.layout == "file":  # what such files hold beside the model: the schedule, marks, unused layers
             assert self.base.path is not None
             source = Weights([self.base.path])
             state |= {name: source[name] for name in source if name not in state and not name.startswith("model_ema.")}
+        self.complete(state)
         save_file(state, path, metadata)
 
     def complete(self, state: dict[str, Tensor]) -> None:
@@ -315,10 +317,9 @@ def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _restore_text_model(file: Path) -> None:
     """Put the level `text_model.` back that transformers >= 5.6 leaves out of CLIP and every other program expects."""
-    state = load(file.read_bytes())
-    if any(k.startswith(_CLIP_LEVELS) for k in state):
-        state = {f"text_model.{k}" if k.startswith(_CLIP_LEVELS) else k: v for k, v in state.items()}
-        save_file(state, file, {"format": "pt"})
+    if any(k.startswith(_CLIP_LEVELS) for k in read_header(file).tensors):
+        state = load(file.read_bytes())
+        save_file({f"text_model.{k}" if k.startswith(_CLIP_LEVELS) else k: v for k, v in state.items()}, file, {"format": "pt"})
 
 
 def _is_spatial(module: nn.Module) -> bool:

@@ -24,7 +24,8 @@ class StableDiffusion2(StableDiffusion):
     text_parts = (TextEncoder("text_encoder", "tokenizer", CLIPTextModel, _TOKENIZER, _NAMES, "lora_te"),)
 
     def complete(self, state: dict[str, Tensor]) -> None:
-        # readers of single files build the 24th layer, too, and look at the 23rd; what it holds does not matter
-        last = max(int(n.removeprefix(_LAYERS).split(".")[0]) for n in state if n.startswith(_LAYERS))
-        copies = {n: t for n, t in state.items() if n.startswith(f"{_LAYERS}{last}.")}
-        state |= {n.replace(f"{_LAYERS}{last}.", f"{_LAYERS}{last + 1}."): t.clone() for n, t in copies.items()}
+        # readers of single files build one layer more than they look at; what it holds does not matter
+        count = self.config("text_encoder")["num_hidden_layers"]
+        last, extra = f"{_LAYERS}{count - 1}.", f"{_LAYERS}{count}."
+        if not any(n.startswith(extra) for n in state):  # the file that it came from had one
+            state |= {n.replace(last, extra): t.clone() for n, t in state.items() if n.startswith(last)}

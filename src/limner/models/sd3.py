@@ -64,7 +64,7 @@ class StableDiffusion3(Parts):
         if _T5.name in self.text_encoders:
             t5 = self._encode(_T5.name, captions, _T5_TOKENS).last_hidden_state
         else:
-            t5 = torch.zeros_like(clips)
+            t5 = clips.new_zeros(len(captions), _T5_TOKENS, self._width)
         pooled = torch.cat([first.text_embeds, second.text_embeds], dim=-1)
         return {"text": torch.cat([clips, t5.to(clips.dtype)], dim=1), "pooled": pooled}
 
@@ -82,6 +82,6 @@ class StableDiffusion3(Parts):
 
     def places_in_lora(self, names: Iterable[str]) -> dict[str, tuple[str, int | None]]:
         places = super().places_in_lora(names)
-        # the last block's text side is laid out otherwise in files (`formats.sd3.is_swapped`), and changes next to nothing
+        # scale and shift of the last block's text side lie the other way round in files: not adapted yet
         places.pop(f"transformer_blocks.{len(self.denoiser.transformer_blocks) - 1}.norm1_context.linear", None)
         return places

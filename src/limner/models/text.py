@@ -51,7 +51,11 @@ def t5_names(names: Iterable[str], prefix: str) -> dict[str, str]:
 
 def load_t5_tokenizer(folder: Path) -> T5Tokenizer:
     """T5's tokenizer from a model's folder. Raises UserError if it is not there: it does not come with Limner."""
-    if not any((folder / name).exists() for name in ("tokenizer.json", "spiece.model")):
-        said = f"T5's tokenizer is missing: {folder} holds neither tokenizer.json nor spiece.model."
-        raise wrong("model.base", said, "Put tokenizer.json of google/t5-v1_1-xxl there.")
-    return T5Tokenizer.from_pretrained(folder, local_files_only=True)
+    remedy = "Put tokenizer.json of google/t5-v1_1-xxl there."
+    if not (folder / "tokenizer.json").is_file():
+        raise wrong("model.base", f"T5's tokenizer is missing: {folder / 'tokenizer.json'}.", remedy)
+    try:
+        return T5Tokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise wrong("model.base", f"T5's tokenizer in {folder} cannot be read: {reason}.", remedy) from error
