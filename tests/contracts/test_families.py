@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,13 @@ from diffusers import (
     DDIMScheduler,
     EulerDiscreteScheduler,
     FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     UNet2DConditionModel,
 )
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import tiny
 from limner.adapters.lora import LoraAdapter
@@ -30,12 +33,13 @@ from limner.config import Lora
 from limner.config.prompts import Prompt
 from limner.engine import paint, sampling
 from limner.engine.runtime import Runtime
-from limner.formats import openclip, original
+from limner.formats import flux, openclip, original, sd3
 from limner.formats.base import FAMILIES as KNOWN
 from limner.formats.base import recognise
 from limner.models import family as families
 from limner.models.family import FAMILIES
 from limner.models.parts import CONFIGS
+from limner.models.weights import Names
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -363,6 +367,36 @@ def originals(name: str) -> dict[str, list[int]]:
 def test_sdxls_original_names_are_the_published_ones():
     lines = sorted(f"{name} {shape}" for name, shape in originals("sdxl").items())
     assert lines == (GOLDEN / "sdxl_original_keys.txt").read_text(encoding="utf-8").splitlines()  # sd-mecha's `sdxl-sgm`
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "make"),
+    [
+        ("flux", flux.transformer_names, lambda: FluxTransformer2DModel(guidance_embeds=True)),
+        (
+            "sd3",
+            sd3.transformer_names,
+            lambda: SD3Transformer2DModel(
+                num_layers=24, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=192
+            ),
+        ),
+    ],
+)
+def test_a_transformers_original_names_are_the_published_ones(name: str, rule: Names, make: Callable[[], nn.Module]):
+    with torch.device("meta"):
+        state = make().state_dict()
+    found = dict[str, list[int]]()
+    for own, there in rule(state).items():
+        shape = list(state[own].shape)
+        found[there] = [found[there][0] + shape[0], *shape[1:]] if there in found else shape
+    lines = sorted(f"{there} {shape}" for there, shape in found.items())
+    assert lines == (GOLDEN / f"{name}_original_keys.txt").read_text(encoding="utf-8").splitlines()  # sd-mecha's lists
+
+
+def test_a_name_without_a_place_is_refused():
+    for rule in (flux.transformer_names, sd3.transformer_names, partial(openclip.openclip_names, prefix="")):
+        with pytest.raises(ValueError, match=r"has no place for 'odd\.weight'"):
+            rule(["odd.weight"])
 
 
 def test_sd2s_original_names():

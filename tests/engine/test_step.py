@@ -65,34 +65,39 @@ def merged(job, ending: str) -> tuple[torch.nn.Module, torch.Tensor]:
     return model, up
 
 
+def shown(job):
+    """(number, x0, noise, conditioning) of each picture of the step, in float64."""
+    order = [i for indices in job.dataset.order.step(STEP) for i in indices]
+    for position, i in enumerate(order):
+        entry = job.samples._latents(i)
+        rng = torch.Generator().manual_seed(mix(7, "posterior", STEP, position))
+        x0 = entry["mean"].double() + entry["deviation"].double() * torch.randn(entry["mean"].shape, generator=rng).double()
+        cond = job.samples._text_of(job.dataset.pictures[i].caption)
+        eps = noise_like(x0[None].float(), 7, STEP, [position]).double()[0]
+        yield i, x0, eps, {k: v[None].double() for k, v in cond.items()}
+
+
 def reference(job, prediction: str, gamma: float | None) -> tuple[float, torch.Tensor]:
     """(loss, gradient of one up matrix) of a step: float64, diffusers' UNet with the LoRA merged in by hand."""
     unet, up = merged(job, "attn2_to_v")
     alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
-    losses, position = [], 0
-    for indices in job.dataset.order.step(STEP):
-        for i in indices:
-            entry = job.samples._latents(i)
-            rng = torch.Generator().manual_seed(mix(7, "posterior", STEP, position))
-            x0 = entry["mean"].double() + entry["deviation"].double() * torch.randn(entry["mean"].shape, generator=rng).double()
-            eps = noise_like(x0[None].float(), 7, STEP, [position]).double()[0]
-            t = int(uniform_timesteps(1000, 7, STEP, [position], CPU))
-            a, s = math.sqrt(alphas[t]), math.sqrt(1 - alphas[t])
-            cond = {k: v[None].double() for k, v in job.samples._text_of(job.dataset.pictures[i].caption).items()}
-            told = None
-            if "pooled" in cond:  # SDXL, arXiv:2307.01952, section 2.2: sizes before and after, and where it was cut between
-                picture, (width, height) = Image.open(job.dataset.pictures[i].path), job.dataset.fits[i].bucket
-                scale = max(width / picture.width, height / picture.height)
-                cut = [(round(picture.height * scale) - height) // 2, (round(picture.width * scale) - width) // 2]
-                sizes = torch.tensor([[picture.height, picture.width, *cut, height, width]], dtype=torch.float64)
-                told = {"text_embeds": cond["pooled"], "time_ids": sizes}
-            noisy = (a * x0 + s * eps)[None]
-            pred = unet(noisy, t, encoder_hidden_states=cond["text"], added_cond_kwargs=told).sample[0]
-            target_ = eps if prediction == "epsilon" else a * eps - s * x0
-            snr = a**2 / s**2
-            weight = 1.0 if gamma is None else min(snr, gamma) / (snr if prediction == "epsilon" else snr + 1)
-            losses.append(weight * ((pred - target_) ** 2).mean())
-            position += 1
+    losses = []
+    for position, (i, x0, eps, cond) in enumerate(shown(job)):
+        t = int(uniform_timesteps(1000, 7, STEP, [position], CPU))
+        a, s = math.sqrt(alphas[t]), math.sqrt(1 - alphas[t])
+        told = None
+        if "pooled" in cond:  # SDXL, arXiv:2307.01952, section 2.2: sizes before and after, and where it was cut between
+            picture, (width, height) = Image.open(job.dataset.pictures[i].path), job.dataset.fits[i].bucket
+            scale = max(width / picture.width, height / picture.height)
+            cut = [(round(picture.height * scale) - height) // 2, (round(picture.width * scale) - width) // 2]
+            sizes = torch.tensor([[picture.height, picture.width, *cut, height, width]], dtype=torch.float64)
+            told = {"text_embeds": cond["pooled"], "time_ids": sizes}
+        noisy = (a * x0 + s * eps)[None]
+        pred = unet(noisy, t, encoder_hidden_states=cond["text"], added_cond_kwargs=told).sample[0]
+        target_ = eps if prediction == "epsilon" else a * eps - s * x0
+        snr = a**2 / s**2
+        weight = 1.0 if gamma is None else min(snr, gamma) / (snr if prediction == "epsilon" else snr + 1)
+        losses.append(weight * ((pred - target_) ** 2).mean())
     loss = torch.stack(losses).mean()
     loss.backward()
     return loss.item(), up.grad
@@ -118,34 +123,27 @@ def test_loss_and_gradient(tmp_path, family, prediction, gamma):
 
 def flow_reference(job, ending: str) -> tuple[float, torch.Tensor]:
     """As `reference`, for rectified flow (arXiv:2403.03206): logit-normal sigmas, shifted; the target is noise - x0."""
-    (model, up), losses, position = merged(job, ending), [], 0
-    for indices in job.dataset.order.step(STEP):
-        for i in indices:
-            entry = job.samples._latents(i)
-            rng = torch.Generator().manual_seed(mix(7, "posterior", STEP, position))
-            x0 = entry["mean"].double() + entry["deviation"].double() * torch.randn(entry["mean"].shape, generator=rng).double()
-            eps = noise_like(x0[None].float(), 7, STEP, [position]).double()[0]
-            drawn = torch.randn((), generator=torch.Generator().manual_seed(mix(7, "timestep", STEP, position)))
-            sigma = 1 / (1 + math.exp(-float(drawn)))
-            height, width = x0.shape[-2] // 2, x0.shape[-1] // 2
-            cond = {k: v[None].double() for k, v in job.samples._text_of(job.dataset.pictures[i].caption).items()}
-            if job.family.base.family == "sd3":
-                sigma = 3 * sigma / (1 + 2 * sigma)
-                noisy = ((1 - sigma) * x0 + sigma * eps)[None]
-                t = torch.tensor([1000 * sigma], dtype=torch.float64)
-                pred = model(noisy, cond["text"], cond["pooled"], t).sample[0]
-            else:
-                mu = 0.5 + (1.15 - 0.5) * (height * width - 256) / (4096 - 256)  # Flux's own inference code
-                sigma = math.exp(mu) / (math.exp(mu) + 1 / sigma - 1)
-                noisy = ((1 - sigma) * x0 + sigma * eps)[None]
-                tokens = FluxPipeline._pack_latents(noisy, 1, 16, 2 * height, 2 * width)
-                ids = FluxPipeline._prepare_latent_image_ids(1, height, width, CPU, torch.float64)
-                t, guidance = torch.tensor([sigma], dtype=torch.float64), torch.tensor([2.5], dtype=torch.float64)
-                no_ids = torch.zeros(cond["text"].shape[1], 3, dtype=torch.float64)
-                found = model(tokens, cond["text"], cond["pooled"], t, ids, no_ids, guidance).sample
-                pred = FluxPipeline._unpack_latents(found, 4 * height, 4 * width, 2)[0]
-            losses.append(((pred - (eps - x0)) ** 2).mean())
-            position += 1
+    (model, up), losses = merged(job, ending), []
+    for position, (_, x0, eps, cond) in enumerate(shown(job)):
+        drawn = torch.randn((), generator=torch.Generator().manual_seed(mix(7, "timestep", STEP, position)))
+        sigma = 1 / (1 + math.exp(-float(drawn)))
+        height, width = x0.shape[-2] // 2, x0.shape[-1] // 2
+        if job.family.base.family == "sd3":
+            sigma = 3 * sigma / (1 + 2 * sigma)
+            noisy = ((1 - sigma) * x0 + sigma * eps)[None]
+            t = torch.tensor([1000 * sigma], dtype=torch.float64)
+            pred = model(noisy, cond["text"], cond["pooled"], t).sample[0]
+        else:
+            mu = 0.5 + (1.15 - 0.5) * (height * width - 256) / (4096 - 256)  # Flux's own inference code
+            sigma = math.exp(mu) / (math.exp(mu) + 1 / sigma - 1)
+            noisy = ((1 - sigma) * x0 + sigma * eps)[None]
+            tokens = FluxPipeline._pack_latents(noisy, 1, 16, 2 * height, 2 * width)
+            ids = FluxPipeline._prepare_latent_image_ids(1, height, width, CPU, torch.float64)
+            t, guidance = torch.tensor([sigma], dtype=torch.float64), torch.tensor([2.5], dtype=torch.float64)
+            no_ids = torch.zeros(cond["text"].shape[1], 3, dtype=torch.float64)
+            found = model(tokens, cond["text"], cond["pooled"], t, ids, no_ids, guidance).sample
+            pred = FluxPipeline._unpack_latents(found, 4 * height, 4 * width, 2)[0]
+        losses.append(((pred - (eps - x0)) ** 2).mean())
     loss = torch.stack(losses).mean()
     loss.backward()
     return loss.item(), up.grad

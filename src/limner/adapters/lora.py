@@ -193,8 +193,6 @@ class LoraAdapter:
 def section_of(state: dict[str, Tensor], where: str) -> Lora:
     """The config section that a LoRA file's tensors imply: ranks, alphas, parts. Raises UserError if it is no LoRA."""
     ranks = {k.removesuffix(".lora_down.weight"): t for k, t in state.items() if k.endswith(".lora_down.weight")}
-    if not ranks:
-        raise wrong(where, "holds no LoRA in kohya's names.", "Give a .safetensors file that Limner or kohya wrote.")
     if not any(n.startswith(("lora_unet_", "lora_te")) for n in ranks):
         raise wrong(where, "holds no LoRA in kohya's names.", "Give a .safetensors file that Limner or kohya wrote.")
     linear = {t.shape[0] for t in ranks.values() if t.ndim == 2 or t.shape[-1] == 1}

@@ -27,9 +27,8 @@ class Batch:
 
     mean: Tensor
     deviation: Tensor
-    geometry: Tensor
-    """See `models.family.Conditioning`, as for guidance."""
-    guidance: Tensor
+    told: Conditioning
+    """Geometry and guidance: what the engine adds to the conditioning."""
     cond: Conditioning | None
     class_cond: Conditioning | None
     """The same pictures under class words, for output preservation."""
@@ -128,24 +127,28 @@ class Samples:
         latents = [self._latents(i) for i in indices]
         captions = [self.dataset.pictures[i].caption for i in indices]
         positions = list(range(first_position, first_position + len(indices)))
-        geometry = torch.tensor([self._geometry(i) for i in indices], dtype=torch.float32).to(device, non_blocking=True)
-        given = self.config.objective.guidance
-        guidance = torch.full((len(indices),), 1.0 if given is None else given, device=device)
+        told = self._told(indices)
         class_cond = None
         if self.config.objective.preserve != "off":
             drawn = [words[mix(seed, "class word", step, p) % len(words)] for p in positions]
             class_cond = self._conditioning([self._class_caption(c, w) for c, w in zip(captions, drawn, strict=True)])
-            class_cond |= {"geometry": geometry, "guidance": guidance}
+            class_cond |= told
         return Batch(
             torch.stack([e["mean"] for e in latents]).to(device, non_blocking=True),
             torch.stack([e["deviation"] for e in latents]).to(device, non_blocking=True),
-            geometry,
-            guidance,
-            None if self.trains_text else self._conditioning(captions) | {"geometry": geometry, "guidance": guidance},
+            told,
+            None if self.trains_text else self._conditioning(captions) | told,
             class_cond,
             captions,
             positions,
         )
+
+    def _told(self, indices: Sequence[int]) -> Conditioning:
+        given, device = self.config.objective.guidance, self.runtime.device
+        return {
+            "geometry": torch.tensor([self._geometry(i) for i in indices], dtype=torch.float32).to(device, non_blocking=True),
+            "guidance": torch.full((len(indices),), 1.0 if given is None else given, device=device),
+        }
 
     def _geometry(self, index: int) -> tuple[int, ...]:
         picture, fit = self.dataset.pictures[index], self.dataset.fits[index]

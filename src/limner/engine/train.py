@@ -135,9 +135,7 @@ def batch_loss(job: Training, batch: Batch, step: int) -> Tensor:
     t = process.draw(x0, seed, step, batch.positions)
     noisy = process.add_noise(x0, noise, t)
     with job.runtime.autocast():
-        cond = batch.cond
-        if cond is None:
-            cond = family.encode_captions(batch.captions) | {"geometry": batch.geometry, "guidance": batch.guidance}
+        cond = batch.cond if batch.cond is not None else family.encode_captions(batch.captions) | batch.told
         pred = family.predict(noisy, t, cond)
     weight = snr_weight(process, t, process.prediction, job.config.objective.min_snr_gamma)
     loss = per_sample_loss(pred, process.target(x0, noise, t)) * weight

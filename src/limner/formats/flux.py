@@ -7,8 +7,9 @@ round (which nothing here undoes yet).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
+
+from limner.formats.blocks import renamed
 
 _PLACES = {
     "x_embedder": "img_in",
@@ -31,10 +32,10 @@ _DOUBLE = {
     "attn.add_q_proj": "txt_attn.qkv",
     "attn.add_k_proj": "txt_attn.qkv",
     "attn.add_v_proj": "txt_attn.qkv",
-    "attn.norm_q": "img_attn.norm.query_norm",
-    "attn.norm_k": "img_attn.norm.key_norm",
-    "attn.norm_added_q": "txt_attn.norm.query_norm",
-    "attn.norm_added_k": "txt_attn.norm.key_norm",
+    "attn.norm_q.weight": "img_attn.norm.query_norm.scale",
+    "attn.norm_k.weight": "img_attn.norm.key_norm.scale",
+    "attn.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
+    "attn.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
     "attn.to_out.0": "img_attn.proj",
     "attn.to_add_out": "txt_attn.proj",
     "ff.net.0.proj": "img_mlp.0",
@@ -49,30 +50,12 @@ _SINGLE = {
     "attn.to_v": "linear1",
     "proj_mlp": "linear1",
     "proj_out": "linear2",
-    "attn.norm_q": "norm.query_norm",
-    "attn.norm_k": "norm.key_norm",
+    "attn.norm_q.weight": "norm.query_norm.scale",
+    "attn.norm_k.weight": "norm.key_norm.scale",
 }
-_BLOCK = re.compile(r"(transformer_blocks|single_transformer_blocks)\.(\d+)\.(.+)")
-_ORDER = list(dict.fromkeys([*_DOUBLE, *_SINGLE]))
+_BLOCKS = {"transformer_blocks": ("double_blocks", _DOUBLE), "single_transformer_blocks": ("single_blocks", _SINGLE)}
 
 
 def transformer_names(names: Iterable[str]) -> dict[str, str]:
     """{diffusers' name: name in the file} in the order of stacking. Raises ValueError for a name without a place."""
-    return {name: _place(name) for name in sorted(names, key=_order)}
-
-
-def _order(name: str) -> int:
-    match = _BLOCK.fullmatch(name.rpartition(".")[0])
-    return _ORDER.index(match[3]) if match and match[3] in _ORDER else 0
-
-
-def _place(name: str) -> str:
-    module, _, kind = name.rpartition(".")  # kind: weight or bias
-    if module in _PLACES:
-        return f"{_PLACES[module]}.{kind}"
-    match = _BLOCK.fullmatch(module)
-    leaf = match and (_DOUBLE if match[1] == "transformer_blocks" else _SINGLE).get(match[3])
-    if not match or not leaf:
-        raise ValueError(f"Flux's original layout has no place for {name!r}")
-    block = "double_blocks" if match[1] == "transformer_blocks" else "single_blocks"
-    return f"{block}.{match[2]}.{leaf}.{'scale' if leaf.endswith('_norm') else kind}"
+    return renamed(names, _PLACES, _BLOCKS, "Flux's original layout")

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from limner.formats.blocks import renamed
+
 _LEAVES = {
+    "self_attn.q_proj.weight": "attn.in_proj_weight",
+    "self_attn.k_proj.weight": "attn.in_proj_weight",
+    "self_attn.v_proj.weight": "attn.in_proj_weight",
+    "self_attn.q_proj.bias": "attn.in_proj_bias",
+    "self_attn.k_proj.bias": "attn.in_proj_bias",
+    "self_attn.v_proj.bias": "attn.in_proj_bias",
     "self_attn.out_proj": "attn.out_proj",
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
@@ -23,33 +31,15 @@ _PLACES = {
     "final_layer_norm.bias": "ln_final.bias",
     "text_projection.weight": "text_projection",
 }
-_STACKED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 def openclip_names(names: Iterable[str], prefix: str) -> dict[str, str]:
     """{transformers' name: name in the file} in the order of stacking. Raises ValueError for a name without a place."""
-    return {name: prefix + _place(name.removeprefix("text_model.")) for name in sorted(names, key=_order)}
+    own = {name.removeprefix("text_model."): name for name in names}
+    places = renamed(own, _PLACES, {"encoder.layers": ("transformer.resblocks", _LEAVES)}, "OpenCLIP's layout")
+    return {own[name]: prefix + there for name, there in places.items()}
 
 
 def is_transposed(name: str) -> bool:
     """Whether the tensor with this name in the file lies there the other way round."""
     return name.endswith(".text_projection")
-
-
-def _order(name: str) -> int:
-    return next((i for i, stacked in enumerate(_STACKED) if stacked in name), 0)
-
-
-def _place(name: str) -> str:
-    if name in _PLACES:
-        return _PLACES[name]
-    layers, _, rest = name.partition("encoder.layers.")
-    number, _, inner = rest.partition(".")
-    module, _, kind = inner.rpartition(".")  # kind: weight or bias
-    if layers or not number.isdigit():
-        raise ValueError(f"OpenCLIP's layout has no place for {name!r}")
-    if module in _STACKED:
-        return f"transformer.resblocks.{number}.attn.in_proj_{kind}"
-    if module not in _LEAVES:
-        raise ValueError(f"OpenCLIP's layout has no place for {name!r}")
-    return f"transformer.resblocks.{number}.{_LEAVES[module]}.{kind}"

@@ -7,10 +7,12 @@ nothing here undoes yet).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
+from limner.formats.blocks import renamed
+
 _PLACES = {
+    "pos_embed.pos_embed": "pos_embed",
     "pos_embed.proj": "x_embedder.proj",
     "context_embedder": "context_embedder",
     "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
@@ -46,27 +48,8 @@ _LEAVES = {
     "ff_context.net.0.proj": "context_block.mlp.fc1",
     "ff_context.net.2": "context_block.mlp.fc2",
 }
-_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.(.+)")
-_ORDER = list(_LEAVES)
 
 
 def transformer_names(names: Iterable[str]) -> dict[str, str]:
     """{diffusers' name: name in the file} in the order of stacking. Raises ValueError for a name without a place."""
-    return {name: _place(name) for name in sorted(names, key=_order)}
-
-
-def _order(name: str) -> int:
-    match = _BLOCK.fullmatch(name.rpartition(".")[0])
-    return _ORDER.index(match[2]) if match and match[2] in _ORDER else 0
-
-
-def _place(name: str) -> str:
-    if name == "pos_embed.pos_embed":
-        return "pos_embed"
-    module, _, kind = name.rpartition(".")  # kind: weight or bias
-    if module in _PLACES:
-        return f"{_PLACES[module]}.{kind}"
-    match = _BLOCK.fullmatch(module)
-    if not match or match[2] not in _LEAVES:
-        raise ValueError(f"Stable Diffusion 3's original layout has no place for {name!r}")
-    return f"joint_blocks.{match[1]}.{_LEAVES[match[2]]}.{kind}"
+    return renamed(names, _PLACES, {"transformer_blocks": ("joint_blocks", _LEAVES)}, "Stable Diffusion 3's original layout")

@@ -22,7 +22,7 @@ def unsuited(config: Config, base: Base) -> Iterator[Finding]:
         yield Finding("objective.guidance", f"has no effect: this {title} model is told none.", "Remove it.", "warning")
     if base.has_zero_snr:
         said = "was trained down to a signal of zero, which Limner does not do yet: very dark and bright pictures suffer."
-        yield Finding("model.base", said, "", "warning")
+        yield Finding("model.base", said, "Watch for them in the samples; a model without that suffers nothing.", "warning")
     if base.prediction == "flow":
         yield from _unsuited_to_a_flow(config, base, title)
 

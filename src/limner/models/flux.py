@@ -7,18 +7,15 @@ T5's hidden states are the text; CLIP-L gives one pooled vector. The dev variant
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel, T5EncoderModel
+from transformers import CLIPTextModel
 
 from limner.formats.flux import transformer_names
-from limner.formats.original import text_names
 from limner.models.family import Conditioning
-from limner.models.parts import Parts, TextEncoder
-from limner.models.text import END, T5_TIED, load_t5_tokenizer, load_tokenizer, t5_names
+from limner.models.parts import Parts, clip_l, t5
 
 _T5_TOKENS = 512
 
@@ -32,16 +29,7 @@ class Flux(Parts):
     pipeline = "FluxPipeline"
     scheduler_class = "FlowMatchEulerDiscreteScheduler"
     layers = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
-    text_parts = (
-        TextEncoder(
-            "text_encoder", "tokenizer", CLIPTextModel, partial(load_tokenizer, pad=END),
-            partial(text_names, prefix="text_encoders.clip_l.transformer."), "lora_te1",
-        ),
-        TextEncoder(
-            "text_encoder_2", "tokenizer_2", T5EncoderModel, load_t5_tokenizer,
-            partial(t5_names, prefix="text_encoders.t5xxl.transformer."), "lora_te3", T5_TIED,
-        ),
-    )  # fmt: skip
+    text_parts = (clip_l(CLIPTextModel, "lora_te1"), t5("_2"))
 
     def encode_captions(self, captions: Sequence[str]) -> Conditioning:
         pooled = self._encode("text_encoder", captions).pooler_output

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
+from transformers import T5EncoderModel
 from transformers import logging as transformers_logging
 
 from limner.diffusion.process import process_from
@@ -24,6 +25,7 @@ from limner.formats.base import FIELD, Base, weight_files
 from limner.formats.header import read_header
 from limner.formats.original import vae_names
 from limner.models.family import Part, Target
+from limner.models.text import END, EXCLAMATION, load_t5_tokenizer, load_tokenizer
 from limner.models.weights import Names, Weights, build, laid_out
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -45,18 +47,35 @@ class TextEncoder:
     model: Any
     """transformers' class."""
     load_tokenizer: Callable[[Path], Any]
-    names: Names
-    """Its tensors' names in a single file."""
-    in_lora: str
-    """How its layers' names begin in a LoRA file."""
+    in_lora: str = ""
+    """How its layers' names begin in a LoRA file. Empty: it is not adapted."""
+    names: Names | None = None
+    """Its tensors' names in a single file. None: such files are not read."""
     tied: tuple[str, ...] = ()
     """Tensors that are others of its own, and in no file."""
+
+
+def clip_l(model: Any, in_lora: str, names: Names | None = None) -> TextEncoder:
+    """CLIP-L, the first text encoder of most families."""
+    return TextEncoder("text_encoder", "tokenizer", model, partial(load_tokenizer, pad=END), in_lora, names)
+
+
+def open_clip(model: Any, number: str, in_lora: str, names: Names | None = None) -> TextEncoder:
+    """An OpenCLIP encoder. `number` ends the folders' names: "" for the first, "_2" for the second."""
+    load = partial(load_tokenizer, pad=EXCLAMATION)
+    return TextEncoder(f"text_encoder{number}", f"tokenizer{number}", model, load, in_lora, names)
+
+
+def t5(number: str) -> TextEncoder:
+    """T5, which is never adapted."""
+    tied = ("encoder.embed_tokens.weight",)  # is `shared.weight`
+    return TextEncoder(f"text_encoder{number}", f"tokenizer{number}", T5EncoderModel, load_t5_tokenizer, tied=tied)
 
 
 class Parts:
     """The members of `models.family.Family` that do not depend on the family; see there for what each promises."""
 
-    text_parts: ClassVar[tuple[TextEncoder, ...]]
+    text_parts: tuple[TextEncoder, ...]
     denoiser_folder: ClassVar[str]
     denoiser_class: ClassVar[Any]
     denoiser_names: ClassVar[Names]
@@ -123,11 +142,12 @@ class Parts:
         return json.loads((self._configs / folder / "config.json").read_text(encoding="utf-8"))
 
     def _build(
-        self, make: Any, folder: str, names: Names, dtype: torch.dtype, device: torch.device, tied: tuple[str, ...] = ()
+        self, make: Any, folder: str, names: Names | None, dtype: torch.dtype, device: torch.device, tied: tuple[str, ...] = ()
     ) -> Any:
         path, config = self.base.path, self.config(folder)
         assert path is not None
         if self.base.layout == "file":
+            assert names is not None, "recognition refuses single files of this family"
             weights = Weights([path])
         else:
             weights = Weights(weight_files(path, folder))
@@ -163,8 +183,7 @@ class Parts:
         if self.base.layout == "file":
             described = [self.base.config / name for name in folders] if self.base.config else []
             return [path, *(f for folder in described for f in sorted(folder.glob("*")) if f.suffix in (".json", ".txt"))]
-        kinds = (".json", ".safetensors", ".txt", ".model")
-        return [f for name in folders for f in sorted((path / name).glob("*")) if f.suffix in kinds]
+        return [f for name in folders for f in sorted((path / name).glob("*")) if f.suffix in (".json", ".safetensors", ".txt")]
 
     # --- what they compute ---
 
@@ -258,6 +277,7 @@ class Parts:
         denoiser, vae, texts = self._whole(dtype)
         state = laid_out(denoiser.state_dict(), type(self).denoiser_names, dtype) | laid_out(vae.state_dict(), vae_names, dtype)
         for text in self.text_parts:
+            assert text.names is not None
             state |= laid_out(texts[text.name].state_dict(), text.names, dtype)
         if self.base.layout == "file":  # what such files hold beside the model: the schedule, marks, unused layers
             assert self.base.path is not None

@@ -7,36 +7,21 @@ the pooled vector is both CLIPs' together. A model without T5 gets zeros for it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection, T5EncoderModel
+from transformers import CLIPTextModelWithProjection
 
 from limner.formats.base import Base, weight_files
-from limner.formats.original import text_names
 from limner.formats.sd3 import transformer_names
 from limner.models.family import Conditioning
-from limner.models.parts import Parts, TextEncoder
-from limner.models.text import END, EXCLAMATION, T5_TIED, load_t5_tokenizer, load_tokenizer, t5_names
+from limner.models.parts import Parts, clip_l, open_clip, t5
 
 _T5_TOKENS = 256
-_CLIPS = (
-    TextEncoder(
-        "text_encoder", "tokenizer", CLIPTextModelWithProjection, partial(load_tokenizer, pad=END),
-        partial(text_names, prefix="text_encoders.clip_l.transformer."), "lora_te1",
-    ),
-    TextEncoder(
-        "text_encoder_2", "tokenizer_2", CLIPTextModelWithProjection, partial(load_tokenizer, pad=EXCLAMATION),
-        partial(text_names, prefix="text_encoders.clip_g.transformer."), "lora_te2",
-    ),
-)  # fmt: skip
-_T5 = TextEncoder(
-    "text_encoder_3", "tokenizer_3", T5EncoderModel, load_t5_tokenizer,
-    partial(t5_names, prefix="text_encoders.t5xxl.transformer."), "lora_te3", T5_TIED,
-)  # fmt: skip
+_CLIPS = (clip_l(CLIPTextModelWithProjection, "lora_te1"), open_clip(CLIPTextModelWithProjection, "_2", "lora_te2"))
+_T5 = t5("_3")
 
 
 class StableDiffusion3(Parts):
@@ -52,7 +37,7 @@ class StableDiffusion3(Parts):
     def __init__(self, base: Base) -> None:
         assert base.path is not None
         has_t5 = base.layout == "folder" and bool(weight_files(base.path, _T5.name))
-        self.text_parts = (*_CLIPS, _T5) if has_t5 else _CLIPS  # type: ignore[misc]
+        self.text_parts = (*_CLIPS, _T5) if has_t5 else _CLIPS
         self.without = {} if has_t5 else {_T5.name: None, _T5.tokenizer: None}  # type: ignore[misc]
         super().__init__(base)
         self._width = self.config("transformer")["joint_attention_dim"]
@@ -62,11 +47,11 @@ class StableDiffusion3(Parts):
         clips = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
         clips = F.pad(clips, (0, self._width - clips.shape[-1]))
         if _T5.name in self.text_encoders:
-            t5 = self._encode(_T5.name, captions, _T5_TOKENS).last_hidden_state
+            words = self._encode(_T5.name, captions, _T5_TOKENS).last_hidden_state
         else:
-            t5 = clips.new_zeros(len(captions), _T5_TOKENS, self._width)
+            words = clips.new_zeros(len(captions), _T5_TOKENS, self._width)
         pooled = torch.cat([first.text_embeds, second.text_embeds], dim=-1)
-        return {"text": torch.cat([clips, t5.to(clips.dtype)], dim=1), "pooled": pooled}
+        return {"text": torch.cat([clips, words.to(clips.dtype)], dim=1), "pooled": pooled}
 
     def predict(self, noisy: Tensor, timesteps: Tensor, cond: Conditioning) -> Tensor:
         return self.denoiser(

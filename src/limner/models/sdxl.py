@@ -17,9 +17,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from limner.formats.openclip import openclip_names
 from limner.formats.original import SDXL_OPEN_TEXT, SDXL_TEXT, text_names
 from limner.models.family import Conditioning
-from limner.models.parts import TextEncoder
+from limner.models.parts import clip_l, open_clip
 from limner.models.stable_diffusion import StableDiffusion
-from limner.models.text import END, EXCLAMATION, load_tokenizer
 
 _CLIP = partial(text_names, prefix=SDXL_TEXT)
 _OPENCLIP = partial(openclip_names, prefix=SDXL_OPEN_TEXT)
@@ -30,12 +29,9 @@ class StableDiffusionXL(StableDiffusion):
 
     pipeline = "StableDiffusionXLPipeline"
     text_parts = (
-        TextEncoder("text_encoder", "tokenizer", CLIPTextModel, partial(load_tokenizer, pad=END), _CLIP, "lora_te1"),
-        TextEncoder(
-            "text_encoder_2", "tokenizer_2", CLIPTextModelWithProjection, partial(load_tokenizer, pad=EXCLAMATION), _OPENCLIP,
-            "lora_te2",
-        ),
-    )  # fmt: skip
+        clip_l(CLIPTextModel, "lora_te1", _CLIP),
+        open_clip(CLIPTextModelWithProjection, "_2", "lora_te2", _OPENCLIP),
+    )
     without: ClassVar[dict[str, Any]] = {}
     lora_layout = "original"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -15,9 +14,6 @@ END = 49407
 """The token that ends a text. CLIP-L fills up with it, too."""
 EXCLAMATION = 0
 """The token "!" without a following space: what OpenCLIP's encoders were trained to see after the end."""
-
-T5_TIED = ("encoder.embed_tokens.weight",)
-"""T5's tensor that is another of its own, `shared.weight`."""
 
 _BPE = Path(__file__).parent / "clip_bpe" / "bpe_simple_vocab_16e6.txt.gz"
 
@@ -42,11 +38,6 @@ def load_tokenizer(folder: Path, pad: int) -> CLIPTokenizer:
     if (folder / "tokenizer.json").exists() or (folder / "vocab.json").exists():
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     return clip_tokenizer(pad)
-
-
-def t5_names(names: Iterable[str], prefix: str) -> dict[str, str]:
-    """Names of T5's tensors in a single file: its own ones behind `prefix`."""
-    return {name: prefix + name for name in names if name not in T5_TIED}
 
 
 def load_t5_tokenizer(folder: Path) -> T5Tokenizer:
