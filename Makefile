@@ -1,8 +1,8 @@
 # Everything runs in .venv, which the first target that needs it makes. On Windows see the README's plain lines.
 PYTHON ?= python3
 BIN := .venv/bin
-# two files of tests at a time: much of their time is waiting
-TOGETHER := --numprocesses 2 --dist loadfile
+# two files of tests at a time, since much of their time is waiting; in their order, so that the longest, the demo, begins early
+TOGETHER := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo web test test-fast check docs bench
 
