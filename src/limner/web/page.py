@@ -18,4 +18,6 @@ def build(context: Context) -> gr.Blocks:
                 with gr.Tab(context.words(tab.TITLE), id=number, elem_id=f"tab-{tab.NAME}"):
                     tab.build(context)
         del tabs
+    # nothing goes through Gradio's queue, whose routes the gate closes; it would look for work a thousand times a second
+    page._queue.sleep_when_free = 1.0
     return page
