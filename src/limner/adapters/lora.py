@@ -17,12 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limner.adapters.peft_names import to_diffusers
+from limner.adapters.stacks import joined
 from limner.config import Lora, Optimizer
 from limner.config.defaults import text_encoder_rate
 from limner.errors import Finding, UserError, wrong
 from limner.randomness import mix
 
 if TYPE_CHECKING:
+    from limner.adapters.adapter import FileNames
     from limner.models.family import Family, Target
 
 
@@ -125,7 +128,7 @@ class LoraAdapter:
         for target in family.adapter_targets(convolutions=section.conv_rank is not None):
             if not (section.denoiser if target.part == "denoiser" else section.text_encoder):
                 continue
-            name = target.in_file if target.stacked is None else f"{target.in_file}.{target.stacked}"
+            name = f"{target.in_file}.{target.piece}" if target.piece else target.in_file
             rank, scale = section.rank_and_scale(spatial=target.is_spatial)
             self.layers[name] = (target, kind(target.module, rank, scale, mix(seed, f"init {name}")))  # type: ignore[arg-type]
         assert self.layers, "preflight refuses configurations that adapt nothing"
@@ -160,6 +163,12 @@ class LoraAdapter:
 
     def state_dict(self) -> dict[str, Tensor]:
         return {f"{name}.{key}": t.detach() for name, (_, layer) in self.layers.items() for key, t in layer.tensors().items()}
+
+    def exported(self, names: FileNames) -> dict[str, Tensor]:
+        state = self.state_dict()
+        if names == "diffusers":
+            return to_diffusers(state, {name: target for name, (target, _) in self.layers.items()})
+        return joined(state)
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from limner import disk
 from limner.adapters.adapter import Adapter
-from limner.adapters.stacks import joined
 from limner.config import Config
 from limner.engine.optim import Average, load_state_tensors, state_tensors
 from limner.errors import wrong
@@ -52,12 +51,12 @@ def save_checkpoint(config: Config, family: Family, adapter: Adapter, folder: Pa
         with disk.replacing(path) as temporary:
             family.save_file(temporary, dtype, model_spec(config, facts, suffix=""))
         return path
-    write_adapter(path, joined(adapter.state_dict()), config, facts)
+    write_adapter(path, adapter.exported(config.output.lora_names), config, facts)
     return path
 
 
 def write_adapter(path: Path, state: dict[str, Tensor], config: Config, facts: dict[str, Any]) -> None:
-    """A LoRA file in kohya's layout with its metadata."""
+    """A LoRA file with its metadata."""
     dtype = _DTYPES[config.output.dtype]
     # alpha stays in float32: it is the scale of everything, and may not fit into fp16
     tensors = {k: v.cpu().to(torch.float32 if k.endswith(".alpha") else dtype).contiguous() for k, v in state.items()}

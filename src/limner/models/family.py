@@ -34,8 +34,11 @@ class Target:
     name: str
     in_file: str
     """Its name in a LoRA file, as kohya's."""
-    stacked: int | None
-    """Which it is of the layers that the file has under this name as one, their outputs behind each other."""
+    piece: str
+    """"0", "1", ...: which it is of the layers that the file has under this name as one, their outputs behind each other;
+    "swapped": the file has the halves of its outputs the other way round."""
+    in_diffusers: str
+    """Its name in a LoRA file, as diffusers'."""
     module: nn.Module
     is_spatial: bool
     """A convolution that looks at more than one point (3x3)."""

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from limner.formats.flux import transformer_names
+from limner.models.encoders import clip_l, t5
 from limner.models.family import Conditioning
-from limner.models.parts import Parts, clip_l, t5
+from limner.models.parts import Parts
 
 _T5_TOKENS = 512
 
@@ -23,7 +24,6 @@ _T5_TOKENS = 512
 class Flux(Parts):
     """The family `flux`."""
 
-    denoiser_folder = "transformer"
     denoiser_class = FluxTransformer2DModel
     denoiser_names = staticmethod(transformer_names)
     pipeline = "FluxPipeline"

@@ -16,7 +16,6 @@ from limner.models.parts import Parts
 class StableDiffusion(Parts):
     """See `models.family.Family`."""
 
-    denoiser_folder = "unet"
     denoiser_class = UNet2DConditionModel
     denoiser_names = staticmethod(unet_names)
     pipeline = "StableDiffusionPipeline"
