@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,10 +36,11 @@ from limner.engine.runtime import Runtime
 from limner.formats import flux, openclip, original, sd3
 from limner.formats.base import recognise
 from limner.formats.known import FAMILIES as KNOWN
-from limner.formats.layout import Names, There
+from limner.formats.layout import Names
 from limner.models import family as families
 from limner.models.family import FAMILIES
 from limner.models.parts import CONFIGS
+from original_layout import LAYOUTS, as_file, as_single_file, in_folder
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -49,31 +50,6 @@ GUIDANCE = torch.tensor([1.0, 3.5, 2.0])
 PROMPT = Prompt("a photo of a cat", "blurry, dark", 32, 24, 6, 7.0, 11, "ddim")
 
 _T5_TOKENS = {"sd3": 256, "flux": 512}
-_UNET = {"unet": (original.UNET, original.unet_names), "vae": (original.VAE, original.vae_names)}
-_CLIP_3, _T5_3 = ("text_encoders.clip_l.transformer.", original.text_names), "text_encoders.t5xxl.transformer."
-LAYOUTS: dict[str, dict[str, tuple[str, Names]]] = {
-    "sd1": _UNET | {"text_encoder": (original.TEXT, original.text_names)},
-    "sd2": _UNET | {"text_encoder": (original.OPEN_TEXT, openclip.openclip_names)},
-    "sdxl": _UNET
-    | {
-        "text_encoder": (original.SDXL_TEXT, original.text_names),
-        "text_encoder_2": (original.SDXL_OPEN_TEXT, openclip.openclip_names),
-    },
-    "sd3": {
-        "transformer": (original.UNET, sd3.transformer_names),
-        "vae": (original.VAE, original.vae_names),
-        "text_encoder": _CLIP_3,
-        "text_encoder_2": ("text_encoders.clip_g.transformer.", original.text_names),
-        "text_encoder_3": (_T5_3, lambda names: {n: There(n) for n in names}),
-    },
-    "flux": {
-        "transformer": (original.UNET, flux.transformer_names),
-        "vae": ("vae.", original.vae_names),
-        "text_encoder": _CLIP_3,
-        "text_encoder_2": (_T5_3, lambda names: {n: There(n) for n in names}),
-    },
-}
-"""How all parts of a family lie in one file: part -> (the first words of its names, the rule of the rest)."""
 
 
 def test_the_tables_agree():
@@ -213,42 +189,9 @@ def test_a_saved_folder_is_the_model(folder: Path, tmp_path: Path):
     assert (pipelines_prediction(pipeline(tmp_path / "out")) - expected).abs().max() < 1e-5
 
 
-def as_file(
-    family: str, states: Mapping[str, Mapping[str, Tensor]], laid: Mapping[str, str] | None = None
-) -> dict[str, Tensor]:
-    """The tensors of a family's parts in the original layout, behind the usual prefixes or those of `laid`."""
-    state: dict[str, Tensor] = {}
-    for part, (usual, rule) in LAYOUTS[family].items():
-        if part not in states:
-            continue
-        prefix = usual if laid is None else laid[part]
-        for name, place in rule(states[part]).items():
-            there, value = prefix + place.name, states[part][name]
-            if place.lies == "transposed":
-                value = value.T
-            elif place.lies == "pointwise" and value.ndim == 2:
-                value = value[:, :, None, None]
-            elif place.lies == "swapped":
-                half = len(value) // 2
-                value = torch.cat([value[half:], value[:half]])
-            state[there] = torch.cat([state[there], value]) if there in state else value
-    return {k: v.contiguous() for k, v in state.items()}
-
-
-def in_folder(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a diffusers folder, part by part."""
-    parts = LAYOUTS[folder.parent.name]
-    return {part: load_file(next((folder / part).glob("*.safetensors"))) for part in parts}
-
-
-def as_single_file(folder: Path) -> dict[str, Tensor]:
-    """A diffusers folder's tensors in the original layout."""
-    return as_file(folder.parent.name, in_folder(folder))
-
-
 @torch.no_grad()
 def test_a_single_file_is_the_model(folder: Path, tmp_path: Path):
-    save_file(as_single_file(folder), tmp_path / "one.safetensors")
+    save_file(as_single_file(folder, folder.parent.name), tmp_path / "one.safetensors")
     family = loaded(tmp_path / "one.safetensors", folder)
     assert family.base.family == folder.parent.name
     assert torch.equal(prediction(family), prediction(loaded(folder)))
@@ -257,7 +200,7 @@ def test_a_single_file_is_the_model(folder: Path, tmp_path: Path):
 @torch.no_grad()
 def test_from_single_file_to_single_file(folder: Path, tmp_path: Path):
     """The same names, tensors and dtypes; also of what no part of ours holds, save the averaged weights of former training."""
-    state = as_single_file(folder) | {"betas": torch.linspace(0, 1, 1000), "v_pred": torch.zeros(0)}
+    state = as_single_file(folder, folder.parent.name) | {"betas": torch.linspace(0, 1, 1000), "v_pred": torch.zeros(0)}
     if folder.parent.name == "sd2":  # whose files hold one layer more than is used
         last = {k: v for k, v in state.items() if ".resblocks.1." in k}
         state |= {k.replace(".resblocks.1.", ".resblocks.2."): v + 1 for k, v in last.items()}
@@ -280,7 +223,7 @@ _OWN_FILES = {"vae": "vae", "text_encoder": "clip_l", "text_encoder_2": "clip_g"
 @torch.no_grad()
 def test_parts_in_files_of_their_own(flow: Path, tmp_path: Path):
     """The transformer alone as Black Forest Labs writes it, and the rest as ComfyUI's users have it; or as diffusers has it."""
-    name, states = flow.parent.name, in_folder(flow)
+    name, states = flow.parent.name, in_folder(flow, flow.parent.name)
     options = _OWN_FILES if name == "sd3" else _OWN_FILES | {"text_encoder_2": "t5"}
     files = {options[part]: tmp_path / f"{part}.safetensors" for part in states if part != "transformer"}
     expected = prediction(loaded(flow))
@@ -301,7 +244,7 @@ def test_parts_in_files_of_their_own(flow: Path, tmp_path: Path):
 @torch.no_grad()
 def test_numbers_scaled_into_8_bits_are_read(flow: Path, tmp_path: Path):
     """ComfyUI's files: weights in float8, and for each layer a scale; beside them whole layers."""
-    state = as_single_file(flow)
+    state = as_single_file(flow, flow.parent.name)
     stored = dict(state)
     for name, value in state.items():
         if name.endswith(".weight") and value.ndim == 2 and "blocks." in name:
@@ -331,11 +274,11 @@ def test_a_folder_of_sd2_becomes_a_file_with_the_layer_that_others_build(tmp_pat
 def test_a_folder_of_a_flow_becomes_a_file(flow: Path, tmp_path: Path):
     """Of Flux the transformer alone, as others expect it; of Stable Diffusion 3 everything."""
     loaded(flow).save_file(tmp_path / "one.safetensors", torch.float32, {})
-    found, states = load_file(tmp_path / "one.safetensors"), in_folder(flow)
+    found, states = load_file(tmp_path / "one.safetensors"), in_folder(flow, flow.parent.name)
     alone = (
         as_file("flux", {"transformer": states["transformer"]}, {"transformer": ""}) if "text_encoder_3" not in states else {}
     )
-    whole = alone or as_single_file(flow)
+    whole = alone or as_single_file(flow, flow.parent.name)
     assert found.keys() == whole.keys() and all(torch.equal(found[k], v) for k, v in whole.items())
 
 
@@ -371,7 +314,7 @@ def test_diffusers_reads_the_single_file(folder: Path, tmp_path: Path):
     """Its converters are an independent opinion on the original layout's names."""
     if folder.parent.name == "flux":
         pytest.skip("its converter knows Flux's full width only; see the test of Flux's order")
-    save_file(as_single_file(folder), tmp_path / "one.safetensors")
+    save_file(as_single_file(folder, folder.parent.name), tmp_path / "one.safetensors")
     family = loaded(folder)
     kind = UNet2DConditionModel if (folder / "unet").exists() else SD3Transformer2DModel
     for model, cls, part in ((family.denoiser, kind, family.denoiser_folder), (family.vae, AutoencoderKL, "vae")):

@@ -234,10 +234,11 @@ def _t5_tokenizer(base: Base, given: Path | None) -> Path | None:
             said = f"{given} is not T5's tokenizer."
             raise wrong("model.t5_tokenizer", said, f"Give {T5_TOKENIZER}, or the folder that it lies in.")
         return folder
-    beside = [base.others[base.t5].parent] if base.t5 in base.others else []
-    number = base.t5.removeprefix("text_encoder")
-    inside = base.path / f"tokenizer{number}" if base.layout == "folder" else base.path.parent
-    for folder in (inside, *beside):
+    own = base.t5.replace("text_encoder", "tokenizer")
+    folders = [folder / own for folder in (base.config, base.path) if folder is not None]
+    folders += [base.path.parent] if base.layout == "file" else []
+    folders += [base.others[base.t5].parent] if base.t5 in base.others else []
+    for folder in folders:
         if (folder / "tokenizer.json").is_file():
             return folder
     from huggingface_hub import try_to_load_from_cache
