@@ -220,6 +220,32 @@ def check_adapter(config: Config, machine: Machine | None, records: Records) -> 
         yield Finding("memory.cache_text", said, "", "note")
 
 
+def check_memory(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    """What is stored otherwise, or elsewhere."""
+    del records
+    memory, adapter = config.memory, config.adapter
+    if memory.quantize != "off":
+        if adapter.trains_base:
+            yield Finding("memory.quantize", "the model itself is trained, which needs whole numbers.", 'Set it to "off".')
+        if isinstance(adapter, Lora) and adapter.dora:
+            yield Finding(
+                "memory.quantize", "DoRA needs the layers' whole weights.", 'Set it to "off", or adapter.dora = false.'
+            )
+    if memory.quantize == "nf4":
+        if importlib.util.find_spec("bitsandbytes") is None:
+            yield Finding("memory.quantize", "nf4 needs bitsandbytes, which is missing.", 'Run: pip install "limner[quantize]"')
+        if memory.swap_blocks:
+            yield Finding("memory.quantize", "nf4 cannot be swapped.", 'Set it to "fp8", or memory.swap_blocks = 0.')
+    if memory.swap_blocks:
+        if adapter.trains_base:
+            yield Finding("memory.swap_blocks", "the model itself is trained; only frozen weights are swapped.", "Set it to 0.")
+        if not memory.checkpointing or memory.checkpoint_every != 1:
+            said = "without computing every layer again, all weights would stay on the device for the backward pass."
+            yield Finding("memory.swap_blocks", said, "Set memory.checkpointing = true and memory.checkpoint_every = 1.")
+        if machine is not None and (config.launch.device or machine.best().kind) != "cuda":
+            yield Finding("memory.swap_blocks", "there is no GPU to swap to.", "Set it to 0.")
+
+
 def check_family(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
     if records.base is not None and records.base.path is not None:
@@ -394,6 +420,7 @@ CHECKS: tuple[Check, ...] = (
     check_length,
     check_idle,
     check_adapter,
+    check_memory,
     check_family,
     check_preservation,
     check_device,

@@ -55,7 +55,7 @@ def parted(state: Mapping[str, Tensor], targets: Iterable[Target]) -> dict[str, 
                 if (tensor := out.pop(f"{target.in_file}.{key}", None)) is not None:
                     out[f"{target.in_file}.swapped.{key}"] = _halves_swapped(key, tensor)
         if target.piece.isdigit():
-            stacks.setdefault(target.in_file, {})[int(target.piece)] = target.module.weight.shape[0]  # type: ignore[union-attr]
+            stacks.setdefault(target.in_file, {})[int(target.piece)] = target.module.out_features  # type: ignore[assignment]
     for name, outputs in stacks.items():
         if f"{name}.lora_up.weight" not in state or f"{name}.lora_down.weight" not in state:
             continue

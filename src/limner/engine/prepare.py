@@ -20,7 +20,7 @@ from limner.data.dataset import Dataset, assemble
 from limner.data.decode import decode
 from limner.engine import paint
 from limner.engine.journal import Journal
-from limner.engine.runtime import Runtime
+from limner.engine.runtime import DTYPES, Runtime
 from limner.engine.samples import Progress, Samples
 from limner.engine.train import Training
 from limner.errors import StopRequested, UserError, wrong
@@ -29,7 +29,7 @@ from limner.formats.known import FAMILIES as KNOWN
 from limner.formats.metadata import tag_frequency
 from limner.formats.suited import unsuited
 from limner.models import family as families
-from limner.models.family import Family
+from limner.models.family import Family, Keep
 from limner.runs import Run
 
 
@@ -48,6 +48,12 @@ def find_base(config: Config) -> Base:
     if config.objective.prediction is not None:
         base = replace(base, prediction=config.objective.prediction)
     return base
+
+
+def keep_of(config: Config) -> Keep:
+    """How the parts are kept in memory."""
+    memory = config.memory
+    return Keep(memory.quantize, memory.swap_blocks, memory.checkpoint_every, DTYPES[memory.vae_dtype], memory.vae_tiling)
 
 
 def fetch(name: str, revision: str | None) -> None:
@@ -113,7 +119,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     base = find_base(config)
     cache = Cache(config.memory.cache_path or runs.home() / "cache")
     dataset = assemble(config, base, usable_pictures(config, cache, journal))
-    family = families.make(base)
+    family = families.make(base, keep_of(config))
     samples = Samples(config, dataset, family, runtime, cache)
     prompts = all_prompts(_with_copied_prompts(config, run), dataset.buckets.resolution, base.bucket_step_px)
     rate = defaults.learning_rate(config, base.is_pocket)
@@ -131,7 +137,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     if samples.trains_text or not samples.caches_text:
         family.load("text", dtype, runtime.device)
     if not config.memory.cache_latents:
-        family.load("vae", torch.float32, runtime.device)
+        family.load("vae", family.keep.vae_dtype, runtime.device)
     adapter = adapters.make(config.adapter)
     adapter.attach(family, config.train.seed)
     if config.memory.checkpointing:
@@ -179,7 +185,7 @@ def _encode(samples: Samples, prompts: list[Prompt], journal: Journal, progress:
         family.free("text")
     if fills_latents:
         progress(0, latents)
-        family.load("vae", torch.float32, runtime.device)
+        family.load("vae", family.keep.vae_dtype, runtime.device)
         samples.fill_latents(progress)
         family.free("vae")
     if latents or texts:

@@ -7,6 +7,7 @@ T5's hidden states are the text; CLIP-L gives one pooled vector. The dev variant
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -55,8 +56,8 @@ class Flux(Parts):
         )[0]
         return _unpacked(pred, height, width)
 
-    def blocks(self) -> list[nn.Module]:
-        return [*self.denoiser.transformer_blocks, *self.denoiser.single_transformer_blocks]
+    def blocks_of(self, denoiser: Any) -> list[nn.Module]:
+        return [*denoiser.transformer_blocks, *denoiser.single_transformer_blocks]
 
 
 def _packed(latents: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import logging as transformers_logging
 
 from limner.diffusion.process import process_from
@@ -23,8 +24,10 @@ from limner.formats.layout import Names, There
 from limner.formats.original import vae_names
 from limner.models import saving, targets
 from limner.models.encoders import TextEncoder
-from limner.models.family import Part, Target
-from limner.models.weights import Weights, build, placed
+from limner.models.family import Keep, Part, Target
+from limner.models.quantized import replace_linears
+from limner.models.swapping import BlockSwap
+from limner.models.weights import Weights, fill, placed
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -54,9 +57,10 @@ class Parts:
     denoiser: Any
     vae: Any
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, keep: Keep) -> None:
         assert base.path is not None, "the model must be on this machine"
-        self.base = base
+        self.base, self.keep = base, keep
+        self.device = torch.device("cpu")
         self.denoiser_folder = FAMILIES[base.family].denoiser
         self.text_encoders: dict[str, nn.Module] = {}
         own = CONFIGS / base.family
@@ -76,12 +80,15 @@ class Parts:
     # --- loading and freeing ---
 
     def load(self, part: Part, dtype: torch.dtype, device: torch.device) -> None:
+        self.device = device
         try:
             if part == "denoiser":
-                self.denoiser = self._load(self.denoiser_folder, dtype, device)
+                self.denoiser = self._load_denoiser(dtype, device)
             elif part == "vae":
                 self.vae = self._load("vae", dtype, device)
                 self.vae.enable_slicing()
+                if self.keep.vae_tiling:
+                    self.vae.enable_tiling()
             else:
                 for text in self.text_parts:
                     self.text_encoders[text.name] = self._load(text.name, dtype, device)
@@ -91,6 +98,27 @@ class Parts:
             reason = str(error).strip().split("\n")[0]
             said = f"the {part} of {self.base.source} cannot be loaded: {reason}"
             raise wrong(FIELD, said, "Download the model again.") from error
+
+    def _load_denoiser(self, dtype: torch.dtype, device: torch.device) -> Any:
+        denoiser, keep = self._make(self.denoiser_folder), self.keep
+        if keep.quantize != "off":
+            replace_linears(denoiser, keep.quantize, self.layers)
+        blocks = self.blocks_of(denoiser)
+        if keep.swap_blocks > len(blocks):
+            said = f"{keep.swap_blocks} is more than the {len(blocks)} blocks of this model."
+            raise wrong("memory.swap_blocks", said, f"Use at most {len(blocks)}.")
+        swapped = blocks[len(blocks) - keep.swap_blocks :]
+        self._fill(denoiser, self.denoiser_folder, dtype, device, stay_on_cpu=swapped)
+        if swapped:
+            BlockSwap(swapped, device)
+        return denoiser
+
+    def blocks_of(self, denoiser: Any) -> list[nn.Module]:
+        """A denoiser's layers in order of use."""
+        raise NotImplementedError
+
+    def blocks(self) -> list[nn.Module]:
+        return self.blocks_of(self.denoiser)
 
     def part(self, folder: str, dtype: torch.dtype) -> Any:
         """The model in this folder of a diffusers model: the one in memory, or else one that is read on the CPU in `dtype`."""
@@ -115,12 +143,22 @@ class Parts:
         return next(t for t in self.text_parts if t.name == folder)
 
     def _make(self, folder: str) -> Any:
+        """A part without weights, on the meta device."""
         config = self.config(folder)
-        if folder.startswith("text_encoder"):
-            return self._text(folder).make(config)
-        return (AutoencoderKL if folder == "vae" else self.denoiser_class).from_config(config)
+        with torch.device("meta"):
+            if folder.startswith("text_encoder"):
+                return self._text(folder).make(config)
+            return (AutoencoderKL if folder == "vae" else self.denoiser_class).from_config(config)
 
     def _load(self, folder: str, dtype: torch.dtype, device: torch.device) -> Any:
+        model = self._make(folder)
+        self._fill(model, folder, dtype, device)
+        return model
+
+    def _fill(
+        self, model: nn.Module, folder: str, dtype: torch.dtype, device: torch.device, stay_on_cpu: Sequence[nn.Module] = ()
+    ) -> None:
+        """Give a part its weights."""
         base, prefixes, tied = self.base, FAMILIES[self.base.family].parts[folder].prefixes, ()
         assert base.path is not None
         if folder in base.others:
@@ -139,13 +177,19 @@ class Parts:
         def places(own: Iterable[str]) -> dict[str, There]:
             return placed([n for n in own if n not in tied], weights, names, prefixes)
 
-        return build(lambda: self._make(folder), weights, places, dtype, device)
+        on_cpu = {id(module) for block in stay_on_cpu for module in block.modules()}
+        cpu = torch.device("cpu")
+        # T5's numbers grow too large for float16 there, and transformers keeps these in float32, too
+        wide = ".wo.weight" if dtype == torch.float16 and folder.startswith("text_encoder") else None
+        fill(
+            model, weights, places, lambda name: torch.float32 if wide and name.endswith(wide) else dtype,
+            lambda module: cpu if id(module) in on_cpu else device,
+        )  # fmt: skip
 
     def empty(self) -> dict[str, Any]:
         """All parts by their folders' names, at the sizes of the configuration, without memory: for plans and names."""
         folders = [self.denoiser_folder, "vae", *(t.name for t in self.text_parts)]
-        with torch.device("meta"):
-            return {folder: self._make(folder) for folder in folders}
+        return {folder: self._make(folder) for folder in folders}
 
     def free(self, part: Part) -> None:
         if part == "denoiser":
@@ -208,12 +252,16 @@ class Parts:
         return len(tokenizer(caption).input_ids) > tokenizer.model_max_length
 
     def _encode(self, encoder: str, captions: Sequence[str], length: int | None = None, **options: Any) -> Any:
-        model = self.text_encoders[encoder]
+        model: Any = self.text_encoders[encoder]
+        if self._text(encoder).is_t5:
+            # in its own precision, which knows where float16 is too narrow
+            with torch.autocast(model.device.type, enabled=False):
+                return model(self.token_ids(captions, encoder, length).to(model.device), **options)
         return model(self.token_ids(captions, encoder, length).to(next(model.parameters()).device), **options)
 
     def enable_checkpointing(self, *, text: bool) -> None:
         # both libraries recompute in train mode only; of all models only T5 has dropout, and it is not trained
-        self.denoiser.enable_gradient_checkpointing()
+        self.denoiser.enable_gradient_checkpointing(_sparsely(self.keep.checkpoint_every))
         self.denoiser.train()
         for encoder in self.text_encoders.values() if text else ():
             model: Any = encoder
@@ -227,7 +275,7 @@ class Parts:
         out = []
         if self.has("denoiser"):
             blocks = self.layers + (self.convolutions if convolutions else ())
-            places = self.places_in_lora(self.denoiser.state_dict())
+            places = self.places_in_lora([name for name, _ in self.denoiser.named_parameters()])
             out += targets.denoiser_targets(self.denoiser, self.denoiser_folder, blocks, places)
         for part in self.text_parts if self.has("text") else ():
             out += targets.text_targets(part, self.text_encoders[part.name])
@@ -249,6 +297,18 @@ class Parts:
 
     def save(self, path: Path, dtype: torch.dtype) -> None:
         saving.save_folder(self, path, dtype)
+
+
+def _sparsely(every: int) -> Callable[..., Any]:
+    """What diffusers' models call for each layer that can be computed again: does so for every so many-th."""
+    numbers = dict[nn.Module, int]()
+
+    def call(layer: nn.Module, *args: Any) -> Any:
+        if numbers.setdefault(layer, len(numbers)) % every:
+            return layer(*args)
+        return checkpoint(layer, *args, use_reentrant=False)
+
+    return call
 
 
 def _with_projection(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

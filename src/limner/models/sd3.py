@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from limner.formats.base import Base
 from limner.formats.original import text_names
 from limner.formats.sd3 import transformer_names
 from limner.models.encoders import TextEncoder, clip_l, open_clip, t5
-from limner.models.family import Conditioning
+from limner.models.family import Conditioning, Keep
 from limner.models.parts import CONFIGS, Parts
 
 _T5_TOKENS = 256
@@ -41,8 +42,8 @@ class StableDiffusion3(Parts):
     layers = ("JointTransformerBlock",)
     text_parts = (*_CLIPS, _T5)
 
-    def __init__(self, base: Base) -> None:
-        super().__init__(base)
+    def __init__(self, base: Base, keep: Keep) -> None:
+        super().__init__(base, keep)
         self._width = self.config("transformer")["joint_attention_dim"]
 
     def encode_captions(self, captions: Sequence[str]) -> Conditioning:
@@ -83,5 +84,5 @@ class StableDiffusion3(Parts):
             return_dict=False,
         )[0]
 
-    def blocks(self) -> list[nn.Module]:
-        return list(self.denoiser.transformer_blocks)
+    def blocks_of(self, denoiser: Any) -> list[nn.Module]:
+        return list(denoiser.transformer_blocks)

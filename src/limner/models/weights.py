@@ -36,12 +36,18 @@ class Weights(Mapping[str, Tensor]):
         return len(self._where)
 
 
-def build(
-    make: Callable[[], nn.Module], weights: Mapping[str, Tensor], places: Names, dtype: torch.dtype, device: torch.device
-) -> Any:
-    """A model with its weights, frozen and in eval mode. Raises ValueError that names what is missing or misshapen."""
-    with torch.device("meta"):
-        model = make()
+def fill(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    places: Names,
+    dtype_of: Callable[[str], torch.dtype],
+    device_of: Callable[[nn.Module], torch.device],
+) -> None:
+    """Give a model on the meta device its weights; then it is frozen and in eval mode.
+
+    `dtype_of` is asked for each tensor's name, `device_of` for each module. Modules that store their weight otherwise have a
+    method `take` for it. Raises ValueError that names what is missing or misshapen.
+    """
     own, together = model.state_dict(), dict[There, list[str]]()
     for name, there in places(own).items():
         together.setdefault(there, []).append(name)
@@ -49,15 +55,23 @@ def build(
         raise ValueError(f"{len(lacking)} tensors are missing, the first is {lacking[0]}")
     state = {}
     for there, members in together.items():
-        whole = _turned(_read(weights, there.name, dtype), there.lies)
+        whole = _turned(_read(weights, there.name, dtype_of(members[0])), there.lies)
         needed = sum(own[m].numel() for m in members)
         if whole.numel() != needed:
             raise ValueError(f"{there.name} has shape {tuple(whole.shape)}, {needed} numbers are needed")
         parts = whole.split([len(own[m]) for m in members]) if len(members) > 1 else [whole]
         for member, part in zip(members, parts, strict=True):
+            module, kept = (
+                model.get_submodule(member.rpartition(".")[0]),
+                dtype_of(member) if part.is_floating_point() else part.dtype,
+            )
             # a copy always: a mapped file may be replaced under our feet
-            kept = dtype if part.is_floating_point() else part.dtype
-            state[member] = part.reshape(own[member].shape).contiguous().to(device, kept, copy=True)
+            tensor = part.reshape(own[member].shape).contiguous().to(device_of(module), kept, copy=True)
+            if hasattr(module, "take") and member.endswith(".weight"):
+                module.take(tensor)  # type: ignore[operator]
+                own.pop(member)
+            else:
+                state[member] = tensor
     model.load_state_dict(state, strict=False, assign=True)
     if own.keys() - state.keys():
         model.tie_weights()  # type: ignore[operator]
@@ -65,8 +79,9 @@ def build(
         if buffer.is_meta:  # in no file: transformers makes it when a model is built
             assert name.endswith("position_ids"), name
             owner = model.get_submodule(name.rpartition(".")[0])
-            owner.register_buffer("position_ids", torch.arange(buffer.shape[-1], device=device)[None], persistent=False)
-    return model.eval().requires_grad_(False)
+            numbers = torch.arange(buffer.shape[-1], device=device_of(owner))
+            owner.register_buffer("position_ids", numbers[None], persistent=False)
+    model.eval().requires_grad_(False)
 
 
 def _read(weights: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
@@ -85,7 +100,7 @@ def _turned(tensor: Tensor, lies: Lies) -> Tensor:
 
 
 def laid_out(state: Mapping[str, Tensor], names: Names, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The inverse of `build`: a model's tensors as they stand in a file, on the CPU in `dtype`, copies where need be."""
+    """The inverse of `fill`: a model's tensors as they stand in a file, on the CPU in `dtype`, copies where need be."""
     together = dict[There, list[Tensor]]()
     for name, there in names(state).items():
         together.setdefault(there, []).append(state[name].detach().to("cpu", dtype))
