@@ -231,11 +231,6 @@ def check_memory(config: Config, machine: Machine | None, records: Records) -> I
             yield Finding(
                 "memory.quantize", "DoRA needs the layers' whole weights.", 'Set it to "off", or adapter.dora = false.'
             )
-    if memory.quantize == "nf4":
-        if importlib.util.find_spec("bitsandbytes") is None:
-            yield Finding("memory.quantize", "nf4 needs bitsandbytes, which is missing.", 'Run: pip install "limner[quantize]"')
-        if memory.swap_blocks:
-            yield Finding("memory.quantize", "nf4 cannot be swapped.", 'Set it to "fp8", or memory.swap_blocks = 0.')
     if memory.swap_blocks:
         if adapter.trains_base:
             yield Finding("memory.swap_blocks", "the model itself is trained; only frozen weights are swapped.", "Set it to 0.")

@@ -17,8 +17,8 @@ class Memory(Section):
     """Compute only every so many-th layer again, and keep the activations of the others: less is saved, less time is lost."""
 
     quantize: Literal["off", "fp8", "int8", "nf4"] = option("off", kohya="fp8_base", advanced=True)
-    """Store the denoiser's frozen layers in 8 bits (fp8, int8) or in 4 (nf4, with the extra `quantize`): half to a quarter of
-    the memory of bf16. A LoRA learns beside them all the same, a little less exactly."""
+    """Store the denoiser's frozen layers in 8 bits (fp8, int8) or in 4 (nf4): half or a quarter of the memory of bf16. A LoRA
+    learns beside them all the same, a little less exactly."""
 
     swap_blocks: int = option(0, ge=0, le=200, kohya="blocks_to_swap", advanced=True)
     """Keep so many of the denoiser's last blocks in the computer's memory and bring each to the device when its turn comes:
