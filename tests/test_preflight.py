@@ -295,6 +295,11 @@ def test_a_name_that_is_no_project(good: dict, installed: None, project: str) ->
     assert finding.field == "logging.project"
 
 
+def without(folder: str, part: str, tmp_path: Path) -> Path:
+    """A copy of a model that lacks a part."""
+    return Path(shutil.copytree(folder, tmp_path / f"without {part}", ignore=shutil.ignore_patterns(part)))
+
+
 def test_what_a_flow_cannot_or_ignores(good: dict, tmp_path: Path) -> None:
     model = {"base": str(tiny.build(tmp_path / "sd3", family="sd3"))}
     cases = [
@@ -307,7 +312,9 @@ def test_what_a_flow_cannot_or_ignores(good: dict, tmp_path: Path) -> None:
         ("sample.solver", "error", {"sample": {"solver": "ddim"}}),
         ("adapter.conv_rank", "warning", {"adapter": {"conv_rank": 4}}),
         ("adapter.dora", "error", {"adapter": {"dora": True}}),
-        ("output.layout", "error", {"adapter": {"kind": "none"}}),
+        ("output.layout", "error", {"adapter": {"kind": "none", "text_encoder": True}}),
+        ("model.clip_g", "warning", {"model": {"base": str(without(model["base"], "text_encoder_2", tmp_path))}}),
+        ("model.t5", "note", {"model": {"base": str(without(model["base"], "text_encoder_3", tmp_path))}}),
     ]
     assert not [f for f in look(good, model=model)[0] if f.severity == "error"]
     for field, severity, change in cases:
@@ -327,8 +334,11 @@ def test_flows_that_are_not_whole_or_plain(good: dict, tmp_path: Path) -> None:
     config.write_text(plain.replace('"in_channels": 64', '"in_channels": 128'))
     assert "takes more than noisy pictures" in said()[0]
     config.write_text(plain)
-    (model / "tokenizer_2" / "tokenizer.json").rename(tmp_path / "kept")
-    assert "T5's tokenizer is missing" in said()[0]
-    (tmp_path / "kept").rename(model / "tokenizer_2" / "tokenizer.json")
+    (model / "tokenizer_2" / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    findings = look(good, model={"base": str(model)})[0]
+    [finding] = [f for f in findings if f.field == "model.t5_tokenizer"]
+    assert finding.severity == "note" and "will be fetched" in finding.message
+    findings = look(good, model={"base": str(model), "t5_tokenizer": str(tmp_path)})[0]
+    assert not [f for f in findings if f.field == "model.t5_tokenizer"]
     (model / "scheduler" / "scheduler_config.json").write_text("{}")
     assert "not that of a flow" in said()[0]

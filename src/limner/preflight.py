@@ -24,8 +24,9 @@ from limner.data.dataset import Dataset, assemble, bucket_rule
 from limner.data.decode import decode
 from limner.data.scan import Scan, scan
 from limner.errors import Finding, UserError
-from limner.formats.base import FAMILIES, Base, recognise, weight_files
+from limner.formats.base import T5_SOURCE, Base, base_of, denoiser_files
 from limner.formats.header import read_header
+from limner.formats.known import FAMILIES
 from limner.formats.suited import unsuited
 from limner.machine import Machine
 
@@ -70,11 +71,24 @@ def check_base(config: Config, machine: Machine | None, records: Records) -> Ite
     if section.config is not None and not os.path.isdir(section.config):
         yield Finding("model.config", f"{section.config} is not a folder.", "Give a diffusers folder with configuration files.")
         return
-    records.base = base = recognise(section.base, section.revision, section.config, section.family)
+    records.base = base = base_of(section)
     if base.path is None:
         yield Finding(
             "model.base", f"{section.base} is not on this machine; it will be fetched from the Hugging Face hub.", "", "note"
         )
+    for name, path in base.others.items():
+        option = f"model.{FAMILIES[base.family].parts[name].option}"
+        if getattr(section, option.removeprefix("model.")) is None:
+            yield Finding(option, f"{path} is taken, which lies beside the model.", "", "note")
+    for part in (FAMILIES[base.family].parts[name] for name in base.absent):
+        said = f"no {part.title} was found; the model is trained without it."
+        severity = "note" if part.option == "t5" else "warning"
+        yield Finding(f"model.{part.option}", said, "Give its file to train with it.", severity)
+    if base.t5 and base.t5_tokenizer is None:
+        said = f"T5's tokenizer is not on this machine; it will be fetched from the Hugging Face hub ({T5_SOURCE})."
+        yield Finding("model.t5_tokenizer", said, "", "note")
+    if section.t5_tokenizer is not None and not base.t5:
+        yield Finding("model.t5_tokenizer", "has no effect: this model has no T5.", "Remove it.", "warning")
     if section.revision is not None and (base.layout == "file" or Path(section.base).exists()):
         yield Finding("model.revision", "has no effect on a local model.", "Remove it.", "warning")
     if section.config is not None and base.layout == "folder":
@@ -198,9 +212,33 @@ def check_adapter(config: Config, machine: Machine | None, records: Records) -> 
     adapter = config.adapter
     if not adapter.denoiser and not adapter.text_encoder:
         yield Finding("adapter.denoiser", "nothing is trained.", "Set adapter.denoiser or adapter.text_encoder to true.")
+    if isinstance(adapter, Lora) and adapter.dora and config.output.lora_names == "diffusers":
+        said = "diffusers means another norm by DoRA's magnitudes than A1111 and ComfyUI."
+        yield Finding("output.lora_names", said, 'Set it to "kohya", or adapter.dora = false.')
     if adapter.text_encoder and config.memory.cache_text:
         said = "captions are not cached while the text encoder is trained."
         yield Finding("memory.cache_text", said, "", "note")
+
+
+def check_memory(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    """What is stored otherwise, or elsewhere."""
+    del records
+    memory, adapter = config.memory, config.adapter
+    if memory.quantize != "off":
+        if adapter.trains_base:
+            yield Finding("memory.quantize", "the model itself is trained, which needs whole numbers.", 'Set it to "off".')
+        if isinstance(adapter, Lora) and adapter.dora:
+            yield Finding(
+                "memory.quantize", "DoRA needs the layers' whole weights.", 'Set it to "off", or adapter.dora = false.'
+            )
+    if memory.swap_blocks:
+        if adapter.trains_base:
+            yield Finding("memory.swap_blocks", "the model itself is trained; only frozen weights are swapped.", "Set it to 0.")
+        if not memory.checkpointing or memory.checkpoint_every != 1:
+            said = "without computing every layer again, all weights would stay on the device for the backward pass."
+            yield Finding("memory.swap_blocks", said, "Set memory.checkpointing = true and memory.checkpoint_every = 1.")
+        if machine is not None and (config.launch.device or machine.best().kind) != "cuda":
+            yield Finding("memory.swap_blocks", "there is no GPU to swap to.", "Set it to 0.")
 
 
 def check_family(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
@@ -359,8 +397,7 @@ def _needed_mib(config: Config, records: Records) -> int:
     side = (config.data.resolution or base.resolution_px) // base.latent_factor
     text = 512 * 4096 if base.prediction == "flow" else 77 * 2048
     caches = pictures * 4 * (2 * base.latent_channels * side**2 + text)
-    weights = [base.path] if base.layout == "file" else weight_files(base.path, FAMILIES[base.family].parts[0])
-    shapes = [t.shape for file in weights for t in read_header(file, "model.base").tensors.values()]
+    shapes = [t.shape for file in denoiser_files(base) for t in read_header(file, "model.base").tensors.values()]
     if isinstance(config.adapter, Lora):
         # every matrix of the model as if it were adapted: an upper bound
         trained = sum((s[0] + prod(s[1:])) * config.adapter.rank for s in shapes if len(s) > 1)
@@ -378,6 +415,7 @@ CHECKS: tuple[Check, ...] = (
     check_length,
     check_idle,
     check_adapter,
+    check_memory,
     check_family,
     check_preservation,
     check_device,

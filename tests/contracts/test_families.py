@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from diffusers import (
     StableDiffusion3Pipeline,
     UNet2DConditionModel,
 )
+from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -34,12 +34,13 @@ from limner.config.prompts import Prompt
 from limner.engine import paint, sampling
 from limner.engine.runtime import Runtime
 from limner.formats import flux, openclip, original, sd3
-from limner.formats.base import FAMILIES as KNOWN
 from limner.formats.base import recognise
+from limner.formats.known import FAMILIES as KNOWN
+from limner.formats.layout import Names
 from limner.models import family as families
 from limner.models.family import FAMILIES
 from limner.models.parts import CONFIGS
-from limner.models.weights import Names
+from original_layout import LAYOUTS, as_file, as_single_file, in_folder
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -49,19 +50,11 @@ GUIDANCE = torch.tensor([1.0, 3.5, 2.0])
 PROMPT = Prompt("a photo of a cat", "blurry, dark", 32, 24, 6, 7.0, 11, "ddim")
 
 _T5_TOKENS = {"sd3": 256, "flux": 512}
-_TEXT = {
-    "sd1": {"text_encoder": original.text_names},
-    "sd2": {"text_encoder": partial(openclip.openclip_names, prefix=original.OPEN_TEXT)},
-    "sdxl": {
-        "text_encoder": partial(original.text_names, prefix=original.SDXL_TEXT),
-        "text_encoder_2": partial(openclip.openclip_names, prefix=original.SDXL_OPEN_TEXT),
-    },
-}
 
 
 def test_the_tables_agree():
-    assert FAMILIES.keys() == KNOWN.keys()
-    assert {f for f, known in KNOWN.items() if known.text} == _TEXT.keys()
+    assert FAMILIES.keys() == KNOWN.keys() == LAYOUTS.keys()
+    assert all(list(known.parts) == list(LAYOUTS[name]) for name, known in KNOWN.items())
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -196,33 +189,18 @@ def test_a_saved_folder_is_the_model(folder: Path, tmp_path: Path):
     assert (pipelines_prediction(pipeline(tmp_path / "out")) - expected).abs().max() < 1e-5
 
 
-def as_single_file(folder: Path) -> dict[str, Tensor]:
-    """A diffusers folder's tensors in the original layout."""
-    state: dict[str, Tensor] = {}
-    names = {"unet": original.unet_names, "vae": original.vae_names, **_TEXT[folder.parent.name]}
-    for part, rule in names.items():
-        weights = load_file(next((folder / part).glob("*.safetensors")))
-        for name, there in rule(weights).items():
-            value = weights[name].T if openclip.is_transposed(there) else weights[name]
-            value = value.reshape(original.original_shape(there, tuple(value.shape)))
-            state[there] = torch.cat([state[there], value]) if there in state else value
-    return {k: v.contiguous() for k, v in state.items()}
-
-
 @torch.no_grad()
-def test_a_single_file_is_the_model(unet: Path, tmp_path: Path):
-    folder = unet
-    save_file(as_single_file(folder), tmp_path / "one.safetensors")
+def test_a_single_file_is_the_model(folder: Path, tmp_path: Path):
+    save_file(as_single_file(folder, folder.parent.name), tmp_path / "one.safetensors")
     family = loaded(tmp_path / "one.safetensors", folder)
     assert family.base.family == folder.parent.name
     assert torch.equal(prediction(family), prediction(loaded(folder)))
 
 
 @torch.no_grad()
-def test_from_single_file_to_single_file(unet: Path, tmp_path: Path):
+def test_from_single_file_to_single_file(folder: Path, tmp_path: Path):
     """The same names, tensors and dtypes; also of what no part of ours holds, save the averaged weights of former training."""
-    folder = unet
-    state = as_single_file(folder) | {"betas": torch.linspace(0, 1, 1000), "v_pred": torch.zeros(0)}
+    state = as_single_file(folder, folder.parent.name) | {"betas": torch.linspace(0, 1, 1000), "v_pred": torch.zeros(0)}
     if folder.parent.name == "sd2":  # whose files hold one layer more than is used
         last = {k: v for k, v in state.items() if ".resblocks.1." in k}
         state |= {k.replace(".resblocks.1.", ".resblocks.2."): v + 1 for k, v in last.items()}
@@ -239,6 +217,50 @@ def test_from_single_file_to_single_file(unet: Path, tmp_path: Path):
     assert (prediction(half) - prediction(loaded(folder))).abs().max() < 0.02
 
 
+_OWN_FILES = {"vae": "vae", "text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5"}
+
+
+@torch.no_grad()
+def test_parts_in_files_of_their_own(flow: Path, tmp_path: Path):
+    """The transformer alone as Black Forest Labs writes it, and the rest as ComfyUI's users have it; or as diffusers has it."""
+    name, states = flow.parent.name, in_folder(flow, flow.parent.name)
+    options = _OWN_FILES if name == "sd3" else _OWN_FILES | {"text_encoder_2": "t5"}
+    files = {options[part]: tmp_path / f"{part}.safetensors" for part in states if part != "transformer"}
+    expected = prediction(loaded(flow))
+    for is_diffusers in (False, True):
+        for part, state in states.items():
+            own = state if is_diffusers and part != "transformer" else as_file(name, {part: state}, {part: ""})
+            save_file(own, tmp_path / f"{part}.safetensors")
+        base = recognise(str(tmp_path / "transformer.safetensors"), config=flow, files=files)
+        assert base.family == name and base.others.keys() == states.keys() - {"transformer"}
+        family = families.make(base)
+        for part in ("text", "denoiser", "vae"):
+            family.load(part, torch.float32, CPU)
+        assert torch.equal(prediction(family), expected)
+    family.save_file(tmp_path / "out.safetensors", torch.float32, {})  # only what the source held
+    assert load_file(tmp_path / "out.safetensors").keys() == load_file(tmp_path / "transformer.safetensors").keys()
+
+
+@torch.no_grad()
+def test_numbers_scaled_into_8_bits_are_read(flow: Path, tmp_path: Path):
+    """ComfyUI's files: weights in float8, and for each layer a scale; beside them whole layers."""
+    state = as_single_file(flow, flow.parent.name)
+    stored = dict(state)
+    for name, value in state.items():
+        if name.endswith(".weight") and value.ndim == 2 and "blocks." in name:
+            scale = value.abs().max() / 448
+            stored[name] = (value / scale).to(torch.float8_e4m3fn)
+            stored[name.removesuffix("weight") + "scale_weight"] = scale
+    stored["model.diffusion_model.scaled_fp8"] = torch.zeros(2)
+    save_file(stored, tmp_path / "one.safetensors")
+    family = loaded(tmp_path / "one.safetensors", flow)
+    exact, found = prediction(loaded(flow)), prediction(family)
+    assert 0 < (found - exact).abs().max() < 0.1 * exact.abs().max()
+    family.save_file(tmp_path / "two.safetensors", torch.float32, {})
+    again = load_file(tmp_path / "two.safetensors")
+    assert again.keys() == state.keys() and {v.dtype for v in again.values()} == {torch.float32}
+
+
 @torch.no_grad()
 def test_a_folder_of_sd2_becomes_a_file_with_the_layer_that_others_build(tmp_path: Path):
     family = loaded(tiny.build(tmp_path / "m", family="sd2"))
@@ -249,27 +271,65 @@ def test_a_folder_of_sd2_becomes_a_file_with_the_layer_that_others_build(tmp_pat
 
 
 @torch.no_grad()
-def test_sd3_without_t5_is_the_pipelines(tmp_path: Path):
-    model = tiny.build(tmp_path / "m", family="sd3")
-    index = json.loads((model / "model_index.json").read_text())
-    (model / "model_index.json").write_text(json.dumps(index | {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}))
-    for name in ("text_encoder_3", "tokenizer_3"):
-        shutil.rmtree(model / name)
-    pipe = pipeline(model, text_encoder_3=None, tokenizer_3=None)
-    assert (prediction(loaded(model)) - pipelines_prediction(pipe)).abs().max() < 1e-5
+def test_a_folder_of_a_flow_becomes_a_file(flow: Path, tmp_path: Path):
+    """Of Flux the transformer alone, as others expect it; of Stable Diffusion 3 everything."""
+    loaded(flow).save_file(tmp_path / "one.safetensors", torch.float32, {})
+    found, states = load_file(tmp_path / "one.safetensors"), in_folder(flow, flow.parent.name)
+    alone = (
+        as_file("flux", {"transformer": states["transformer"]}, {"transformer": ""}) if "text_encoder_3" not in states else {}
+    )
+    whole = alone or as_single_file(flow, flow.parent.name)
+    assert found.keys() == whole.keys() and all(torch.equal(found[k], v) for k, v in whole.items())
 
 
 @torch.no_grad()
-def test_diffusers_reads_the_single_file(unet: Path, tmp_path: Path):
+@pytest.mark.parametrize("absent", [["_3"], [""], ["", "_2"]], ids=["t5", "clip-l", "both clips"])
+def test_sd3_without_some_of_its_text_encoders(tmp_path: Path, absent: list[str]):
+    model = tiny.build(tmp_path / "m", family="sd3")
+    whole = prediction(loaded(model))
+    if absent == ["_3"]:
+        expected = pipelines_prediction(pipeline(model, text_encoder_3=None, tokenizer_3=None))
+    for number in absent:
+        shutil.rmtree(model / f"text_encoder{number}")
+        shutil.rmtree(model / f"tokenizer{number}")
+    family = families.make(recognise(str(model)))
+    family._widths = lambda clip: (16, 16) if clip.name == "text_encoder" else (24, 24)
+    for part in ("text", "denoiser", "vae"):
+        family.load(part, torch.float32, CPU)
+    found = prediction(family)
+    assert (found - whole).abs().max() > 1e-4
+    if absent == ["_3"]:
+        assert (found - expected).abs().max() < 1e-5
+    cond = family.encode_captions(["a cat"])
+    assert cond["text"].shape == (1, 77 + 256, 40) and cond["pooled"].shape == (1, 40)
+    missing = {"_3": cond["text"][:, 77:], "": cond["text"][:, :77, :16], "_2": cond["text"][:, :77, 16:40]}
+    for number, part in missing.items():
+        assert bool(part.any()) == (number not in absent)
+    family.save(tmp_path / "out", torch.float32)
+    again = recognise(str(tmp_path / "out"))
+    assert again.absent == family.base.absent
+
+
+def test_diffusers_reads_the_single_file(folder: Path, tmp_path: Path):
     """Its converters are an independent opinion on the original layout's names."""
-    folder = unet
-    save_file(as_single_file(folder), tmp_path / "one.safetensors")
-    unet = UNet2DConditionModel.from_single_file(str(tmp_path / "one.safetensors"), config=str(folder), subfolder="unet")
+    if folder.parent.name == "flux":
+        pytest.skip("its converter knows Flux's full width only; see the test of Flux's order")
+    save_file(as_single_file(folder, folder.parent.name), tmp_path / "one.safetensors")
     family = loaded(folder)
-    own, theirs = family.denoiser.state_dict(), unet.state_dict()
-    assert own.keys() == theirs.keys() and all(torch.equal(own[k], theirs[k]) for k in own)
-    vae = AutoencoderKL.from_single_file(str(tmp_path / "one.safetensors"), config=str(folder), subfolder="vae")
-    own, theirs = family.vae.state_dict(), vae.state_dict()
+    kind = UNet2DConditionModel if (folder / "unet").exists() else SD3Transformer2DModel
+    for model, cls, part in ((family.denoiser, kind, family.denoiser_folder), (family.vae, AutoencoderKL, "vae")):
+        theirs = cls.from_single_file(str(tmp_path / "one.safetensors"), config=str(folder), subfolder=part).state_dict()
+        own = model.state_dict()
+        assert own.keys() == theirs.keys() and all(torch.equal(own[k], theirs[k]) for k in own)
+
+
+def test_diffusers_reads_fluxs_layers_in_our_order():
+    """At full width, each row reduced to one number that tells it from the others."""
+    with torch.device("meta"):
+        shapes = FluxTransformer2DModel(guidance_embeds=True, num_layers=2, num_single_layers=2).state_dict()
+    rng = torch.Generator().manual_seed(0)
+    own = {name: torch.rand(len(t), *[1] * (t.ndim - 1), generator=rng) for name, t in shapes.items()}
+    theirs = convert_flux_transformer_checkpoint_to_diffusers(as_file("flux", {"transformer": own}, {"transformer": ""}))
     assert own.keys() == theirs.keys() and all(torch.equal(own[k], theirs[k]) for k in own)
 
 
@@ -305,6 +365,26 @@ def test_a_lora_of_every_layer_works_in_diffusers(folder: Path, tmp_path: Path):
 
 
 @torch.no_grad()
+def test_a_lora_in_diffusers_names_works_there_and_comes_back(folder: Path, tmp_path: Path):
+    family = loaded(folder)
+    conv_rank = None if family.denoiser_folder == "transformer" else 2
+    adapter = LoraAdapter(Lora(rank=3, alpha=2.0, conv_rank=conv_rank, text_encoder=True))
+    adapter.attach(family, 1)
+    away_from_zero(adapter)
+    expected = prediction(family)
+    state = adapter.exported("diffusers")
+    assert {n.rpartition(".lora_")[2] for n in state} == {"A.weight", "B.weight"}
+    assert {n.split(".")[0] for n in state} == {family.denoiser_folder, *(p.name for p in family.text_parts if not p.is_t5)}
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "lora.safetensors")
+    pipe = pipeline(folder)
+    pipe.load_lora_weights(tmp_path / "lora.safetensors")
+    assert (pipelines_prediction(pipe) - expected).abs().max() < 1e-5
+    again = loaded(folder)
+    sampling.load_lora(again, tmp_path / "lora.safetensors")
+    assert (prediction(again) - expected).abs().max() < 1e-5
+
+
+@torch.no_grad()
 def test_a_lora_file_comes_back(folder: Path, tmp_path: Path):
     """What was written is read, by the painter too, and gives the same prediction: stacked layers and all."""
     family = loaded(folder)
@@ -327,9 +407,9 @@ def test_a_lora_file_comes_back(folder: Path, tmp_path: Path):
 def test_stacked_layers_that_were_trained_as_one_are_read(flow: Path):
     """kohya's trainer adapts query, key and value as one layer: they share the down matrix, and the change is the same."""
     family = loaded(flow)
-    targets = [t for t in family.adapter_targets(convolutions=False) if t.stacked is not None]
+    targets = [t for t in family.adapter_targets(convolutions=False) if t.piece.isdigit()]
     in_file = targets[0].in_file
-    own = sorted((t for t in targets if t.in_file == in_file), key=lambda t: t.stacked)
+    own = sorted((t for t in targets if t.in_file == in_file), key=lambda t: t.piece)
     outputs = [t.module.weight.shape[0] for t in own]
     up, down = torch.randn(sum(outputs), 4), torch.randn(4, own[0].module.weight.shape[1])
     state = {f"{in_file}.lora_up.weight": up, f"{in_file}.lora_down.weight": down, f"{in_file}.alpha": torch.tensor(2.0)}
@@ -356,10 +436,11 @@ def originals(name: str) -> dict[str, list[int]]:
     """Names and shapes in the original layout of all tensors of the full-size family."""
     family, out = full_size(name), dict[str, list[int]]()
     models = {"unet": family.denoiser, "vae": family.vae, **family.text_encoders}
-    for part, rule in {"unet": original.unet_names, "vae": original.vae_names, **_TEXT[name]}.items():
+    for part, (prefix, rule) in LAYOUTS[name].items():
         state = models[part].state_dict()
-        for own, there in rule(state).items():
-            shape = list(original.original_shape(there, tuple(state[own].shape)))
+        for own, place in rule(state).items():
+            there, shape = prefix + place.name, list(state[own].shape)
+            shape += [1, 1] if place.lies == "pointwise" and len(shape) == 2 else []
             out[there] = [out[there][0] + shape[0], *shape[1:]] if there in out else shape
     return out
 
@@ -386,15 +467,15 @@ def test_a_transformers_original_names_are_the_published_ones(name: str, rule: N
     with torch.device("meta"):
         state = make().state_dict()
     found = dict[str, list[int]]()
-    for own, there in rule(state).items():
-        shape = list(state[own].shape)
+    for own, place in rule(state).items():
+        there, shape = place.name, list(state[own].shape)
         found[there] = [found[there][0] + shape[0], *shape[1:]] if there in found else shape
     lines = sorted(f"{there} {shape}" for there, shape in found.items())
     assert lines == (GOLDEN / f"{name}_original_keys.txt").read_text(encoding="utf-8").splitlines()  # sd-mecha's lists
 
 
 def test_a_name_without_a_place_is_refused():
-    for rule in (flux.transformer_names, sd3.transformer_names, partial(openclip.openclip_names, prefix="")):
+    for rule in (flux.transformer_names, sd3.transformer_names, openclip.openclip_names):
         with pytest.raises(ValueError, match=r"has no place for 'odd\.weight'"):
             rule(["odd.weight"])
 

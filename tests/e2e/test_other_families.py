@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from trainer import config, new_run, tensors_hash, train
 
 import tiny
-from limner.formats.base import FAMILIES, recognise
+from limner.formats.base import recognise
 from limner.formats.header import read_header
+from limner.formats.known import FAMILIES
 from limner.models import family as families
 from limner.runs import Run
+from original_layout import as_file, in_folder
 
 OTHERS = tuple(name for name in families.FAMILIES if name != "sd1")
 pytestmark = pytest.mark.slow
@@ -25,7 +27,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return tiny.build(tmp_path_factory.mktemp("models") / request.param, family=request.param)
 
 
-def trained(model: Path, pictures: Path, **sections: dict) -> Run:
+def trained(model: Path, pictures: Path, /, **sections: dict) -> Run:
     run = new_run(config(model, pictures, **{"train": {"steps": 4}, **sections}))
     assert train(run) == 0, run.tail()
     return run
@@ -67,10 +69,30 @@ def test_the_text_encoders_are_trained_too(model: Path, pictures: Path) -> None:
 
 def test_the_model_itself(model: Path, pictures: Path) -> None:
     run = trained(model, pictures, adapter={"kind": "none"})
-    out, folder = run.checkpoints / "cat", FAMILIES[model.name].parts[0]
+    out, folder = run.checkpoints / "cat", FAMILIES[model.name].denoiser
     before, after = (load_file(next((f / folder).glob("*.safetensors"))) for f in (model, out))
     assert before.keys() == after.keys() and any((before[k] - after[k]).abs().max() > 1e-4 for k in before)
     family = families.make(recognise(str(out)))
     for part in ("text", "denoiser", "vae"):
         family.load(part, torch.float32, torch.device("cpu"))
     assert family.base.family == model.name
+
+
+def test_a_flow_in_files_of_their_own(model: Path, pictures: Path, tmp_path: Path) -> None:
+    """The transformer here, the rest there: the same LoRA to the bit as from a folder; and a whole model as one file."""
+    if not (model / "transformer").exists():
+        pytest.skip("a UNet, whose files are whole")
+    options = {"vae": "vae", "text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5"}
+    options |= {"text_encoder_2": "t5"} if model.name == "flux" else {}
+    files = {"config": str(model)}
+    for part, state in in_folder(model, model.name).items():
+        path = tmp_path / f"{part}.safetensors"
+        save_file(as_file(model.name, {part: state}, {part: ""}), path)
+        files[options.get(part, "base")] = str(path)
+    run = trained(Path(files["base"]), pictures, adapter={"rank": 3}, model=files)
+    plain = trained(model, pictures, adapter={"rank": 3})
+    assert tensors_hash(run.checkpoints / "cat.safetensors") == tensors_hash(plain.checkpoints / "cat.safetensors")
+    whole = trained(Path(files["base"]), pictures, adapter={"kind": "none"}, model=files, output={"layout": "original"})
+    before, after = load_file(files["base"]), load_file(whole.checkpoints / "cat.safetensors")
+    assert before.keys() == after.keys() and any((before[k] - after[k]).abs().max() > 1e-4 for k in before)
+    assert read_header(whole.checkpoints / "cat.safetensors").metadata["modelspec.architecture"].startswith(("stable", "flux"))

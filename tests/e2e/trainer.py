@@ -35,7 +35,7 @@ class Moment:
     count: int
 
 
-def config(model: Path, pictures: Path, **sections: dict[str, Any]) -> Config:
+def config(model: Path, pictures: Path, /, **sections: dict[str, Any]) -> Config:
     """A configuration for the tiny model: short, exact, on the CPU."""
     given: dict[str, Any] = {
         "model": {"base": str(model)},

@@ -18,9 +18,17 @@ from limner.pocket import MODEL
 UNET = "model.diffusion_model."
 TO_K = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 FIRST = f"{UNET}input_blocks.0.0.weight"
-VAE = "first_stage_model.encoder.conv_in.weight"
-TEXT = "cond_stage_model.transformer.text_model.embeddings.position_ids"
-SD1 = {FIRST: (320, 4, 3, 3), TO_K: (320, 768), VAE: (4,), TEXT: (1, 77)}
+VAE = "first_stage_model.decoder.conv_in.weight"
+TEXT = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+SD1 = {FIRST: (320, 4, 3, 3), TO_K: (320, 768), VAE: (512, 4, 3, 3), TEXT: (49408, 768)}
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def published(family: str, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a family's published file."""
+    lines = (GOLDEN / f"{family}_original_keys.txt").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split(" ", 1) for line in lines]
+    return {prefix + name: tuple(json.loads(shape)) for name, shape in pairs}
 
 
 def single_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
@@ -126,23 +134,147 @@ def test_folders_of_other_models(model: Path) -> None:
 
 
 def test_a_whole_single_file(tmp_path: Path) -> None:
-    path = single_file(tmp_path / "sd.safetensors", SD1)
+    path = single_file(tmp_path / "sd.safetensors", published("sd1"))
     assert recognise(str(path)) == Base(str(path), path, "file", "sd1", "epsilon", 512, 64, 8)
+    assert recognise(str(single_file(tmp_path / "xl.safetensors", published("sdxl")))).family == "sdxl"
+
+
+@pytest.mark.parametrize(
+    ("family", "without", "said"),
+    [
+        ("sd1", "model.diffusion_model.out.2.bias", "1 of the 686 tensors of the UNet are missing"),
+        ("sd1", "first_stage_model.quant_conv.bias", "1 of the 248 tensors of the VAE are missing"),
+        ("sdxl", "conditioner.embedders.1.model.ln_final.bias", "1 of the 389 tensors of the text encoder 2 are missing"),
+        ("flux", "double_blocks.3.img_attn.proj.bias", "1 tensors of double_blocks.3 are missing"),
+        ("flux", "single_blocks.37.linear2.weight", "1 tensors of single_blocks.37 are missing"),
+        ("sd3", "joint_blocks.5.context_block.mlp.fc1.bias", "1 tensors of joint_blocks.5 are missing"),
+    ],
+)
+def test_a_file_that_lacks_a_tensor(tmp_path: Path, family: str, without: str, said: str) -> None:
+    shapes = published(family)
+    del shapes[without]
+    parts_beside(tmp_path, 16)
+    assert said in refused(single_file(tmp_path / "x.safetensors", shapes))
+
+
+# --- transformers, with their parts in files of their own ---------------------------------------------------------------
+
+
+def parts_beside(folder: Path, channels: int, prefix: str = "") -> dict[str, Path]:
+    """A VAE, CLIPs and a T5 as ComfyUI's users have them, told by one tensor each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    markers = {
+        "vae": {f"{prefix}decoder.conv_in.weight": (512, channels, 3, 3)},
+        "clip_l": {"text_model.embeddings.token_embedding.weight": (49408, 768)},
+        "clip_g": {"text_model.embeddings.token_embedding.weight": (49408, 1280)},
+        "t5": {"shared.weight": (32128, 4096), "encoder.final_layer_norm.weight": (4096,)},
+    }
+    return {name: single_file(folder / f"my {name}.safetensors", shapes) for name, shapes in markers.items()}
+
+
+def test_flux_with_its_parts_beside_it(tmp_path: Path) -> None:
+    files = parts_beside(tmp_path, 16)
+    single_file(tmp_path / "t5xxl_fp8.safetensors", {"shared.weight": (32128, 4096)})  # smaller: the other one is taken
+    path = single_file(tmp_path / "dev.safetensors", published("flux"))
+    base = recognise(str(path))
+    assert (base.family, base.prediction, base.takes_guidance, base.guidance) == ("flux", "flow", True, 3.5)
+    assert base.others == {"vae": files["vae"], "text_encoder": files["clip_l"], "text_encoder_2": files["t5"]}
+    assert base.described["transformer"] == {"num_layers": 19, "num_single_layers": 38, "guidance_embeds": True}
+    assert (base.latent_channels, base.bucket_step_px, base.resolution_px, base.t5) == (16, 16, 1024, "text_encoder_2")
+    schnell = {k: v for k, v in published("flux", "model.diffusion_model.").items() if ".guidance_in." not in k}
+    base = recognise(str(single_file(tmp_path / "schnell.safetensors", schnell)))
+    assert (base.takes_guidance, base.guidance) == (False, 1.0)
+    assert base.described["scheduler"] == {"shift": 1.0, "use_dynamic_shifting": False}
+    fill = published("flux") | {"img_in.weight": (3072, 384)}
+    assert "takes more than noisy pictures" in refused(single_file(tmp_path / "fill.safetensors", fill))
+
+
+@pytest.mark.parametrize("folder", ["diffusion_models", "unet", "checkpoints"])
+def test_parts_where_comfyui_keeps_them(tmp_path: Path, folder: str) -> None:
+    vae, text = parts_beside(tmp_path / "vae", 16)["vae"], parts_beside(tmp_path / "text_encoders", 16)
+    (tmp_path / folder).mkdir()
+    base = recognise(str(single_file(tmp_path / folder / "dev.safetensors", published("flux"))))
+    assert base.others["text_encoder_2"].name == text["t5"].name and base.others["vae"].name == vae.name
+    (tmp_path / "elsewhere").mkdir()  # of no known name: its neighbours are nobody's business
+    path = single_file(tmp_path / "elsewhere" / "dev.safetensors", published("flux"))
+    assert "the Flux.1 model holds no VAE and no CLIP-L and no T5." in refused(path)
+
+
+def test_the_variants_of_sd3(tmp_path: Path) -> None:
+    files = parts_beside(tmp_path, 16)
+    shapes = published("sd3", "model.diffusion_model.")
+    base = recognise(str(single_file(tmp_path / "medium.safetensors", shapes)))
+    assert base.others == {
+        "vae": files["vae"],
+        "text_encoder": files["clip_l"],
+        "text_encoder_2": files["clip_g"],
+        "text_encoder_3": files["t5"],
+    }
+    assert base.described["transformer"] == {
+        "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192,
+        "qk_norm": None, "dual_attention_layers": [],
+    }  # fmt: skip
+    own = {n.removeprefix("model.diffusion_model."): s for n, s in shapes.items()}
+    own |= {f"joint_blocks.{i}.x_block.attn.ln_q.weight": (64,) for i in range(24)}
+    own |= {f"joint_blocks.{i}.x_block.attn2.qkv.weight": (4608, 1536) for i in range(13)}
+    own |= {"pos_embed": (1, 384 * 384, 1536)}
+    found = recognise(str(single_file(tmp_path / "m35.safetensors", own))).described["transformer"]
+    assert (found["qk_norm"], found["dual_attention_layers"], found["pos_embed_max_size"]) == ("rms_norm", list(range(13)), 384)
+
+
+def test_sd3_does_without_some_text_encoders_but_not_all(tmp_path: Path) -> None:
+    files = parts_beside(tmp_path, 16)
+    path = single_file(tmp_path / "medium.safetensors", published("sd3"))
+    files["t5"].unlink()
+    files["clip_g"].unlink()
+    assert recognise(str(path)).absent == ("text_encoder_2", "text_encoder_3")
+    files["clip_l"].unlink()
+    assert "holds no CLIP-L and no CLIP-G and no T5" in refused(path)
+
+
+def test_given_parts(tmp_path: Path, tiny_model: Path) -> None:
+    beside, given = parts_beside(tmp_path, 16), parts_beside(tmp_path / "given", 16, "vae.")
+    path = single_file(tmp_path / "dev.safetensors", published("flux"))
+    base = recognise(str(path), files={"vae": given["vae"]})
+    assert base.others["vae"] == given["vae"] and base.others["text_encoder"] == beside["clip_l"]
+    for field, files, said in (
+        ("vae", {"vae": given["t5"]}, "my t5.safetensors holds no VAE"),
+        ("clip_l", {"clip_l": tmp_path}, "is not a file"),
+        ("clip_g", {"clip_g": given["clip_g"]}, "Flux.1 models have no such file of their own"),
+    ):
+        with pytest.raises(UserError) as caught:
+            recognise(str(path), files=files)
+        assert caught.value.findings[0].field == f"model.{field}" and said in caught.value.findings[0].message
+    sd = recognise(str(tiny_model), files={"vae": parts_beside(tmp_path / "sd", 4)["vae"]})
+    assert sd.others["vae"].parent.name == "sd"
+
+
+def test_where_t5s_tokenizer_is_looked_for(tmp_path: Path) -> None:
+    files = parts_beside(tmp_path / "text", 16)
+    path = single_file(tmp_path / "dev.safetensors", published("flux"))
+    given = {k: files[k] for k in ("vae", "clip_l", "t5")}
+    assert recognise(str(path), files=given).t5_tokenizer is None
+    for folder in (tmp_path / "text", tmp_path):  # beside T5, then, before it, beside the model
+        (folder / "tokenizer.json").write_text("{}")
+        assert recognise(str(path), files=given).t5_tokenizer == folder
+    (tmp_path / "own").mkdir()
+    with pytest.raises(UserError, match="is not T5's tokenizer"):
+        recognise(str(path), files=given, t5_tokenizer=tmp_path / "own")
+    (tmp_path / "own" / "tokenizer.json").write_text("{}")
+    for option in (tmp_path / "own", tmp_path / "own" / "tokenizer.json"):
+        assert recognise(str(path), files=given, t5_tokenizer=option).t5_tokenizer == tmp_path / "own"
 
 
 OTHERS = {
     "a LoRA": {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (4, 320)},
     "a LoRA of diffusers": {"unet.mid_block.attentions.0.proj_in.lora_A.weight": (4, 320)},
-    "a Flux model": {"model.diffusion_model.double_blocks.0.img_mod.lin.weight": (9, 9)},
-    "an SD 3 model": {"model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight": (9, 9)},
-    "a Stable Diffusion XL model without its text encoder and its text encoder 2": {**SD1, TO_K: (320, 2048)},
     "SDXL's refiner": {**SD1, TO_K: (320, 1280)},
-    "a Stable Diffusion 2 model without its text encoder": {**SD1, TO_K: (320, 1024)},
     "a model with text width 1000": {**SD1, TO_K: (320, 1000)},
     "an inpainting": {**SD1, FIRST: (320, 9, 3, 3)},
     "an inpainting or damaged": {k: v for k, v in SD1.items() if k != FIRST},
-    "without its VAE": {k: v for k, v in SD1.items() if k != VAE},
-    "without its text encoder": {k: v for k, v in SD1.items() if k != TEXT},
+    "holds no VAE": {k: v for k, v in published("sd1").items() if not k.startswith("first_stage")},
+    "holds no text encoder": {k: v for k, v in published("sd1").items() if not k.startswith("cond_stage")},
+    "a VAE and nothing else": {VAE: SD1[VAE]},
     "no checkpoint that Limner recognises": {"x": (1,)},
     "no checkpoint": {},
     "no checkpoint that": {**SD1, TO_K: (320,)},

@@ -17,18 +17,19 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import tiny
 from limner.errors import UserError
 from limner.formats.base import recognise
-from limner.formats.original import TEXT, UNET, VAE, original_shape, text_names, unet_names, vae_names
+from limner.formats.layout import There
+from limner.formats.original import TEXT, UNET, VAE, text_names, unet_names, vae_names
 from limner.models import family as families
 from limner.models.parts import CONFIGS
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parents[1] / "golden" / "sd1_original_keys.txt"  # sd-mecha's manifest `sd1-ldm`, without position_ids
 
-Names = Callable[[Iterable[str]], dict[str, str]]
-PARTS: tuple[tuple[str, str, Names], ...] = (
-    ("unet", "diffusion_pytorch_model", unet_names),
-    ("vae", "diffusion_pytorch_model", vae_names),
-    ("text_encoder", "model", text_names),
+Names = Callable[[Iterable[str]], dict[str, There]]
+PARTS: tuple[tuple[str, str, Names, str], ...] = (
+    ("unet", "diffusion_pytorch_model", unet_names, UNET),
+    ("vae", "diffusion_pytorch_model", vae_names, VAE),
+    ("text_encoder", "model", text_names, TEXT),
 )
 
 
@@ -45,15 +46,19 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def original(folder: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """A diffusers folder's tensors as they stand in a single file, with the things such files hold besides."""
     state = {}
-    for part, file, names in PARTS:
+    for part, file, names, prefix in PARTS:
         weights = load_file(folder / part / f"{file}.safetensors")
         for name, there in names(weights).items():
             value = weights[name].to(dtype or weights[name].dtype)
-            state[there] = value.reshape(original_shape(there, tuple(value.shape)))
+            state[prefix + there.name] = value[..., None, None] if is_linear_there(there, value) else value
     state["betas"] = torch.linspace(0, 1, 1000)
     state["model_ema.num_updates"] = torch.tensor(3)
     state[f"{TEXT}text_model.embeddings.position_ids"] = torch.arange(77)[None]
     return state
+
+
+def is_linear_there(there: There, value: Tensor) -> bool:
+    return there.lies == "pointwise" and value.ndim == 2
 
 
 def write(state: dict[str, Tensor], path: Path) -> str:
@@ -81,9 +86,11 @@ def test_names_and_shapes_of_the_full_model_are_the_originals():
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(CONFIGS / "sd1", subfolder="vae"))
         text = CLIPTextModel(CLIPTextConfig.from_pretrained(CONFIGS / "sd1" / "text_encoder"))
     lines = []
-    for model, names in ((unet, unet_names), (vae, vae_names), (text, text_names)):
+    for model, (_, _, names, prefix) in zip((unet, vae, text), PARTS, strict=True):
         state = model.state_dict()
-        lines += [f"{there} {list(original_shape(there, tuple(state[k].shape)))}" for k, there in names(state).items()]
+        for own, there in names(state).items():
+            shape = [*state[own].shape, 1, 1] if is_linear_there(there, state[own]) else list(state[own].shape)
+            lines.append(f"{prefix}{there.name} {shape}")
     assert sorted(lines) == GOLDEN.read_text(encoding="utf-8").splitlines()
     assert len(lines) == 686 + 248 + 196
 
@@ -114,14 +121,15 @@ def test_names_follow_the_shape_of_the_model():
         "up_blocks.1.upsamplers.0.conv.weight": "output_blocks.6.1.conv.weight",
         "up_blocks.2.attentions.1.norm.weight": "output_blocks.8.1.norm.weight",
     }.items():
-        assert found[name] == UNET + there, name
-    assert not any(n.startswith(f"{UNET}output_blocks.9") for n in found.values())
+        assert found[name] == There(there), name
+    assert not any(n.name.startswith("output_blocks.9") for n in found.values())
 
     found = vae_names(vae.state_dict())
     assert len(set(found.values())) == len(found) == len(vae.state_dict())
-    assert found["decoder.up_blocks.0.resnets.3.norm2.bias"] == f"{VAE}decoder.up.2.block.3.norm2.bias"
-    assert found["decoder.up_blocks.1.upsamplers.0.conv.bias"] == f"{VAE}decoder.up.1.upsample.conv.bias"
-    assert found["encoder.mid_block.attentions.0.to_out.0.weight"] == f"{VAE}encoder.mid.attn_1.proj_out.weight"
+    assert found["decoder.up_blocks.0.resnets.3.norm2.bias"] == There("decoder.up.2.block.3.norm2.bias")
+    assert found["decoder.up_blocks.1.upsamplers.0.conv.bias"] == There("decoder.up.1.upsample.conv.bias")
+    assert found["encoder.mid_block.attentions.0.to_out.0.weight"] == There("encoder.mid.attn_1.proj_out.weight", "pointwise")
+    assert found["encoder.mid_block.attentions.0.to_q.bias"].lies == "same"
 
 
 def test_a_name_without_a_place_is_refused():
@@ -129,13 +137,6 @@ def test_a_name_without_a_place_is_refused():
     for names, name in ((unet_names, "controlnet.weight"), (unet_names, odd), (vae_names, odd), (vae_names, "conv.bias")):
         with pytest.raises(ValueError, match=name.replace(".", r"\.")):
             names([name])
-
-
-def test_only_the_vaes_attention_is_pointwise():
-    state = [f"{VAE}encoder.mid.attn_1.q.weight", f"{VAE}decoder.mid.attn_1.proj_out.weight"]
-    assert [original_shape(n, (8, 8)) for n in state] == [(8, 8, 1, 1)] * 2
-    assert original_shape(f"{VAE}encoder.mid.attn_1.q.bias", (8,)) == (8,)
-    assert original_shape(f"{UNET}middle_block.1.transformer_blocks.0.attn1.to_q.weight", (8, 8)) == (8, 8)
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -146,7 +147,7 @@ def test_only_the_vaes_attention_is_pointwise():
 def test_a_single_file_is_the_folder(tmp_path, prediction, dtype):
     folder = tiny.build(tmp_path / "model", prediction)
     source = write(original(folder, dtype), tmp_path / "one.safetensors")
-    for part, file, _ in PARTS:
+    for part, file, *_ in PARTS:
         path = folder / part / f"{file}.safetensors"
         save_file({k: v.to(dtype) for k, v in load_file(path).items()}, path, {"format": "pt"})
     one, many = loaded(source, folder), loaded(str(folder))
@@ -174,9 +175,9 @@ def test_a_single_file_is_the_folder(tmp_path, prediction, dtype):
 def test_caches_depend_on_the_configuration(tiny_model, tmp_path):
     source = write(original(tiny_model), tmp_path / "one.safetensors")
     family = families.make(recognise(source, config=tiny_model))
-    assert family.part_files("vae") == [tmp_path / "one.safetensors", tiny_model / "vae" / "config.json"]
+    assert family.part_files("vae") == [tiny_model / "vae" / "config.json", tmp_path / "one.safetensors"]
     assert tiny_model / "text_encoder" / "config.json" in family.part_files("text")
-    assert not {f.suffix for f in family.part_files("denoiser")[1:]} - {".json"}
+    assert not {f.suffix for f in family.part_files("denoiser")[:-1]} - {".json"}
 
 
 # --- what is no base model --------------------------------------------------------------------------------------------
@@ -193,18 +194,20 @@ def test_files_that_are_no_base_model(tiny_model, tmp_path):
     state, path = original(tiny_model), tmp_path / "one.safetensors"
     lora = {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(2, 8)}
     wide = state | {f"{UNET}input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)}
-    lacking = "a Stable Diffusion 1 model without its"
     cases = {
-        f"{lacking} VAE,": {k: v for k, v in state.items() if not k.startswith(VAE)},
-        f"{lacking} text encoder,": {k: v for k, v in state.items() if not k.startswith(TEXT)},
-        f"{lacking} VAE and its text encoder,": {k: v for k, v in state.items() if k.startswith(UNET)},
+        "the Stable Diffusion 1 model holds no VAE.": {k: v for k, v in state.items() if not k.startswith(VAE)},
+        "the Stable Diffusion 1 model holds no text encoder.": {k: v for k, v in state.items() if not k.startswith(TEXT)},
+        "the Stable Diffusion 1 model holds no VAE and no text encoder.": {
+            k: v for k, v in state.items() if k.startswith(UNET)
+        },
+        "is a VAE and nothing else,": {k: v for k, v in state.items() if k.startswith(VAE)},
         "is a LoRA,": lora,
         "is no checkpoint that Limner recognises,": {"a": torch.zeros(2)},
         "is an inpainting or damaged Stable Diffusion 1 model,": wide,
     }
     for said, content in cases.items():
         message = refused(write(content, path), tiny_model)
-        assert message.startswith("error: model.base: one.safetensors is ") and said in message, message
+        assert message.startswith("error: model.base: one.safetensors") and said in message, message
     assert "is a LoRA," in refused(write(lora, path), None)
     assert "text width 16 instead of 768 (sd1)" in refused(write(state, path), None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -13,6 +13,8 @@ from limner.config import Optimizer
 
 if TYPE_CHECKING:
     from limner.models.family import Family
+
+FileNames = Literal["kohya", "diffusers"]
 
 
 class Adapter(Protocol):
@@ -33,7 +35,11 @@ class Adapter(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The trained tensors under the names of the adapter's file format; views, not copies, where possible."""
+        """The trained tensors under names of their own, for training states; views, not copies, where possible."""
+        ...
+
+    def exported(self, names: FileNames) -> dict[str, Tensor]:
+        """The trained tensors as they stand in a file that other programs load. Never asked of one that trains the base."""
         ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -17,30 +17,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limner.adapters.peft_names import to_diffusers
+from limner.adapters.stacks import joined
 from limner.config import Lora, Optimizer
 from limner.config.defaults import text_encoder_rate
 from limner.errors import Finding, UserError, wrong
 from limner.randomness import mix
 
 if TYPE_CHECKING:
+    from limner.adapters.adapter import FileNames
     from limner.models.family import Family, Target
+
+
+def sizes(layer: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
+    """(inputs, outputs, and a convolution's kernel)."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels, *layer.kernel_size
 
 
 class LoraLayer(nn.Module):
     """The low-rank update of one layer. `attach` puts it before the layer's own forward; the layer's weights stay frozen."""
 
-    def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, scale: float, seed: int) -> None:
+    def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, scale: float, seed: int, device: torch.device) -> None:
         super().__init__()
         self.base = [base]  # in a list: not a submodule, so that its weights are not counted as ours
         self.rank, self.scale = rank, scale
         self.strength = 1.0  # how much of the change is applied; other than 1 only when painting
-        device = base.weight.device
-        inputs, *kernel = base.weight.shape[1:]
+        # not from the shape of its weight, which may be stored otherwise
+        inputs, outputs, *kernel = sizes(base)
         ones = [1] * len(kernel)
         self.down = nn.Parameter(torch.empty(rank, inputs, *kernel))
         generator = torch.Generator().manual_seed(seed)
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
-        self.up = nn.Parameter(torch.zeros(base.weight.shape[0], rank, *ones))
+        self.up = nn.Parameter(torch.zeros(outputs, rank, *ones))
         self.to(device)
 
     def delta(self) -> Tensor:
@@ -79,9 +89,9 @@ class LoraLayer(nn.Module):
 class DoraLayer(LoraLayer):
     """LoRA whose direction and magnitude are learnt apart."""
 
-    def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, scale: float, seed: int) -> None:
-        super().__init__(base, rank, scale, seed)
-        self.magnitude = nn.Parameter(self._norm(base.weight.detach().float()))
+    def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, scale: float, seed: int, device: torch.device) -> None:
+        super().__init__(base, rank, scale, seed, device)
+        self.magnitude = nn.Parameter(self._norm(base.weight.detach().float()).to(device))
 
     @staticmethod
     def _norm(weight: Tensor) -> Tensor:
@@ -125,9 +135,9 @@ class LoraAdapter:
         for target in family.adapter_targets(convolutions=section.conv_rank is not None):
             if not (section.denoiser if target.part == "denoiser" else section.text_encoder):
                 continue
-            name = target.in_file if target.stacked is None else f"{target.in_file}.{target.stacked}"
+            name = f"{target.in_file}.{target.piece}" if target.piece else target.in_file
             rank, scale = section.rank_and_scale(spatial=target.is_spatial)
-            self.layers[name] = (target, kind(target.module, rank, scale, mix(seed, f"init {name}")))  # type: ignore[arg-type]
+            self.layers[name] = (target, kind(target.module, rank, scale, mix(seed, f"init {name}"), family.device))  # type: ignore[arg-type]
         assert self.layers, "preflight refuses configurations that adapt nothing"
         for _, layer in self.layers.values():
             layer.attach()
@@ -160,6 +170,12 @@ class LoraAdapter:
 
     def state_dict(self) -> dict[str, Tensor]:
         return {f"{name}.{key}": t.detach() for name, (_, layer) in self.layers.items() for key, t in layer.tensors().items()}
+
+    def exported(self, names: FileNames) -> dict[str, Tensor]:
+        state = self.state_dict()
+        if names == "diffusers":
+            return to_diffusers(state, {name: target for name, (target, _) in self.layers.items()})
+        return joined(state)
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ from limner.config.defaults import text_encoder_rate
 from limner.errors import wrong
 
 if TYPE_CHECKING:
+    from limner.adapters.adapter import FileNames
     from limner.models.family import Family
 
 
@@ -50,6 +51,9 @@ class NoAdapter:
 
     def state_dict(self) -> dict[str, Tensor]:
         return {f"{name}.{key}": p.detach() for name, part in self.parts.items() for key, p in part.named_parameters()}
+
+    def exported(self, names: FileNames) -> dict[str, Tensor]:  # noqa: ARG002
+        raise AssertionError("a whole model is written by its family")
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -17,6 +17,24 @@ class Model(Section):
     family: Literal["sd1", "sd2", "sdxl", "sd3", "flux"] | None = option(None)
     """The family of the base model. Recognised from the file when not given."""
 
+    vae: FilePath | None = option(None, kohya="vae", advanced=True)
+    """A VAE in a file of its own, in place of the model's (.safetensors; for Flux.1 usually ae.safetensors). Files of
+    Stable Diffusion 3 and Flux.1 that hold only the transformer need one: it is looked for beside the model when not given,
+    and where ComfyUI keeps it."""
+
+    clip_l: FilePath | None = option(None, kohya="clip_l", advanced=True)
+    """CLIP-L in a file of its own (Stable Diffusion 3, Flux.1). Looked for like the VAE."""
+
+    clip_g: FilePath | None = option(None, kohya="clip_g", advanced=True)
+    """CLIP-G in a file of its own (Stable Diffusion 3). Looked for like the VAE."""
+
+    t5: FilePath | None = option(None, kohya="t5xxl", advanced=True)
+    """T5-XXL in a file of its own (Stable Diffusion 3, Flux.1). Looked for like the VAE."""
+
+    t5_tokenizer: FilePath | None = option(None, advanced=True)
+    """T5's tokenizer.json, or the folder that it lies in. When not given: what lies in the model or beside T5; else it is
+    fetched from the Hugging Face hub."""
+
     revision: Text | None = option(None, advanced=True)
     """Branch, tag or commit of a Hugging Face id."""
 

@@ -34,6 +34,10 @@ class Output(Section):
     dtype: Literal["fp32", "fp16", "bf16"] = option("fp16", kohya="save_precision")
     """Precision of the numbers in the file."""
 
+    lora_names: Literal["kohya", "diffusers"] = option("kohya", when="not adapter.kind = none")
+    """What the layers are called in a LoRA file: as kohya's trainer has it, which ComfyUI, A1111 and diffusers read, or as
+    diffusers and PEFT do themselves."""
+
     layout: Literal["original", "diffusers"] = option("original", kohya="save_model_as", when="adapter.kind = none")
     """How a whole model is written: as the single file that ComfyUI and A1111 read, or as a diffusers folder."""
 

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from limner import disk
 from limner.adapters.adapter import Adapter
-from limner.adapters.stacks import joined
 from limner.config import Config
 from limner.engine.optim import Average, load_state_tensors, state_tensors
+from limner.engine.runtime import DTYPES
 from limner.errors import wrong
 from limner.formats.header import read_header
 from limner.formats.metadata import adapter_metadata, add_hashes, model_spec
 from limner.models.family import Family
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _KEPT_STATES = 2
 
 
@@ -42,7 +41,7 @@ def checkpoint_name(config: Config, step: int, total: int) -> str:
 def save_checkpoint(config: Config, family: Family, adapter: Adapter, folder: Path, facts: dict[str, Any]) -> Path:
     """Write the weights to use at this step, whole or not at all; returns the file, or the folder of a whole model."""
     name = checkpoint_name(config, facts["step"], facts["total_steps"])
-    dtype = _DTYPES[config.output.dtype]
+    dtype = DTYPES[config.output.dtype]
     if config.adapter.trains_base and config.output.layout == "diffusers":
         path = folder / name
         disk.write_folder(path, lambda temporary: family.save(temporary, dtype))
@@ -52,13 +51,13 @@ def save_checkpoint(config: Config, family: Family, adapter: Adapter, folder: Pa
         with disk.replacing(path) as temporary:
             family.save_file(temporary, dtype, model_spec(config, facts, suffix=""))
         return path
-    write_adapter(path, joined(adapter.state_dict()), config, facts)
+    write_adapter(path, adapter.exported(config.output.lora_names), config, facts)
     return path
 
 
 def write_adapter(path: Path, state: dict[str, Tensor], config: Config, facts: dict[str, Any]) -> None:
-    """A LoRA file in kohya's layout with its metadata."""
-    dtype = _DTYPES[config.output.dtype]
+    """A LoRA file with its metadata."""
+    dtype = DTYPES[config.output.dtype]
     # alpha stays in float32: it is the scale of everything, and may not fit into fp16
     tensors = {k: v.cpu().to(torch.float32 if k.endswith(".alpha") else dtype).contiguous() for k, v in state.items()}
     kohya = adapter_metadata(config, facts)

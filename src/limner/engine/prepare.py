@@ -20,26 +20,28 @@ from limner.data.dataset import Dataset, assemble
 from limner.data.decode import decode
 from limner.engine import paint
 from limner.engine.journal import Journal
-from limner.engine.runtime import Runtime
+from limner.engine.runtime import DTYPES, Runtime
 from limner.engine.samples import Progress, Samples
 from limner.engine.train import Training
 from limner.errors import StopRequested, UserError, wrong
-from limner.formats.base import FAMILIES as KNOWN
-from limner.formats.base import Base, recognise, weight_files
+from limner.formats.base import T5_SOURCE, T5_TOKENIZER, Base, base_of, denoiser_files
+from limner.formats.known import FAMILIES as KNOWN
 from limner.formats.metadata import tag_frequency
 from limner.formats.suited import unsuited
 from limner.models import family as families
-from limner.models.family import Family
+from limner.models.family import Family, Keep
 from limner.runs import Run
 
 
 def find_base(config: Config) -> Base:
     """The base model, fetched from the Hugging Face hub first if it is not here."""
     section = config.model
-    base = recognise(section.base, section.revision, section.config, section.family)
+    base = base_of(section)
     if base.path is None:
         fetch(section.base, section.revision)
-        base = recognise(section.base, section.revision, section.config)
+        base = base_of(section)
+    if base.t5 and base.t5_tokenizer is None:
+        base = replace(base, t5_tokenizer=fetch_t5_tokenizer())
     # what was seen before the start may have been a model that was not here yet
     if errors := [f for f in unsuited(config, base) if f.severity == "error"]:
         raise UserError(errors)
@@ -48,19 +50,39 @@ def find_base(config: Config) -> Base:
     return base
 
 
+def keep_of(config: Config) -> Keep:
+    """How the parts are kept in memory."""
+    memory = config.memory
+    return Keep(memory.quantize, memory.swap_blocks, memory.checkpoint_every, DTYPES[memory.vae_dtype], memory.vae_tiling)
+
+
 def fetch(name: str, revision: str | None) -> None:
     """Download a diffusers model: configurations and safetensors only, nothing that could hold code."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = ["model_index.json", "*/*.json", "tokenizer*/*"]
-    patterns += [f"{part}/*.safetensors" for part in {p for known in KNOWN.values() for p in (*known.parts, "text_encoder_3")}]
+    patterns += [f"{part}/*.safetensors" for part in {p for known in KNOWN.values() for p in known.parts}]
     try:
         snapshot_download(name, revision=revision, allow_patterns=patterns)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         remedy = "Check the name and the network, or give a local folder or .safetensors file."
         raise wrong("model.base", f"{name} cannot be fetched from the Hugging Face hub: {reason}", remedy) from error
+
+
+def fetch_t5_tokenizer() -> Path:
+    """Download T5's tokenizer; returns its folder. Raises UserError that says which file to put where."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(T5_SOURCE, "tokenizer.json")).parent
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        remedy = f"Get {T5_TOKENIZER}, and put it beside the T5 file, or give its path here."
+        said = f"T5's tokenizer is not on this machine and cannot be fetched from the Hugging Face hub: {reason}"
+        raise wrong("model.t5_tokenizer", said, remedy) from error
 
 
 def usable_pictures(config: Config, cache: Cache, journal: Journal) -> list[scan.Picture]:
@@ -97,7 +119,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     base = find_base(config)
     cache = Cache(config.memory.cache_path or runs.home() / "cache")
     dataset = assemble(config, base, usable_pictures(config, cache, journal))
-    family = families.make(base)
+    family = families.make(base, keep_of(config))
     samples = Samples(config, dataset, family, runtime, cache)
     prompts = all_prompts(_with_copied_prompts(config, run), dataset.buckets.resolution, base.bucket_step_px)
     rate = defaults.learning_rate(config, base.is_pocket)
@@ -115,7 +137,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     if samples.trains_text or not samples.caches_text:
         family.load("text", dtype, runtime.device)
     if not config.memory.cache_latents:
-        family.load("vae", torch.float32, runtime.device)
+        family.load("vae", family.keep.vae_dtype, runtime.device)
     adapter = adapters.make(config.adapter)
     adapter.attach(family, config.train.seed)
     if config.memory.checkpointing:
@@ -163,7 +185,7 @@ def _encode(samples: Samples, prompts: list[Prompt], journal: Journal, progress:
         family.free("text")
     if fills_latents:
         progress(0, latents)
-        family.load("vae", torch.float32, runtime.device)
+        family.load("vae", family.keep.vae_dtype, runtime.device)
         samples.fill_latents(progress)
         family.free("vae")
     if latents or texts:
@@ -201,7 +223,7 @@ def metadata_facts(
         entry["img_count"] += 1
     base = family.base
     assert base.path is not None
-    weights = base.path if base.layout == "file" else weight_files(base.path, KNOWN[base.family].parts[0])[0]
+    weights = denoiser_files(base)[0]
     started = time.time()
     return {
         "session_id": int(started * 1000) % 2**32,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Runtime:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of frozen weights."""
-        return _DTYPES[self.precision]
+        return DTYPES[self.precision]
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Arithmetic in the chosen precision around weights kept in float32."""

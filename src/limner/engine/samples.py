@@ -52,6 +52,8 @@ class Samples:
         self.caches_text = memory.cache_text and not self.trains_text
         pictures, fits = self.dataset.pictures, self.dataset.fits
         self._vae = [self.cache.content_hash(f) for f in self.family.part_files("vae")] if memory.cache_latents else []
+        self._vae += [memory.vae_dtype] if memory.vae_dtype != "fp32" else []
+        self._vae += ["tiles"] if memory.vae_tiling else []
         self._text = [self.cache.content_hash(f) for f in self.family.part_files("text")] if self.caches_text else []
         self._latent_keys = [
             key_of("latents", self.cache.content_hash(p.path), f.bucket, f.resized, self._vae)
@@ -117,7 +119,7 @@ class Samples:
     @torch.no_grad()
     def _encode_caption(self, caption: str) -> Entry:
         with self.runtime.autocast():
-            return {k: v[0].float().cpu() for k, v in self.family.encode_captions([caption]).items()}
+            return {k: v[0].cpu() for k, v in self.family.encode_captions([caption]).items()}
 
     # --- the loop's side ---
 
@@ -166,7 +168,7 @@ class Samples:
         if entry is None:
             # damaged since the start: make it again, whatever that needs
             if not hasattr(self.family, "vae"):
-                self.family.load("vae", torch.float32, self.runtime.device)
+                self.family.load("vae", self.family.keep.vae_dtype, self.runtime.device)
             entry = self._encode_picture(index)
             self.cache.put({self._latent_keys[index]: entry})
         return entry

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from limner import disk
 from limner.adapters.lora import LoraAdapter, section_of
+from limner.adapters.peft_names import from_diffusers, is_in_diffusers_names
 from limner.adapters.stacks import parted
 from limner.config import Config, files
 from limner.config.prompts import all_prompts
@@ -40,7 +41,8 @@ def load_lora(family: Family, path: Path, strength: float = 1.0) -> LoraAdapter:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise wrong("--lora", f"{path.name} cannot be read ({error}).", "Download or copy it again.") from None
-    state = parted(state, family.adapter_targets(convolutions=False))
+    targets = family.adapter_targets(convolutions=True)
+    state = from_diffusers(state, targets) if is_in_diffusers_names(state) else parted(state, targets)
     adapter = LoraAdapter(section_of(state, "--lora"))
     adapter.attach(family, 0)
     adapter.load_state_dict({k: v.float() for k, v in state.items()})

@@ -258,7 +258,7 @@ def sample(job: Training, step: int) -> None:
 def paint_previews(job: Training, step: int) -> None:
     keep_vae = job.samples.config.memory.cache_latents is False
     if not hasattr(job.family, "vae"):
-        job.family.load("vae", torch.float32, job.runtime.device)
+        job.family.load("vae", job.family.keep.vae_dtype, job.runtime.device)
     encoded = job.encoded_prompts
     if job.samples.trains_text:
         encoded = paint.encode_prompts(job.family, job.runtime, job.prompts)

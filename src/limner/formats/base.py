@@ -5,51 +5,26 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from limner.config.model import Model
 from limner.disk import read_json
 from limner.errors import wrong
-from limner.formats.header import Header, TensorInfo, read_header
-from limner.formats.original import OPEN_TEXT, SDXL_OPEN_TEXT, SDXL_TEXT, TEXT, UNET, VAE
+from limner.formats import single
+from limner.formats.header import read_header
+from limner.formats.known import FAMILIES, Prediction
 from limner.pocket import MODEL as POCKET
 
 FIELD = "model.base"
 _CONFIG = "model.config"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-Prediction = Literal["epsilon", "v_prediction", "flow"]
-
-
-@dataclass(frozen=True)
-class Known:
-    """What is usual in a family, where files do not say it; and by what its single files are told."""
-
-    title: str
-    prediction: Prediction
-    resolution_px: int
-    bucket_step_px: int
-    parts: tuple[str, ...]
-    """Folders of a diffusers model that hold weights."""
-    text: tuple[str, ...] = ()
-    """How the names of the text encoders' tensors begin in a single file. Empty: its single files are not read yet."""
-    text_width: int = 0
-    """Numbers for each token that the UNet attends to, by which single files are told."""
-
-
-FAMILIES: Mapping[str, Known] = {
-    "sd1": Known("Stable Diffusion 1", "epsilon", 512, 64, ("unet", "vae", "text_encoder"), (TEXT,), 768),
-    "sd2": Known("Stable Diffusion 2", "v_prediction", 768, 64, ("unet", "vae", "text_encoder"), (OPEN_TEXT,), 1024),
-    "sdxl": Known(
-        "Stable Diffusion XL", "epsilon", 1024, 32, ("unet", "vae", "text_encoder", "text_encoder_2"),
-        (SDXL_TEXT, SDXL_OPEN_TEXT), 2048,
-    ),
-    "sd3": Known("Stable Diffusion 3", "flow", 1024, 16, ("transformer", "vae", "text_encoder", "text_encoder_2")),
-    "flux": Known("Flux.1", "flow", 1024, 16, ("transformer", "vae", "text_encoder", "text_encoder_2")),
-}  # fmt: skip
 _TRANSFORMERS = {"SD3Transformer2DModel": "sd3", "FluxTransformer2DModel": "flux"}
-_CHOOSE = "Choose a Stable Diffusion 1, 2 or XL model, or a diffusers folder of Stable Diffusion 3 or Flux.1."
+_CHOOSE = "Choose a model of Stable Diffusion 1, 2, XL or 3, or of Flux.1."
+T5_SOURCE = "google-t5/t5-small"
+"""Where T5's tokenizer is fetched from: the same for all sizes of T5, and free for all."""
+T5_TOKENIZER = f"tokenizer.json of {T5_SOURCE}, which is the same for all sizes of T5, or of Flux.1's folder tokenizer_2"
 
 
 @dataclass(frozen=True)
@@ -75,23 +50,59 @@ class Base:
     """Whether the model was trained down to a signal of zero (arXiv:2305.08891)."""
     is_prediction_known: bool = True
     """False where the files do not say what the denoiser predicts, and the family has both."""
+    others: Mapping[str, Path] = field(default_factory=dict)
+    """Parts that lie in files of their own, by the names of their folders in a diffusers model."""
+    absent: tuple[str, ...] = ()
+    """Parts that it does without."""
+    described: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What a single file's shapes say that differs from the family's configuration: part -> its configuration's entries."""
+    t5_tokenizer: Path | None = None
+    """The folder of T5's tokenizer; None if there is no T5, or no tokenizer on this machine yet."""
 
     @property
     def is_pocket(self) -> bool:
         return self.path == POCKET
 
+    @property
+    def t5(self) -> str | None:
+        """The name of the part that is a T5, if there is one."""
+        found = (name for name, part in FAMILIES[self.family].parts.items() if part.option == "t5")
+        return next((name for name in found if name not in self.absent), None)
 
-def recognise(source: str, revision: str | None = None, config: Path | None = None, family: str | None = None) -> Base:
+
+def base_of(section: Model) -> Base:
+    """The base model that a configuration names. Raises UserError."""
+    files = {option: path for option in ("vae", "clip_l", "clip_g", "t5") if (path := getattr(section, option)) is not None}
+    return recognise(section.base, section.revision, section.config, section.family, files, section.t5_tokenizer)
+
+
+def recognise(
+    source: str,
+    revision: str | None = None,
+    config: Path | None = None,
+    family: str | None = None,
+    files: Mapping[str, Path] | None = None,
+    t5_tokenizer: Path | None = None,
+) -> Base:
     """Find and recognise the base model that `source` names. Raises UserError that says what was found instead.
 
-    `family` is what a Hugging Face id is taken for that is not here yet; the trainer looks again once it is.
+    `family` is what a Hugging Face id is taken for that is not here yet; the trainer looks again once it is. `files` are
+    parts in files of their own, by the options of [model].
     """
+    base = _recognised(source, revision, config, family)
+    if base.path is None:
+        return base
+    base = _with_files(base, files or {})
+    return replace(base, t5_tokenizer=_t5_tokenizer(base, t5_tokenizer)) if base.t5 else base
+
+
+def _recognised(source: str, revision: str | None, config: Path | None, family: str | None) -> Base:
     if source == "pocket":
         return _folder(source, POCKET)
     path = Path(os.path.expanduser(source))
-    if _is(path, "dir"):
+    if os.path.isdir(path):  # False too where the path is none
         return _folder(source, path)
-    if _is(path, "file"):
+    if os.path.isfile(path):
         return _file(source, path, config)
     if _HUB_ID.fullmatch(source):
         cached = cached_snapshot(source, revision)
@@ -104,16 +115,25 @@ def _usual(source: str, path: Path | None, layout: Literal["folder", "file"], fa
     return Base(source, path, layout, family, known.prediction, known.resolution_px, known.bucket_step_px)
 
 
-def _is(path: Path, what: str) -> bool:
-    return os.path.isdir(path) if what == "dir" else os.path.isfile(path)  # False too where the path is none
-
-
 def cached_snapshot(source: str, revision: str | None) -> Path | None:
     """The local copy of a Hugging Face model, if a complete enough one is cached."""
     from huggingface_hub import try_to_load_from_cache
 
     index = try_to_load_from_cache(source, "model_index.json", revision=revision)
     return Path(index).parent if isinstance(index, str) else None
+
+
+def weight_files(path: Path, part: str) -> list[Path]:
+    """The safetensors files of one part of a diffusers folder; plain names win over variants such as fp16."""
+    files = sorted((path / part).glob("*.safetensors"))
+    plain = [f for f in files if f.name.count(".") == 1]
+    return plain or files
+
+
+def denoiser_files(base: Base) -> list[Path]:
+    """The files that hold the denoiser, in a single file with all the rest."""
+    assert base.path is not None
+    return [base.path] if base.layout == "file" else weight_files(base.path, FAMILIES[base.family].denoiser)
 
 
 def _json(path: Path, field: str = FIELD) -> dict[str, Any]:
@@ -123,16 +143,21 @@ def _json(path: Path, field: str = FIELD) -> dict[str, Any]:
     return content
 
 
+# --- diffusers folders ------------------------------------------------------------------------------------------------
+
+
 def _folder(source: str, path: Path) -> Base:
     family = _family_of_folder(source, path)
-    for part in FAMILIES[family].parts:
-        weights = weight_files(path, part)
-        if not weights:
-            raise wrong(FIELD, f"{path / part} holds no .safetensors file.", "Download the model again, with safetensors.")
+    known, absent = FAMILIES[family], list[str]()
+    for name, part in known.parts.items():
+        weights = weight_files(path, name)
+        if not weights and not part.is_optional:
+            raise wrong(FIELD, f"{path / name} holds no .safetensors file.", "Download the model again, with safetensors.")
+        absent += [] if weights else [name]
         for file in weights:
             read_header(file, FIELD)
-    if FAMILIES[family].prediction == "flow":
-        return _flow(source, path, family)
+    if known.prediction == "flow":
+        return replace(_flow(source, path, family, "folder", path, FIELD), absent=tuple(absent))
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")
     zero = isinstance(scheduler, dict) and bool(scheduler.get("rescale_betas_zero_snr"))
     return Base(source, path, "folder", family, *_facts(path), has_zero_snr=zero)
@@ -174,39 +199,55 @@ def _facts(folder: Path, field: str = FIELD) -> tuple[Prediction, int, int, int]
     return prediction, max(sides) * factor, factor * 2 ** (levels[1] - 1), factor
 
 
-def _flow(source: str, path: Path, family: str) -> Base:
-    """The facts of a model whose denoiser is a transformer over 2x2 patches of latents."""
-    denoiser, vae = (_json(path / part / "config.json") for part in ("transformer", "vae"))
+def _flow(source: str, path: Path, family: str, layout: Literal["folder", "file"], folder: Path, field: str) -> Base:
+    """The facts of a model whose denoiser is a transformer over 2x2 patches of latents, from configuration files."""
+    denoiser, vae = (_json(folder / part / "config.json", field) for part in ("transformer", "vae"))
     levels, channels, side = vae.get("block_out_channels"), vae.get("latent_channels", 16), denoiser.get("sample_size")
     is_whole = isinstance(levels, list) and 1 <= len(levels) <= 10 and type(channels) is int and 0 < channels <= 256
     if not is_whole or not (side is None or (type(side) is int and 0 < side <= 4096)):
-        raise wrong(FIELD, f"the configuration files in {path} are damaged.", "Copy the model again.")
+        raise wrong(field, f"the configuration files in {folder} are damaged.", "Copy the model again.")
     assert isinstance(levels, list)
     patches = {"sd3": channels, "flux": 4 * channels}[family]
     if denoiser.get("in_channels", patches) != patches:
-        raise wrong(FIELD, f"{source} takes more than noisy pictures, and cannot be trained yet.", "Choose the plain model.")
-    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+        raise wrong(field, f"{source} takes more than noisy pictures, and cannot be trained yet.", "Choose the plain model.")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     if not isinstance(scheduler, dict) or not isinstance(scheduler.get("shift"), int | float):
-        said = f"{path / 'scheduler' / 'scheduler_config.json'} is missing, or is not that of a flow."
-        raise wrong(FIELD, said, "Copy the model again.")
-    for number in (2, 3):
-        t5 = read_json(path / f"text_encoder_{number}" / "config.json")
-        tokenizer = path / f"tokenizer_{number}" / "tokenizer.json"
-        if isinstance(t5, dict) and t5.get("model_type") == "t5" and not tokenizer.is_file():
-            raise wrong(FIELD, f"T5's tokenizer is missing: {tokenizer}.", "Put tokenizer.json of google/t5-v1_1-xxl there.")
+        said = f"{folder / 'scheduler' / 'scheduler_config.json'} is missing, or is not that of a flow."
+        raise wrong(field, said, "Copy the model again.")
     factor = 2 ** (len(levels) - 1)
     resolution = side * factor if side else FAMILIES[family].resolution_px
     told = bool(denoiser.get("guidance_embeds"))
-    guidance = {"sd3": 7.0, "flux": 3.5 if told else 1.0}[family]
     facts = (resolution, 2 * factor, factor, channels)
-    return Base(source, path, "folder", family, "flow", *facts, takes_guidance=told, guidance=guidance)
+    return Base(source, path, layout, family, "flow", *facts, takes_guidance=told, guidance=_guidance(family, told))
 
 
-def weight_files(path: Path, part: str) -> list[Path]:
-    """The safetensors files of one part of a diffusers folder; plain names win over variants such as fp16."""
-    files = sorted((path / part).glob("*.safetensors"))
-    plain = [f for f in files if f.name.count(".") == 1]
-    return plain or files
+def _guidance(family: str, told: bool) -> float:
+    return {"sd3": 7.0, "flux": 3.5 if told else 1.0}[family]
+
+
+def _t5_tokenizer(base: Base, given: Path | None) -> Path | None:
+    """The folder of T5's tokenizer: what is given, or what lies in the model, beside its files, or in the hub's cache."""
+    assert base.path is not None and base.t5 is not None
+    if given is not None:
+        folder = given.parent if given.name == "tokenizer.json" else given
+        if not (folder / "tokenizer.json").is_file():
+            said = f"{given} is not T5's tokenizer."
+            raise wrong("model.t5_tokenizer", said, f"Give {T5_TOKENIZER}, or the folder that it lies in.")
+        return folder
+    own = base.t5.replace("text_encoder", "tokenizer")
+    folders = [folder / own for folder in (base.config, base.path) if folder is not None]
+    folders += [base.path.parent] if base.layout == "file" else []
+    folders += [base.others[base.t5].parent] if base.t5 in base.others else []
+    for folder in folders:
+        if (folder / "tokenizer.json").is_file():
+            return folder
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(T5_SOURCE, "tokenizer.json")
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+# --- single files -----------------------------------------------------------------------------------------------------
 
 
 def _file(source: str, path: Path, config: Path | None) -> Base:
@@ -216,16 +257,24 @@ def _file(source: str, path: Path, config: Path | None) -> Base:
         )
     header = read_header(path, FIELD)
     described = None
-    if config is not None:
-        unet, _ = (_json(config / part / "config.json", _CONFIG) for part in ("unet", "text_encoder"))
+    if config is not None and not (config / "transformer").is_dir():
+        unet = _json(config / "unet" / "config.json", _CONFIG)
         described = _family_of_unet(unet), unet.get("cross_attention_dim", 0)
-    found = family_of(header, described)
+    found = single.family_of(header, described)
     if found not in FAMILIES:
         raise wrong(FIELD, f"{path.name} is {found}, which Limner cannot use as a base model.", _CHOOSE)
+    known = FAMILIES[found]
+    if config is not None and known.prediction == "flow":
+        return replace(_flow(source, path, found, "file", config, _CONFIG), config=config)
     if config is not None:
         return Base(source, path, "file", found, *_facts(config, _CONFIG), config=config)
-    said = _prediction_of(header)
-    known, usual = FAMILIES[found], said or FAMILIES[found].prediction
+    if known.prediction == "flow":
+        variant = single.variant(found, header, path.name)
+        told = variant["transformer"].get("guidance_embeds", False)
+        base = replace(_usual(source, path, "file", found), latent_channels=16, described=variant)
+        return replace(base, takes_guidance=told, guidance=_guidance(found, told))
+    said = single.prediction_of(header)
+    usual = said or known.prediction
     # SD 2's two sizes differ in nothing but what they predict
     resolution = 512 if found == "sd2" and usual == "epsilon" else known.resolution_px
     sure = said is not None or found != "sd2"
@@ -235,45 +284,36 @@ def _file(source: str, path: Path, config: Path | None) -> Base:
     )  # fmt: skip
 
 
-def _prediction_of(header: Header) -> Prediction | None:
-    """What the denoiser predicts, if the file says it: in Stability's metadata, or by SDXL's marks `v_pred`."""
-    said = header.metadata.get("modelspec.prediction_type")
-    if said in ("v", "v_prediction") or "v_pred" in header.tensors:
-        return "v_prediction"
-    return "epsilon" if said == "epsilon" else None
-
-
-def family_of(header: Header, described: tuple[str, int] | None = None) -> str:
-    """What a single file holds, in words, or a key of `FAMILIES` if it is a whole model: by its tensors' names and widths.
-
-    `described` is, for models of unusual shape, the family and the width of the captions' vectors that the UNet attends to.
-    """
-    names = header.tensors
-    if any(n.startswith(("lora_unet_", "lora_te", "lora_transformer_")) or ".lora_" in n for n in names):
-        return "a LoRA"
-    if any("double_blocks." in n for n in names):
-        return "a Flux model"
-    if any("joint_blocks." in n for n in names):
-        return "an SD 3 model"
-    widths = {info.shape[1] for n, info in names.items() if _takes_text(n, info)}
-    if not widths:
-        return "no checkpoint that Limner recognises"
-    width = max(widths)
-    widths_of = dict([described]) if described else {f: known.text_width for f, known in FAMILIES.items() if known.text}
-    family = next((f for f, usual in widths_of.items() if usual == width), None)
-    if family is None:
-        if width == 1280 and not described:
-            return "SDXL's refiner"
-        usual = ", ".join(f"{width} ({f})" for f, width in widths_of.items())
-        return f"a model with text width {width} instead of {usual}"
-    known = FAMILIES[family]
-    first = names.get(f"{UNET}input_blocks.0.0.weight")
-    if first is None or len(first.shape) != 4 or first.shape[1] != 4:
-        return f"an inpainting or damaged {known.title} model"
-    wanted = {"VAE": VAE, **{f"text encoder {i + 1}" if i else "text encoder": t for i, t in enumerate(known.text)}}
-    missing = [part for part, prefix in wanted.items() if not any(n.startswith(prefix) for n in names)]
-    return f"a {known.title} model without its {' and its '.join(missing)}" if missing else family
-
-
-def _takes_text(name: str, info: TensorInfo) -> bool:
-    return name.startswith(UNET) and name.endswith(".attn2.to_k.weight") and len(info.shape) == 2
+def _with_files(base: Base, files: Mapping[str, Path]) -> Base:
+    """The model with the parts that lie in files of their own: those given, and those that lie beside a single file."""
+    assert base.path is not None
+    known = FAMILIES[base.family]
+    options = {part.option: name for name, part in known.parts.items() if part.option}
+    others = {}
+    for option, path in files.items():
+        if option not in options:
+            said = f"{known.title} models have no such file of their own."
+            raise wrong(f"model.{option}", said, "Remove the line.")
+        single.check_part(path, known.parts[options[option]], f"model.{option}")
+        others[options[option]] = path
+    absent = [name for name in base.absent if name not in others]
+    if base.layout == "file":
+        is_usual = base.config is None
+        inside = single.parts_inside(base.path, known, FIELD, is_usual=is_usual)
+        lacking = {n: part for n, part in known.parts.items() if n not in inside and n not in others}
+        found = single.beside(base.path, lacking) if is_usual else {}
+        others |= found
+        absent = [n for n in lacking if n not in found]
+    needed = [n for n in absent if not known.parts[n].is_optional]
+    texts = [n for n, part in known.parts.items() if part.is_optional]
+    if needed or (texts and all(n in absent for n in texts)):
+        missing = [known.parts[n] for n in needed or absent]
+        names = " and no ".join(part.title for part in missing)
+        given = ", ".join(f"model.{part.option}" for part in missing)
+        can_be_given = all(part.option for part in missing)
+        remedy = f"Set {given}, or put the .safetensors files beside it." if can_be_given else "Choose a whole model."
+        raise wrong(FIELD, f"{base.path.name}: the {known.title} model holds no {names}.", remedy)
+    if base.config is not None:
+        for name in known.parts.keys() - set(absent):
+            _json(base.config / name / "config.json", _CONFIG)
+    return replace(base, others=others, absent=tuple(absent))

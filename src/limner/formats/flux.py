@@ -2,14 +2,14 @@
 
 The original stacks query, key and value (in single blocks the first layer of the MLP as well) as the rows of one tensor, so
 that several of our names share one of the file's, in their order. The last layer's scale and shift lie there the other way
-round (which nothing here undoes yet).
+round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from limner.formats.blocks import renamed
+from limner.formats.layout import There, renamed
 
 _PLACES = {
     "x_embedder": "img_in",
@@ -56,6 +56,6 @@ _SINGLE = {
 _BLOCKS = {"transformer_blocks": ("double_blocks", _DOUBLE), "single_transformer_blocks": ("single_blocks", _SINGLE)}
 
 
-def transformer_names(names: Iterable[str]) -> dict[str, str]:
-    """{diffusers' name: name in the file} in the order of stacking. Raises ValueError for a name without a place."""
-    return renamed(names, _PLACES, _BLOCKS, "Flux's original layout")
+def transformer_names(names: Iterable[str]) -> dict[str, There]:
+    """The place of each name, in the order of stacking. Raises ValueError for a name without one."""
+    return renamed(names, _PLACES, _BLOCKS, "Flux's original layout", swapped=("norm_out.linear",))

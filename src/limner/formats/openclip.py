@@ -1,7 +1,7 @@
 """Names of an OpenCLIP text encoder's tensors (SD 2's ViT-H, SDXL's ViT-bigG) from transformers' names. No torch.
 
 The tensors are the same ones, but for two things: the original stacks query, key and value as the rows of one `in_proj`, so
-that three of our names share one of the file's, in their order; and `text_projection` is transposed (`is_transposed`).
+that three of our names share one of the file's, in their order; and `text_projection` is transposed.
 SD 2 uses one layer fewer than its file holds. `logit_scale` and `attn_mask` have no place in transformers' model.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from limner.formats.blocks import renamed
+from limner.formats.layout import There, renamed
 
 _LEAVES = {
     "self_attn.q_proj.weight": "attn.in_proj_weight",
@@ -33,13 +33,9 @@ _PLACES = {
 }
 
 
-def openclip_names(names: Iterable[str], prefix: str) -> dict[str, str]:
-    """{transformers' name: name in the file} in the order of stacking. Raises ValueError for a name without a place."""
+def openclip_names(names: Iterable[str]) -> dict[str, There]:
+    """The place of each name, in the order of stacking. Raises ValueError for a name without one."""
     own = {name.removeprefix("text_model."): name for name in names}
-    places = renamed(own, _PLACES, {"encoder.layers": ("transformer.resblocks", _LEAVES)}, "OpenCLIP's layout")
-    return {own[name]: prefix + there for name, there in places.items()}
-
-
-def is_transposed(name: str) -> bool:
-    """Whether the tensor with this name in the file lies there the other way round."""
-    return name.endswith(".text_projection")
+    blocks = {"encoder.layers": ("transformer.resblocks", _LEAVES)}
+    places = renamed(own, _PLACES, blocks, "OpenCLIP's layout", transposed=("text_projection",))
+    return {own[name]: there for name, there in places.items()}

@@ -2,17 +2,20 @@
 
 Such a file holds its parts one beside the other, told apart by the first words of a name: `UNET`, `VAE`, and for the text
 `TEXT` (SD 1), `OPEN_TEXT` (SD 2; see `formats.openclip`), `SDXL_TEXT` and `SDXL_OPEN_TEXT`. Each function takes all names
-of one part and gives {diffusers' name: name in the file}. Nothing but the names is asked: how many blocks there are, how many
+of one part and gives their places behind those words. Nothing but the names is asked: how many blocks there are, how many
 layers a block has and where it attends can be read off them, so that models of unusual shape work, too.
 
-The tensors are the same ones in both layouts, save the few of `original_shape`. Not in the mapping, since no module of
-diffusers or transformers has them: the schedule (`betas` and the like), `model_ema.*`, and CLIP's `position_ids`.
+The tensors are the same ones in both layouts, but that the VAE's attention is made of 1x1 convolutions. Not in the mapping,
+since no module of diffusers or transformers has them: the schedule (`betas` and the like), `model_ema.*`, and CLIP's
+`position_ids`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+
+from limner.formats.layout import There
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
@@ -22,7 +25,7 @@ SDXL_TEXT = "conditioner.embedders.0.transformer."
 SDXL_OPEN_TEXT = "conditioner.embedders.1.model."
 
 _LAYER = re.compile(r"(.+\.(resnets|attentions|downsamplers|upsamplers)\.\d+)\.(.+)")
-_POINTWISE = re.compile(r"first_stage_model\.(encoder|decoder)\.mid\.attn_\d+\.(q|k|v|proj_out)\.weight")
+_POINTWISE = re.compile(r"(encoder|decoder)\.mid\.attn_\d+\.(q|k|v|proj_out)\.weight")
 
 # Inside one layer: diffusers' name -> the original's. None: the same names in both layouts.
 _Leaves = Mapping[str, Mapping[str, str] | None]
@@ -47,8 +50,8 @@ _VAE_LEAVES: _Leaves = {
 }
 
 
-def unet_names(names: Iterable[str]) -> dict[str, str]:
-    """Names of the UNet's tensors. Raises ValueError for a name that the original layout has no place for.
+def unet_names(names: Iterable[str]) -> dict[str, There]:
+    """The places of the UNet's tensors. Raises ValueError for a name that the original layout has no place for.
 
     The original counts steps, not blocks: `input_blocks.0` is the first convolution, then comes one number per resnet and one
     per downsampling, through all blocks; `output_blocks` has one number per resnet. Within a number, 0 is the resnet (or the
@@ -87,11 +90,11 @@ def unet_names(names: Iterable[str]) -> dict[str, str]:
             places[attention] = f"output_blocks.{step}.1"
             step += 1
         places[f"{block}.upsamplers.0"] = f"output_blocks.{step - 1}.{2 if attends else 1}"
-    return _renamed(names, places, _UNET_LEAVES, UNET)
+    return _renamed(names, places, _UNET_LEAVES)
 
 
-def vae_names(names: Iterable[str]) -> dict[str, str]:
-    """Names of the VAE's tensors. Raises ValueError for a name that the original layout has no place for.
+def vae_names(names: Iterable[str]) -> dict[str, There]:
+    """The places of the VAE's tensors. Raises ValueError for a name that the original layout has no place for.
 
     Both layouts count levels and the resnets in them. The original numbers the decoder's levels as the encoder's, 0 being the
     finest, so that the decoder passes them from the last to the first; diffusers numbers them in order of use.
@@ -111,23 +114,19 @@ def vae_names(names: Iterable[str]) -> dict[str, str]:
         for kind, word in (("resnets", "block"), ("attentions", "attn")):
             for j, layer in enumerate(_numbered(f"{side}.mid_block.{kind}", layers)):
                 places[layer] = f"{side}.mid.{word}_{j + 1}"
-    return _renamed(names, places, _VAE_LEAVES, VAE)
+    return _renamed(names, places, _VAE_LEAVES)
 
 
-def text_names(names: Iterable[str], prefix: str = TEXT) -> dict[str, str]:
-    """Names of a CLIP-L text encoder's tensors: its own ones behind `prefix`.
+def text_names(names: Iterable[str]) -> dict[str, There]:
+    """The places of a CLIP text encoder's tensors: their own names.
 
     The file has the level `text_model.`, which transformers left out of its module names in 5.6; names with it are taken, too.
     """
-    return {name: f"{prefix}text_model.{name.removeprefix('text_model.')}" for name in names}
+    return {name: There(_with_level(name)) for name in names}
 
 
-def original_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in the file of a tensor with this name in the file.
-
-    The VAE's attention is made of 1x1 convolutions there, (C, C, 1, 1), and of linear layers in diffusers, (C, C).
-    """
-    return (*shape, 1, 1) if len(shape) == 2 and _POINTWISE.fullmatch(name) else shape
+def _with_level(name: str) -> str:
+    return name if name.startswith(("text_model.", "text_projection.")) else f"text_model.{name}"
 
 
 def _layers(names: Iterable[str]) -> set[str]:
@@ -144,7 +143,7 @@ def _numbered(prefix: str, layers: set[str]) -> Iterator[str]:
         i += 1
 
 
-def _renamed(names: Iterable[str], places: Mapping[str, str], leaves: _Leaves, prefix: str) -> dict[str, str]:
+def _renamed(names: Iterable[str], places: Mapping[str, str], leaves: _Leaves) -> dict[str, There]:
     out = {}
     for name in names:
         module, _, kind = name.rpartition(".")  # kind: weight or bias
@@ -156,5 +155,6 @@ def _renamed(names: Iterable[str], places: Mapping[str, str], leaves: _Leaves, p
             parts = [places.get(module), kind]
         if None in parts:
             raise ValueError(f"the original layout of Stable Diffusion has no place for {name!r}")
-        out[name] = prefix + ".".join(p for p in parts if p is not None)
+        there = ".".join(p for p in parts if p is not None)
+        out[name] = There(there, "pointwise" if _POINTWISE.fullmatch(there) else "same")
     return out

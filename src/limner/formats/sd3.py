@@ -1,15 +1,14 @@
 """Names of the Stable Diffusion 3 transformer's tensors as Stability laid them out, from diffusers' names. No torch.
 
 The original stacks query, key and value as the rows of one tensor, so that three of our names share one of the file's, in
-their order. Scale and shift of the last layer, and of the last block's text side, lie there the other way round (which
-nothing here undoes yet).
+their order. Scale and shift of the last layer, and of the last block's text side, lie there the other way round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from limner.formats.blocks import renamed
+from limner.formats.layout import There, renamed
 
 _PLACES = {
     "pos_embed.pos_embed": "pos_embed",
@@ -50,6 +49,10 @@ _LEAVES = {
 }
 
 
-def transformer_names(names: Iterable[str]) -> dict[str, str]:
-    """{diffusers' name: name in the file} in the order of stacking. Raises ValueError for a name without a place."""
-    return renamed(names, _PLACES, {"transformer_blocks": ("joint_blocks", _LEAVES)}, "Stable Diffusion 3's original layout")
+def transformer_names(names: Iterable[str]) -> dict[str, There]:
+    """The place of each name, in the order of stacking. Raises ValueError for a name without one."""
+    names = list(names)
+    last = max((int(n.split(".")[1]) for n in names if n.startswith("transformer_blocks.")), default=0)
+    swapped = ("norm_out.linear", f"transformer_blocks.{last}.norm1_context.linear")
+    blocks = {"transformer_blocks": ("joint_blocks", _LEAVES)}
+    return renamed(names, _PLACES, blocks, "Stable Diffusion 3's original layout", swapped)

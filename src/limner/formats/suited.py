@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from limner.config import Config, Lora
 from limner.errors import Finding
-from limner.formats.base import FAMILIES, Base
+from limner.formats.base import Base
+from limner.formats.known import FAMILIES
 
 
 def unsuited(config: Config, base: Base) -> Iterator[Finding]:
@@ -45,5 +46,6 @@ def _unsuited_to_a_flow(config: Config, base: Base, title: str) -> Iterator[Find
             yield Finding("adapter.dora", said, "Set it to false.")
         if adapter.text_encoder:
             yield Finding("adapter.text_encoder", "adapts CLIP; T5 stays as it is.", "", "note")
-    elif config.output.layout == "original":
-        yield Finding("output.layout", f"is not known for {title} yet.", 'Set it to "diffusers": the model becomes a folder.')
+    elif config.output.layout == "original" and adapter.text_encoder:
+        said = f"single files of {title} hold no text encoder, and it is trained."
+        yield Finding("output.layout", said, 'Set it to "diffusers": the model becomes a folder.')

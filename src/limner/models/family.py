@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from limner.diffusion.process import Discrete, Flow
 from limner.formats.base import Base
+from limner.models.quantized import Kind
 
 Part = Literal["text", "vae", "denoiser"]
 Conditioning = dict[str, Tensor]
@@ -34,24 +35,43 @@ class Target:
     name: str
     in_file: str
     """Its name in a LoRA file, as kohya's."""
-    stacked: int | None
-    """Which it is of the layers that the file has under this name as one, their outputs behind each other."""
+    piece: str
+    """"0", "1", ...: which it is of the layers that the file has under this name as one, their outputs behind each other;
+    "swapped": the file has the halves of its outputs the other way round."""
+    in_diffusers: str
+    """Its name in a LoRA file, as diffusers'."""
     module: nn.Module
     is_spatial: bool
     """A convolution that looks at more than one point (3x3)."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How a family keeps its parts in memory."""
+
+    quantize: Kind | Literal["off"] = "off"
+    """Of the denoiser's frozen layers."""
+    swap_blocks: int = 0
+    """How many of the denoiser's last blocks are on the device only while they are used."""
+    checkpoint_every: int = 1
+    vae_dtype: torch.dtype = torch.float32
+    vae_tiling: bool = False
 
 
 class Family(Protocol):
     """A model, part by part, so that memory can be used in phases. Parts are loaded frozen and in eval mode."""
 
     base: Base
+    keep: Keep
     process: Discrete | Flow
     scheduler: dict
+    device: torch.device
+    """Where parts were loaded to last."""
     denoiser: nn.Module
     text_encoders: dict[str, nn.Module]
 
     def load(self, part: Part, dtype: torch.dtype, device: torch.device) -> None:
-        """Bring a part into memory. Raises UserError if its file does not hold what it should."""
+        """Bring a part into memory, as `keep` has it. Raises UserError if its file does not hold what it should."""
         ...
 
     def free(self, part: Part) -> None:
@@ -111,7 +131,7 @@ FAMILIES: dict[str, str] = {
 """Family -> where its class is. Names and not classes, so that the table costs no import."""
 
 
-def make(base: Base) -> Family:
+def make(base: Base, keep: Keep = Keep()) -> Family:
     """The family of a recognised base model, nothing loaded yet."""
     module, _, name = FAMILIES[base.family].partition(":")
-    return getattr(importlib.import_module(module), name)(base)
+    return getattr(importlib.import_module(module), name)(base, keep)

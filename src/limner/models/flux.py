@@ -7,6 +7,7 @@ T5's hidden states are the text; CLIP-L gives one pooled vector. The dev variant
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from limner.formats.flux import transformer_names
+from limner.models.encoders import clip_l, t5
 from limner.models.family import Conditioning
-from limner.models.parts import Parts, clip_l, t5
+from limner.models.parts import Parts
 
 _T5_TOKENS = 512
 
@@ -23,7 +25,6 @@ _T5_TOKENS = 512
 class Flux(Parts):
     """The family `flux`."""
 
-    denoiser_folder = "transformer"
     denoiser_class = FluxTransformer2DModel
     denoiser_names = staticmethod(transformer_names)
     pipeline = "FluxPipeline"
@@ -55,8 +56,8 @@ class Flux(Parts):
         )[0]
         return _unpacked(pred, height, width)
 
-    def blocks(self) -> list[nn.Module]:
-        return [*self.denoiser.transformer_blocks, *self.denoiser.single_transformer_blocks]
+    def blocks_of(self, denoiser: Any) -> list[nn.Module]:
+        return [*denoiser.transformer_blocks, *denoiser.single_transformer_blocks]
 
 
 def _packed(latents: Tensor) -> Tensor:

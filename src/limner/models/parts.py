@@ -1,85 +1,46 @@
-"""What all families share: parts that are loaded, freed and saved one by one, a VAE, and the layers that adapters change."""
+"""What all families share: parts that are loaded, freed and saved one by one, a VAE, and what adapters change."""
 
 from __future__ import annotations
 
 import gc
-import importlib
 import json
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
 from torch import Tensor, nn
-from transformers import T5EncoderModel
+from torch.utils.checkpoint import checkpoint
 from transformers import logging as transformers_logging
 
 from limner.diffusion.process import process_from
 from limner.errors import wrong
 from limner.formats.base import FIELD, Base, weight_files
-from limner.formats.header import read_header
+from limner.formats.known import FAMILIES
+from limner.formats.layout import Names, There
 from limner.formats.original import vae_names
-from limner.models.family import Part, Target
-from limner.models.text import END, EXCLAMATION, load_t5_tokenizer, load_tokenizer
-from limner.models.weights import Names, Weights, build, laid_out
+from limner.models import saving, targets
+from limner.models.encoders import TextEncoder
+from limner.models.family import Keep, Part, Target
+from limner.models.quantized import replace_linears
+from limner.models.swapping import BlockSwap
+from limner.models.weights import Weights, fill, placed
 
 CONFIGS = Path(__file__).parent / "configs"
-_TEXT_BLOCKS = ("CLIPAttention", "CLIPMLP")
-_CLIP_LEVELS = ("embeddings.", "encoder.layers.", "final_layer_norm.")
-_OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
 transformers_logging.set_verbosity_error()
-
-
-@dataclass(frozen=True)
-class TextEncoder:
-    """One of a family's text encoders."""
-
-    name: str
-    """Its folder in a diffusers model, and its name among the family's parts."""
-    tokenizer: str
-    """Its tokenizer's folder."""
-    model: Any
-    """transformers' class."""
-    load_tokenizer: Callable[[Path], Any]
-    in_lora: str = ""
-    """How its layers' names begin in a LoRA file. Empty: it is not adapted."""
-    names: Names | None = None
-    """Its tensors' names in a single file. None: such files are not read."""
-    tied: tuple[str, ...] = ()
-    """Tensors that are others of its own, and in no file."""
-
-
-def clip_l(model: Any, in_lora: str, names: Names | None = None) -> TextEncoder:
-    """CLIP-L, the first text encoder of most families."""
-    return TextEncoder("text_encoder", "tokenizer", model, partial(load_tokenizer, pad=END), in_lora, names)
-
-
-def open_clip(model: Any, number: str, in_lora: str, names: Names | None = None) -> TextEncoder:
-    """An OpenCLIP encoder. `number` ends the folders' names: "" for the first, "_2" for the second."""
-    load = partial(load_tokenizer, pad=EXCLAMATION)
-    return TextEncoder(f"text_encoder{number}", f"tokenizer{number}", model, load, in_lora, names)
-
-
-def t5(number: str) -> TextEncoder:
-    """T5, which is never adapted."""
-    tied = ("encoder.embed_tokens.weight",)  # is `shared.weight`
-    return TextEncoder(f"text_encoder{number}", f"tokenizer{number}", T5EncoderModel, load_t5_tokenizer, tied=tied)
 
 
 class Parts:
     """The members of `models.family.Family` that do not depend on the family; see there for what each promises."""
 
     text_parts: tuple[TextEncoder, ...]
-    denoiser_folder: ClassVar[str]
     denoiser_class: ClassVar[Any]
     denoiser_names: ClassVar[Names]
-    """Its tensors' names in a single file."""
+    """Its tensors' places in a single file."""
     pipeline: ClassVar[str]
     """diffusers' class that reads the whole model."""
     without: ClassVar[dict[str, Any]] = {}
@@ -96,29 +57,41 @@ class Parts:
     denoiser: Any
     vae: Any
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, keep: Keep) -> None:
         assert base.path is not None, "the model must be on this machine"
-        self.base = base
+        self.base, self.keep = base, keep
+        self.device = torch.device("cpu")
+        self.denoiser_folder = FAMILIES[base.family].denoiser
         self.text_encoders: dict[str, nn.Module] = {}
         own = CONFIGS / base.family
         self._configs = base.path if base.layout == "folder" else base.config or own
         scheduler = self._configs / "scheduler" / "scheduler_config.json"
         fallback = own / "scheduler" / "scheduler_config.json"
         self.scheduler = json.loads((scheduler if scheduler.exists() else fallback).read_text(encoding="utf-8"))
+        self.scheduler |= base.described.get("scheduler", {})
         self.process = process_from(self.scheduler, base.prediction)
-        self.tokenizers = {part.name: part.load_tokenizer(self._configs / part.tokenizer) for part in self.text_parts}
+        self.text_parts = tuple(t for t in type(self).text_parts if t.name not in base.absent)
+        self.tokenizers = {t.name: t.load_tokenizer(self._tokenizer_folder(t)) for t in self.text_parts}
+
+    def _tokenizer_folder(self, text: TextEncoder) -> Path:
+        usual = self._configs / text.tokenizer
+        return self.base.t5_tokenizer or usual if text.is_t5 else usual
 
     # --- loading and freeing ---
 
     def load(self, part: Part, dtype: torch.dtype, device: torch.device) -> None:
+        self.device = device
         try:
             if part == "denoiser":
                 self.denoiser = self._load_denoiser(dtype, device)
             elif part == "vae":
-                self.vae = self._load_vae(dtype, device)
+                self.vae = self._load("vae", dtype, device)
+                self.vae.enable_slicing()
+                if self.keep.vae_tiling:
+                    self.vae.enable_tiling()
             else:
                 for text in self.text_parts:
-                    self.text_encoders[text.name] = self._load_text(text, dtype, device)
+                    self.text_encoders[text.name] = self._load(text.name, dtype, device)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -127,39 +100,96 @@ class Parts:
             raise wrong(FIELD, said, "Download the model again.") from error
 
     def _load_denoiser(self, dtype: torch.dtype, device: torch.device) -> Any:
-        return self._build(self.denoiser_class.from_config, self.denoiser_folder, type(self).denoiser_names, dtype, device)
+        denoiser, keep = self._make(self.denoiser_folder), self.keep
+        if keep.quantize != "off":
+            replace_linears(denoiser, keep.quantize, self.layers)
+        blocks = self.blocks_of(denoiser)
+        if keep.swap_blocks > len(blocks):
+            said = f"{keep.swap_blocks} is more than the {len(blocks)} blocks of this model."
+            raise wrong("memory.swap_blocks", said, f"Use at most {len(blocks)}.")
+        swapped = blocks[len(blocks) - keep.swap_blocks :]
+        self._fill(denoiser, self.denoiser_folder, dtype, device, stay_on_cpu=swapped)
+        if swapped:
+            BlockSwap(swapped, device)
+        return denoiser
 
-    def _load_vae(self, dtype: torch.dtype, device: torch.device) -> Any:
-        vae = self._build(AutoencoderKL.from_config, "vae", vae_names, dtype, device)
-        vae.enable_slicing()
-        return vae
+    def blocks_of(self, denoiser: Any) -> list[nn.Module]:
+        """A denoiser's layers in order of use."""
+        raise NotImplementedError
 
-    def _load_text(self, text: TextEncoder, dtype: torch.dtype, device: torch.device) -> Any:
-        return self._build(partial(_text_model, text.model), text.name, text.names, dtype, device, text.tied)
+    def blocks(self) -> list[nn.Module]:
+        return self.blocks_of(self.denoiser)
+
+    def part(self, folder: str, dtype: torch.dtype) -> Any:
+        """The model in this folder of a diffusers model: the one in memory, or else one that is read on the CPU in `dtype`."""
+        if folder == self.denoiser_folder and self.has("denoiser"):
+            return self.denoiser
+        if folder == "vae" and self.has("vae"):
+            return self.vae
+        return self.text_encoders.get(folder) or self._load(folder, dtype, torch.device("cpu"))
+
+    def names(self, folder: str) -> Names:
+        """The rule of a part's places in a single file."""
+        if folder == self.denoiser_folder:
+            return type(self).denoiser_names
+        return vae_names if folder == "vae" else self._text(folder).names
 
     def config(self, folder: str) -> dict[str, Any]:
         """The configuration of a part."""
-        return json.loads((self._configs / folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((self._configs / folder / "config.json").read_text(encoding="utf-8"))
+        return config | self.base.described.get(folder, {})
 
-    def _build(
-        self, make: Any, folder: str, names: Names | None, dtype: torch.dtype, device: torch.device, tied: tuple[str, ...] = ()
-    ) -> Any:
-        path, config = self.base.path, self.config(folder)
-        assert path is not None
-        if self.base.layout == "file":
-            assert names is not None, "recognition refuses single files of this family"
-            weights = Weights([path])
+    def _text(self, folder: str) -> TextEncoder:
+        return next(t for t in self.text_parts if t.name == folder)
+
+    def _make(self, folder: str) -> Any:
+        """A part without weights, on the meta device."""
+        config = self.config(folder)
+        with torch.device("meta"):
+            if folder.startswith("text_encoder"):
+                return self._text(folder).make(config)
+            return (AutoencoderKL if folder == "vae" else self.denoiser_class).from_config(config)
+
+    def _load(self, folder: str, dtype: torch.dtype, device: torch.device) -> Any:
+        model = self._make(folder)
+        self._fill(model, folder, dtype, device)
+        return model
+
+    def _fill(
+        self, model: nn.Module, folder: str, dtype: torch.dtype, device: torch.device, stay_on_cpu: Sequence[nn.Module] = ()
+    ) -> None:
+        """Give a part its weights."""
+        base, prefixes, tied = self.base, FAMILIES[self.base.family].parts[folder].prefixes, ()
+        assert base.path is not None
+        if folder in base.others:
+            files = [base.others[folder]]
+        elif base.layout == "file":
+            files = [base.path]
         else:
-            weights = Weights(weight_files(path, folder))
-            names = partial(_names_in_folder, weights)
-        return build(lambda: make(config), weights, lambda own: names([n for n in own if n not in tied]), dtype, device)
+            files, prefixes = weight_files(base.path, folder), ()
+        weights: Mapping[str, Tensor] = Weights(files)
+        if folder.startswith("text_encoder"):
+            tied = self._text(folder).tied
+            if folder in base.others:
+                weights = _with_projection(weights)
+        names = self.names(folder)
+
+        def places(own: Iterable[str]) -> dict[str, There]:
+            return placed([n for n in own if n not in tied], weights, names, prefixes)
+
+        on_cpu = {id(module) for block in stay_on_cpu for module in block.modules()}
+        cpu = torch.device("cpu")
+        # T5's numbers grow too large for float16 there, and transformers keeps these in float32, too
+        wide = ".wo.weight" if dtype == torch.float16 and folder.startswith("text_encoder") else None
+        fill(
+            model, weights, places, lambda name: torch.float32 if wide and name.endswith(wide) else dtype,
+            lambda module: cpu if id(module) in on_cpu else device,
+        )  # fmt: skip
 
     def empty(self) -> dict[str, Any]:
         """All parts by their folders' names, at the sizes of the configuration, without memory: for plans and names."""
-        classes = {self.denoiser_folder: self.denoiser_class.from_config, "vae": AutoencoderKL.from_config}
-        classes |= {t.name: partial(_text_model, t.model) for t in self.text_parts}
-        with torch.device("meta"):
-            return {folder: make(self.config(folder)) for folder, make in classes.items()}
+        folders = [self.denoiser_folder, "vae", *(t.name for t in self.text_parts)]
+        return {folder: self._make(folder) for folder in folders}
 
     def free(self, part: Part) -> None:
         if part == "denoiser":
@@ -176,14 +206,23 @@ class Parts:
         return bool(self.text_encoders) if part == "text" else hasattr(self, part)
 
     def part_files(self, part: Part) -> list[Path]:
-        path = self.base.path
-        assert path is not None
-        text = [folder for t in self.text_parts for folder in (t.name, t.tokenizer)]
-        folders = {"denoiser": [self.denoiser_folder], "vae": ["vae"], "text": text}[part]
-        if self.base.layout == "file":
-            described = [self.base.config / name for name in folders] if self.base.config else []
-            return [path, *(f for folder in described for f in sorted(folder.glob("*")) if f.suffix in (".json", ".txt"))]
-        return [f for name in folders for f in sorted((path / name).glob("*")) if f.suffix in (".json", ".safetensors", ".txt")]
+        texts = [t.name for t in self.text_parts]
+        out = dict[Path, None]()
+        for folder in {"denoiser": [self.denoiser_folder], "vae": ["vae"], "text": texts}[part]:
+            out |= dict.fromkeys(self._files(folder))
+        if part == "text":
+            for text in self.text_parts:
+                out |= dict.fromkeys(f for f in sorted(self._tokenizer_folder(text).glob("*")) if f.suffix in (".json", ".txt"))
+        return list(out)
+
+    def _files(self, folder: str) -> list[Path]:
+        """The files that decide what a part computes, its tokenizer aside."""
+        base = self.base
+        assert base.path is not None
+        described = [f for f in [self._configs / folder / "config.json"] if base.layout == "folder" or base.config]
+        if folder in base.others:
+            return [*described, base.others[folder]]
+        return [*described, *([base.path] if base.layout == "file" else weight_files(base.path, folder))]
 
     # --- what they compute ---
 
@@ -213,12 +252,16 @@ class Parts:
         return len(tokenizer(caption).input_ids) > tokenizer.model_max_length
 
     def _encode(self, encoder: str, captions: Sequence[str], length: int | None = None, **options: Any) -> Any:
-        model = self.text_encoders[encoder]
+        model: Any = self.text_encoders[encoder]
+        if self._text(encoder).is_t5:
+            # in its own precision, which knows where float16 is too narrow
+            with torch.autocast(model.device.type, enabled=False):
+                return model(self.token_ids(captions, encoder, length).to(model.device), **options)
         return model(self.token_ids(captions, encoder, length).to(next(model.parameters()).device), **options)
 
     def enable_checkpointing(self, *, text: bool) -> None:
         # both libraries recompute in train mode only; of all models only T5 has dropout, and it is not trained
-        self.denoiser.enable_gradient_checkpointing()
+        self.denoiser.enable_gradient_checkpointing(_sparsely(self.keep.checkpoint_every))
         self.denoiser.train()
         for encoder in self.text_encoders.values() if text else ():
             model: Any = encoder
@@ -229,129 +272,49 @@ class Parts:
     # --- what adapters change ---
 
     def adapter_targets(self, convolutions: bool) -> list[Target]:
-        blocks = self.layers + (self.convolutions if convolutions else ())
         out = []
         if self.has("denoiser"):
-            places = self.places_in_lora(self.denoiser.state_dict())
-            for name, layer in _layers_within(self.denoiser, blocks):
-                if name in places:
-                    out.append(Target("denoiser", name, *places[name], layer, _is_spatial(layer)))
+            blocks = self.layers + (self.convolutions if convolutions else ())
+            places = self.places_in_lora([name for name, _ in self.denoiser.named_parameters()])
+            out += targets.denoiser_targets(self.denoiser, self.denoiser_folder, blocks, places)
         for part in self.text_parts if self.has("text") else ():
-            for name, layer in _layers_within(self.text_encoders[part.name], _TEXT_BLOCKS):
-                dotted = f"text_model.{name.removeprefix('text_model.')}"  # every other program expects the level in the name
-                in_file = f"{part.in_lora}_{dotted.replace('.', '_')}"
-                out.append(Target(part.name, name, in_file, None, layer, is_spatial=False))
+            out += targets.text_targets(part, self.text_encoders[part.name])
         return out
 
-    def places_in_lora(self, names: Iterable[str]) -> dict[str, tuple[str, int | None]]:
-        """Module of the denoiser -> its name in a LoRA file, and which of those it is that the file stacks under this name.
-
-        `names` are those of all the denoiser's tensors.
-        """
+    def places_in_lora(self, names: Iterable[str]) -> dict[str, tuple[str, str]]:
+        """Module of the denoiser -> (its name in a LoRA file, its piece). `names` are those of all the denoiser's tensors."""
         if self.lora_layout == "diffusers":
-            return {m: (f"lora_unet_{m.replace('.', '_')}", None) for m in {name.rpartition(".")[0] for name in names}}
-        members = dict[str, list[str]]()
-        for own, there in type(self).denoiser_names(names).items():
-            if own.endswith(".weight"):
-                members.setdefault(there.rpartition(".")[0], []).append(own.removesuffix(".weight"))
-        return {
-            module: (
-                f"lora_unet_{there.removeprefix('model.diffusion_model.').replace('.', '_')}",
-                i if len(stack) > 1 else None,
-            )
-            for there, stack in members.items()
-            for i, module in enumerate(stack)
-        }
+            return targets.by_own_names(names)
+        return targets.by_original_names(type(self).denoiser_names(names))
 
     # --- saving ---
 
-    def _whole(self, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]:
-        """(denoiser, VAE, text encoders), those that are not in memory loaded for saving alone."""
-        cpu = torch.device("cpu")
-        denoiser = self.denoiser if self.has("denoiser") else self._load_denoiser(dtype, cpu)
-        vae = self.vae if self.has("vae") else self._load_vae(dtype, cpu)
-        return denoiser, vae, self.text_encoders or {t.name: self._load_text(t, dtype, cpu) for t in self.text_parts}
-
     def save_file(self, path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
-        assert self.base.prediction != "flow", "refused before the start: some of their tensors lie otherwise in files"
-        denoiser, vae, texts = self._whole(dtype)
-        state = laid_out(denoiser.state_dict(), type(self).denoiser_names, dtype) | laid_out(vae.state_dict(), vae_names, dtype)
-        for text in self.text_parts:
-            assert text.names is not None
-            state |= laid_out(texts[text.name].state_dict(), text.names, dtype)
-        if self.base.layout == "file":  # what such files hold beside the model: the schedule, marks, unused layers
-            assert self.base.path is not None
-            source = Weights([self.base.path])
-            state |= {name: source[name] for name in source if name not in state and not name.startswith("model_ema.")}
-        self.complete(state)
-        save_file(state, path, metadata)
+        saving.save_file_of(self, path, dtype, metadata)
 
     def complete(self, state: dict[str, Tensor]) -> None:
         """Add what other programs expect in a single file and no part of ours holds."""
 
     def save(self, path: Path, dtype: torch.dtype) -> None:
-        denoiser, vae, texts = self._whole(dtype)
-        diffusers = importlib.import_module("diffusers")  # its pipelines: seconds of import that training does not need
-        parts = {t.name: _copy(texts[t.name], dtype) for t in self.text_parts}
-        parts |= {t.tokenizer: self.tokenizers[t.name] for t in self.text_parts}
-        described = (
-            self.scheduler if self.base.prediction == "flow" else {**self.scheduler, "prediction_type": self.base.prediction}
-        )
-        scheduler = getattr(diffusers, self.scheduler_class).from_config(described)
-        parts |= {"vae": _copy(vae, dtype), self.denoiser_folder: _copy(denoiser, dtype), "scheduler": scheduler}
-        getattr(diffusers, self.pipeline)(**parts, **self.without).save_pretrained(path, safe_serialization=True)
-        for text in self.text_parts:
-            for file in (path / text.name).glob("*.safetensors"):
-                _restore_text_model(file)
+        saving.save_folder(self, path, dtype)
 
 
-def _text_model(kind: Any, config: dict[str, Any]) -> Any:
-    return kind(kind.config_class.from_dict(config))
+def _sparsely(every: int) -> Callable[..., Any]:
+    """What diffusers' models call for each layer that can be computed again: does so for every so many-th."""
+    numbers = dict[nn.Module, int]()
+
+    def call(layer: nn.Module, *args: Any) -> Any:
+        if numbers.setdefault(layer, len(numbers)) % every:
+            return layer(*args)
+        return checkpoint(layer, *args, use_reentrant=False)
+
+    return call
 
 
-def _names_in_folder(weights: Mapping[str, Any], own: Iterable[str]) -> dict[str, str]:
-    """The names in a diffusers folder. Others than ours are written by other versions of the libraries."""
-    return {name: _in_folder(name, weights) for name in own}
-
-
-def _in_folder(name: str, weights: Mapping[str, Any]) -> str:
-    if name in weights:
-        return name
-    # transformers >= 5.6 has no `text_model.` level in CLIPTextModel; every file written by others has one
-    if f"text_model.{name}" in weights:
-        return f"text_model.{name}"
-    for new, old in _OLD_ATTENTION.items():  # VAEs written by diffusers < 0.17
-        if new in name and name.replace(new, old) in weights:
-            return name.replace(new, old)
-    return name
-
-
-def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A model's copy on the CPU in another dtype, to be written; the model itself may be in training and stays as it is."""
-    config: Any = model.config
-    with torch.device("meta"):
-        twin = type(model).from_config(config) if hasattr(model, "from_config") else type(model)(config)  # type: ignore
-    twin.load_state_dict({k: v.detach().to("cpu", dtype, copy=True) for k, v in model.state_dict().items()}, assign=True)
-    return twin
-
-
-def _restore_text_model(file: Path) -> None:
-    """Put the level `text_model.` back that transformers >= 5.6 leaves out of CLIP and every other program expects."""
-    if any(k.startswith(_CLIP_LEVELS) for k in read_header(file).tensors):
-        state = load(file.read_bytes())
-        save_file({f"text_model.{k}" if k.startswith(_CLIP_LEVELS) else k: v for k, v in state.items()}, file, {"format": "pt"})
-
-
-def _is_spatial(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
-
-
-def _layers_within(model: nn.Module, blocks: Sequence[str]) -> list[tuple[str, nn.Module]]:
-    """The Linear and Conv2d layers inside blocks of these classes, by name, each once, in order of definition."""
-    found: dict[str, nn.Module] = {}
-    for block_name, block in model.named_modules():
-        if type(block).__name__ in blocks:
-            for name, layer in block.named_modules(prefix=block_name):
-                if isinstance(layer, nn.Linear | nn.Conv2d):
-                    found[name] = layer
-    return list(found.items())
+def _with_projection(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A CLIP's file; where it lacks the projection of the pooled vector, that is the identity (as ComfyUI and diffusers take
+    it)."""
+    name, width = "text_projection.weight", weights.get("text_model.final_layer_norm.weight")
+    if width is None or name in weights:
+        return weights
+    return ChainMap({name: torch.eye(len(width))}, weights)  # type: ignore[arg-type]

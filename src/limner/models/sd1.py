@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from transformers import CLIPTextModel
 
-from limner.formats.original import text_names
-from limner.models.parts import clip_l
+from limner.models.encoders import clip_l
 from limner.models.stable_diffusion import StableDiffusion
 
 
 class StableDiffusion1(StableDiffusion):
     """The family `sd1`."""
 
-    text_parts = (clip_l(CLIPTextModel, "lora_te", text_names),)
+    text_parts = (clip_l(CLIPTextModel, "lora_te"),)

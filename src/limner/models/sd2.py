@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from limner.formats.openclip import openclip_names
 from limner.formats.original import OPEN_TEXT
-from limner.models.parts import open_clip
+from limner.models.encoders import open_clip
 from limner.models.stable_diffusion import StableDiffusion
 
-_NAMES = partial(openclip_names, prefix=OPEN_TEXT)
 _LAYERS = f"{OPEN_TEXT}transformer.resblocks."
 
 
 class StableDiffusion2(StableDiffusion):
     """The family `sd2`. Its text encoder's configuration has one layer fewer than the weights, so that the last one counts."""
 
-    text_parts = (open_clip(CLIPTextModel, "", "lora_te", _NAMES),)
+    text_parts = (open_clip(CLIPTextModel, "", "lora_te"),)
 
     def complete(self, state: dict[str, Tensor]) -> None:
         # readers of single files build one layer more than they look at; what it holds does not matter

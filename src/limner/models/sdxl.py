@@ -7,21 +7,15 @@ it gets bigG's pooled vector and six numbers: the picture's height and width, to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from limner.formats.openclip import openclip_names
-from limner.formats.original import SDXL_OPEN_TEXT, SDXL_TEXT, text_names
+from limner.models.encoders import clip_l, open_clip
 from limner.models.family import Conditioning
-from limner.models.parts import clip_l, open_clip
 from limner.models.stable_diffusion import StableDiffusion
-
-_CLIP = partial(text_names, prefix=SDXL_TEXT)
-_OPENCLIP = partial(openclip_names, prefix=SDXL_OPEN_TEXT)
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -29,8 +23,8 @@ class StableDiffusionXL(StableDiffusion):
 
     pipeline = "StableDiffusionXLPipeline"
     text_parts = (
-        clip_l(CLIPTextModel, "lora_te1", _CLIP),
-        open_clip(CLIPTextModelWithProjection, "_2", "lora_te2", _OPENCLIP),
+        clip_l(CLIPTextModel, "lora_te1"),
+        open_clip(CLIPTextModelWithProjection, "_2", "lora_te2"),
     )
     without: ClassVar[dict[str, Any]] = {}
     lora_layout = "original"

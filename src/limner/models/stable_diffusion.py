@@ -16,7 +16,6 @@ from limner.models.parts import Parts
 class StableDiffusion(Parts):
     """See `models.family.Family`."""
 
-    denoiser_folder = "unet"
     denoiser_class = UNet2DConditionModel
     denoiser_names = staticmethod(unet_names)
     pipeline = "StableDiffusionPipeline"
@@ -32,5 +31,5 @@ class StableDiffusion(Parts):
     def predict(self, noisy: Tensor, timesteps: Tensor, cond: Conditioning) -> Tensor:
         return self.denoiser(noisy, timesteps, encoder_hidden_states=cond["text"], return_dict=False)[0]
 
-    def blocks(self) -> list[nn.Module]:
-        return [*self.denoiser.down_blocks, self.denoiser.mid_block, *self.denoiser.up_blocks]
+    def blocks_of(self, denoiser: Any) -> list[nn.Module]:
+        return [*denoiser.down_blocks, denoiser.mid_block, *denoiser.up_blocks]

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from limner.errors import wrong
+from limner.formats.base import T5_TOKENIZER
 
 END = 49407
 """The token that ends a text. CLIP-L fills up with it, too."""
@@ -42,7 +43,7 @@ def load_tokenizer(folder: Path, pad: int) -> CLIPTokenizer:
 
 def load_t5_tokenizer(folder: Path) -> T5Tokenizer:
     """T5's tokenizer from a model's folder. Raises UserError if it is not there: it does not come with Limner."""
-    remedy = "Put tokenizer.json of google/t5-v1_1-xxl there."
+    remedy = f"Put {T5_TOKENIZER}, there."
     if not (folder / "tokenizer.json").is_file():
         raise wrong("model.base", f"T5's tokenizer is missing: {folder / 'tokenizer.json'}.", remedy)
     try:

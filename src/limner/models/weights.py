@@ -14,8 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from limner.formats.openclip import is_transposed
-from limner.formats.original import original_shape
+from limner.formats.layout import Lies, Names, There
 
 
 class Weights(Mapping[str, Tensor]):
@@ -37,32 +36,42 @@ class Weights(Mapping[str, Tensor]):
         return len(self._where)
 
 
-Names = Callable[[Iterable[str]], Mapping[str, str]]
-"""All names of a model's tensors -> for each its name in the file. Those that share one there are its rows, in this order."""
+def fill(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    places: Names,
+    dtype_of: Callable[[str], torch.dtype],
+    device_of: Callable[[nn.Module], torch.device],
+) -> None:
+    """Give a model on the meta device its weights; then it is frozen and in eval mode.
 
-
-def build(
-    make: Callable[[], nn.Module], weights: Mapping[str, Tensor], names: Names, dtype: torch.dtype, device: torch.device
-) -> Any:
-    """A model with its weights, frozen and in eval mode. Raises ValueError that names what is missing or misshapen."""
-    with torch.device("meta"):
-        model = make()
-    own, together = model.state_dict(), dict[str, list[str]]()
-    for name, there in names(own).items():
+    `dtype_of` is asked for each tensor's name, `device_of` for each module. Modules that store their weight otherwise have a
+    method `take` for it. Raises ValueError that names what is missing or misshapen.
+    """
+    own, together = model.state_dict(), dict[There, list[str]]()
+    for name, there in places(own).items():
         together.setdefault(there, []).append(name)
-    if lacking := sorted(together.keys() - weights.keys()):
+    if lacking := sorted({there.name for there in together} - weights.keys()):
         raise ValueError(f"{len(lacking)} tensors are missing, the first is {lacking[0]}")
     state = {}
     for there, members in together.items():
-        whole = weights[there].T if is_transposed(there) else weights[there]
+        whole = _turned(_read(weights, there.name, dtype_of(members[0])), there.lies)
         needed = sum(own[m].numel() for m in members)
         if whole.numel() != needed:
-            raise ValueError(f"{there} has shape {tuple(whole.shape)}, {needed} numbers are needed")
+            raise ValueError(f"{there.name} has shape {tuple(whole.shape)}, {needed} numbers are needed")
         parts = whole.split([len(own[m]) for m in members]) if len(members) > 1 else [whole]
         for member, part in zip(members, parts, strict=True):
+            module, kept = (
+                model.get_submodule(member.rpartition(".")[0]),
+                dtype_of(member) if part.is_floating_point() else part.dtype,
+            )
             # a copy always: a mapped file may be replaced under our feet
-            kept = dtype if part.is_floating_point() else part.dtype
-            state[member] = part.reshape(own[member].shape).contiguous().to(device, kept, copy=True)
+            tensor = part.reshape(own[member].shape).contiguous().to(device_of(module), kept, copy=True)
+            if hasattr(module, "take") and member.endswith(".weight"):
+                module.take(tensor)  # type: ignore[operator]
+                own.pop(member)
+            else:
+                state[member] = tensor
     model.load_state_dict(state, strict=False, assign=True)
     if own.keys() - state.keys():
         model.tie_weights()  # type: ignore[operator]
@@ -70,18 +79,65 @@ def build(
         if buffer.is_meta:  # in no file: transformers makes it when a model is built
             assert name.endswith("position_ids"), name
             owner = model.get_submodule(name.rpartition(".")[0])
-            owner.register_buffer("position_ids", torch.arange(buffer.shape[-1], device=device)[None], persistent=False)
-    return model.eval().requires_grad_(False)
+            numbers = torch.arange(buffer.shape[-1], device=device_of(owner))
+            owner.register_buffer("position_ids", numbers[None], persistent=False)
+    model.eval().requires_grad_(False)
+
+
+def _read(weights: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
+    """A tensor of the file; one that ComfyUI scaled to fit into 8 bits, at its own size again."""
+    scale = f"{name.removesuffix('weight')}scale_weight"
+    if name.endswith(".weight") and scale in weights:
+        return weights[name].to(dtype) * weights[scale].to(dtype)
+    return weights[name]
+
+
+def _turned(tensor: Tensor, lies: Lies) -> Tensor:
+    """From how it lies in the file to how it lies in the model, and back."""
+    if lies == "transposed":
+        return tensor.T
+    return torch.cat(tensor.chunk(2)[::-1]) if lies == "swapped" else tensor
 
 
 def laid_out(state: Mapping[str, Tensor], names: Names, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The inverse of `build`: a model's tensors as they stand in a file, on the CPU in `dtype`, copies where need be."""
-    together = dict[str, list[Tensor]]()
+    """The inverse of `fill`: a model's tensors as they stand in a file, on the CPU in `dtype`, copies where need be."""
+    together = dict[There, list[Tensor]]()
     for name, there in names(state).items():
         together.setdefault(there, []).append(state[name].detach().to("cpu", dtype))
     out = {}
     for there, parts in together.items():
-        whole = torch.cat(parts) if len(parts) > 1 else parts[0]
-        whole = whole.T if is_transposed(there) else whole
-        out[there] = whole.reshape(original_shape(there, tuple(whole.shape))).contiguous()
+        whole = _turned(torch.cat(parts) if len(parts) > 1 else parts[0], there.lies)
+        is_linear = there.lies == "pointwise" and whole.ndim == 2
+        out[there.name] = (whole[..., None, None] if is_linear else whole).contiguous()
     return out
+
+
+def placed(own: Iterable[str], weights: Mapping[str, Any], names: Names | None, prefixes: Sequence[str]) -> dict[str, There]:
+    """Where a model's tensors lie among `weights`: by `names` behind one of the prefixes, or as diffusers' folders have it,
+    whichever fits best."""
+    own = list(own)
+    options = [{name: There(_in_folder(name, weights)) for name in own}]
+    original = names(own) if names is not None and prefixes else {}
+    options += [with_prefix(original, prefix) for prefix in prefixes]
+    return max(options, key=lambda places: sum(there.name in weights for there in places.values()))
+
+
+def with_prefix(places: Mapping[str, There], prefix: str) -> dict[str, There]:
+    """The places of one part in a file that holds several."""
+    return {name: There(prefix + there.name, there.lies) for name, there in places.items()}
+
+
+_OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+
+
+def _in_folder(name: str, weights: Mapping[str, Any]) -> str:
+    """The name in a diffusers folder. Others than ours are written by other versions of the libraries."""
+    if name in weights:
+        return name
+    # transformers >= 5.6 has no `text_model.` level in CLIPTextModel; every file written by others has one
+    if f"text_model.{name}" in weights:
+        return f"text_model.{name}"
+    for new, old in _OLD_ATTENTION.items():  # VAEs written by diffusers < 0.17
+        if new in name and name.replace(new, old) in weights:
+            return name.replace(new, old)
+    return name

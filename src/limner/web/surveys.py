@@ -16,7 +16,7 @@ from limner.config import files as config_files
 from limner.data.likeness import Looks, Search
 from limner.data.survey import Survey, survey
 from limner.errors import wrong
-from limner.formats.base import recognise
+from limner.formats.base import base_of
 from limner.web import places
 from limner.web.context import Context
 
@@ -70,7 +70,7 @@ class Surveys:
                 made, writes = self._kept.get(key), self._writes
             if made is not None and time.monotonic() - made[0] < _FRESH_SECONDS and _times(made[1]) == made[1]:
                 return made[2]
-            found = survey(config, recognise(config.model.base), self.allowing())
+            found = survey(config, base_of(config.model), self.allowing())
             folders = {str(found.folder), *(os.path.dirname(row.picture.path) for row in found.rows)}
             self._keep(key, (time.monotonic(), _times(folders), found), writes)
             return found

@@ -1,0 +1,201 @@
+"""What a single file holds, told from its header: the family, its variant, which parts. And the parts' files beside it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+from limner.errors import UserError, wrong
+from limner.formats.header import Header, TensorInfo, read_header
+from limner.formats.known import FAMILIES, Known, Prediction, Stored
+from limner.formats.original import UNET
+
+_CHECKPOINTS = ("diffusion_models", "unet", "checkpoints", "Stable-diffusion")
+"""Where ComfyUI and A1111 keep models; the folders of parts are their neighbours."""
+_PARTS = ("vae", "VAE", "text_encoders", "clip", "text_encoder")
+_MOST_BESIDE = 200
+
+
+def family_of(header: Header, described: tuple[str, int] | None = None) -> str:
+    """What a single file holds, in words, or a key of `FAMILIES` if it is a base model: by its tensors' names and widths.
+
+    `described` is, for models of unusual shape, the family and the width of the captions' vectors that the UNet attends to.
+    """
+    names = header.tensors
+    if any(n.startswith(("lora_unet_", "lora_te", "lora_transformer_")) or ".lora_" in n for n in names):
+        return "a LoRA"
+    for family, known in FAMILIES.items():
+        if not known.text_width and prefix_of(header, known.parts[known.denoiser]) is not None:
+            return family
+    widths = {info.shape[1] for n, info in names.items() if _takes_text(n, info)}
+    if not widths:
+        return _part_alone(header)
+    width = max(widths)
+    widths_of = dict([described]) if described else {f: known.text_width for f, known in FAMILIES.items() if known.text_width}
+    family = next((f for f, usual in widths_of.items() if usual == width), None)
+    if family is None:
+        if width == 1280 and not described:
+            return "SDXL's refiner"
+        usual = ", ".join(f"{width} ({f})" for f, width in widths_of.items())
+        return f"a model with text width {width} instead of {usual}"
+    first = names.get(f"{UNET}input_blocks.0.0.weight")
+    if first is None or len(first.shape) != 4 or first.shape[1] != 4:
+        return f"an inpainting or damaged {FAMILIES[family].title} model"
+    return family
+
+
+def _part_alone(header: Header) -> str:
+    for known in FAMILIES.values() if not any(n.startswith(UNET) for n in header.tensors) else ():
+        for name, part in known.parts.items():
+            if name != known.denoiser and prefix_of(header, part) is not None:
+                return f"a {part.title} and nothing else"
+    return "no checkpoint that Limner recognises"
+
+
+def _takes_text(name: str, info: TensorInfo) -> bool:
+    return name.startswith(UNET) and name.endswith(".attn2.to_k.weight") and len(info.shape) == 2
+
+
+def prediction_of(header: Header) -> Prediction | None:
+    """What the denoiser predicts, if the file says it: in Stability's metadata, or by SDXL's marks `v_pred`."""
+    said = header.metadata.get("modelspec.prediction_type")
+    if said in ("v", "v_prediction") or "v_pred" in header.tensors:
+        return "v_prediction"
+    return "epsilon" if said == "epsilon" else None
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def prefix_of(header: Header, part: Stored) -> str | None:
+    """The first words of a part's names in a file, None if the part is not in it."""
+    return next((p for p in part.prefixes if p + part.marker in header.tensors), None)
+
+
+def parts_inside(path: Path, known: Known, field: str, *, is_usual: bool) -> list[str]:
+    """The parts that a single file holds. Raises UserError if one of them, of the usual size, is not whole."""
+    header, inside = read_header(path, field), []
+    for name, part in known.parts.items():
+        prefix = prefix_of(header, part)
+        if prefix is None:
+            continue
+        inside.append(name)
+        if is_usual and (fault := _fault(header, part, prefix)):
+            raise wrong(field, f"{path.name}: {fault}", "Download the model again.")
+    return inside
+
+
+def check_part(path: Path, part: Stored, field: str) -> None:
+    """Raises UserError unless a file holds this part."""
+    if not path.is_file():
+        raise wrong(field, f"{path} is not a file.", f"Give the path of the {part.title}'s .safetensors file.")
+    header = read_header(path, field)
+    # transformers >= 5.6 writes CLIP without the level that everybody else has
+    if prefix_of(header, part) is None and part.marker.removeprefix("text_model.") not in header.tensors:
+        raise wrong(field, f"{path.name} holds no {part.title}.", f"Give the path of the {part.title}'s .safetensors file.")
+
+
+def _fault(header: Header, part: Stored, prefix: str) -> str | None:
+    """What is missing of a part, in words."""
+    names = [n.removeprefix(prefix) for n in header.tensors if n.startswith(prefix)]
+    if part.count:
+        # in a file of its own nothing tells them from others; names are then compared when it is loaded
+        lacking = part.count - len(names)
+        return f"{lacking} of the {part.count} tensors of the {part.title} are missing." if lacking > 0 else None
+    # some blocks of SD 3.5 medium attend twice
+    blocks = Counter(".".join(n.split(".")[:2]) for n in names if "_blocks." in n and ".attn2." not in n)
+    most = Counter[str]()
+    for block, count in blocks.items():
+        most[block.split(".")[0]] = max(most[block.split(".")[0]], count)
+    for block, count in blocks.items():
+        kind, number = block.split(".")
+        is_last = kind == "joint_blocks" and f"{kind}.{int(number) + 1}" not in blocks  # its text side leads nowhere
+        if count < most[kind] and not is_last:
+            return f"{most[kind] - count} tensors of {block} are missing."
+    return None
+
+
+def beside(path: Path, wanted: Mapping[str, Stored]) -> dict[str, Path]:
+    """The files that hold the wanted parts, in the model's folder or where ComfyUI and A1111 keep them; of several the largest.
+
+    The width of their marker must be the family's, so that no other model's part is taken.
+    """
+    looked_for = {name: part for name, part in wanted.items() if part.width}
+    if not looked_for:
+        return {}
+    folders = [path.parent]
+    if path.parent.name in _CHECKPOINTS:
+        folders += [path.parent.parent / name for name in _PARTS]
+    files = [f for folder in folders for f in _safetensors(folder) if f != path][:_MOST_BESIDE]
+    found = dict[str, Path]()
+    for file in sorted(files, key=lambda f: (-f.stat().st_size, f.name)):
+        try:
+            header = read_header(file)
+        except UserError:
+            continue  # not asked for, so nothing is said of it
+        for name, part in looked_for.items():
+            info = header.tensors.get(part.marker)
+            if name not in found and info is not None and info.shape[1:2] == (part.width,):
+                found[name] = file
+    return found
+
+
+def _safetensors(folder: Path) -> list[Path]:
+    try:
+        return sorted(Path(e.path) for e in os.scandir(folder) if e.name.endswith(".safetensors") and e.is_file())
+    except OSError:
+        return []
+
+
+# --- variants ---------------------------------------------------------------------------------------------------------
+
+
+def variant(family: str, header: Header, name: str) -> dict[str, dict[str, Any]]:
+    """What the shapes of a transformer say of it, as entries of its configuration (and of the schedule that goes with it).
+
+    Raises UserError if it takes more than noisy pictures.
+    """
+    part = FAMILIES[family].parts["transformer"]
+    prefix = prefix_of(header, part)
+    assert prefix is not None
+    shapes = {n.removeprefix(prefix): info.shape for n, info in header.tensors.items() if n.startswith(prefix)}
+    found, takes = (_sd3 if family == "sd3" else _flux)(shapes)
+    if takes:
+        raise wrong(
+            "model.base", f"{name} takes more than noisy pictures, and cannot be trained yet.", "Choose the plain model."
+        )
+    return found
+
+
+def _count(shapes: Mapping[str, Any], blocks: str) -> int:
+    return len({n.split(".")[1] for n in shapes if n.startswith(f"{blocks}.")})
+
+
+def _flux(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, dict[str, Any]], bool]:
+    told = "guidance_in.in_layer.weight" in shapes
+    transformer = {
+        "num_layers": _count(shapes, "double_blocks"),
+        "num_single_layers": _count(shapes, "single_blocks"),
+        "guidance_embeds": told,
+    }
+    # schnell, which is told no guidance, was distilled without a shift
+    scheduler = {} if told else {"shift": 1.0, "use_dynamic_shifting": False}
+    return {"transformer": transformer, "scheduler": scheduler}, shapes.get("img_in.weight", (0, 64))[1] != 64
+
+
+def _sd3(shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, dict[str, Any]], bool]:
+    first = shapes.get("x_embedder.proj.weight", (1536, 16))
+    twice = sorted({int(n.split(".")[1]) for n in shapes if ".x_block.attn2." in n})
+    transformer = {
+        "num_layers": _count(shapes, "joint_blocks"),
+        "num_attention_heads": first[0] // 64,
+        "caption_projection_dim": first[0],
+        "pos_embed_max_size": isqrt(shapes.get("pos_embed", (1, 192**2))[1]),
+        "qk_norm": "rms_norm" if "joint_blocks.0.x_block.attn.ln_q.weight" in shapes else None,
+        "dual_attention_layers": twice,
+    }
+    return {"transformer": transformer}, first[1] != 16

@@ -1,0 +1,78 @@
+"""Whole models written: as a single file in the family's original layout, or as a diffusers folder."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+
+from limner.formats.header import read_header
+from limner.formats.known import FAMILIES
+from limner.models.weights import Weights, laid_out, with_prefix
+
+if TYPE_CHECKING:
+    from limner.models.parts import Parts
+
+_CLIP_LEVELS = ("embeddings.", "encoder.layers.", "final_layer_norm.")
+
+
+def save_file_of(family: Parts, path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
+    """Write a single file: of a single file the parts that it held, of a folder those that such files usually hold."""
+    base, state = family.base, dict[str, Tensor]()
+    assert base.path is not None
+    source = Weights([base.path]) if base.layout == "file" else {}
+    for folder, part in FAMILIES[base.family].parts.items():
+        if base.layout == "file":
+            prefix = next((p for p in part.prefixes if p + part.marker in source), None)
+        else:
+            prefix = None if part.is_apart else part.prefixes[0]
+        if prefix is None or folder in base.absent:
+            continue
+        model, names = family.part(folder, dtype), family.names(folder)
+        state |= laid_out(model.state_dict(), lambda own, names=names, p=prefix: with_prefix(names(own), p), dtype)
+    # what such files hold beside the model: the schedule, marks, unused layers
+    state |= {name: source[name] for name in source if name not in state and not _is_left_out(name)}
+    family.complete(state)
+    save_file(state, path, metadata)
+
+
+def _is_left_out(name: str) -> bool:
+    """Averages of former training, and the scales of numbers that are whole again."""
+    return name.startswith("model_ema.") or name.endswith((".scale_weight", ".scale_input", "scaled_fp8"))
+
+
+def save_folder(family: Parts, path: Path, dtype: torch.dtype) -> None:
+    """Write a diffusers folder."""
+    diffusers = importlib.import_module("diffusers")  # its pipelines: seconds of import that training does not need
+    base, parts = family.base, dict[str, Any]()
+    for folder in FAMILIES[base.family].parts:
+        parts[folder] = None if folder in base.absent else _copy(family.part(folder, dtype), dtype)
+    for text in family.text_parts:
+        parts[text.tokenizer] = family.tokenizers[text.name]
+    parts |= {name.replace("text_encoder", "tokenizer"): None for name in base.absent}
+    described = family.scheduler if base.prediction == "flow" else {**family.scheduler, "prediction_type": base.prediction}
+    parts["scheduler"] = getattr(diffusers, family.scheduler_class).from_config(described)
+    getattr(diffusers, family.pipeline)(**parts, **family.without).save_pretrained(path, safe_serialization=True)
+    for text in family.text_parts:
+        for file in (path / text.name).glob("*.safetensors"):
+            _restore_text_model(file)
+
+
+def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A model's copy on the CPU in another dtype, to be written; the model itself may be in training and stays as it is."""
+    config: Any = model.config
+    with torch.device("meta"):
+        twin = type(model).from_config(config) if hasattr(model, "from_config") else type(model)(config)  # type: ignore
+    twin.load_state_dict({k: v.detach().to("cpu", dtype, copy=True) for k, v in model.state_dict().items()}, assign=True)
+    return twin
+
+
+def _restore_text_model(file: Path) -> None:
+    """Put the level `text_model.` back that transformers >= 5.6 leaves out of CLIP and every other program expects."""
+    if any(k.startswith(_CLIP_LEVELS) for k in read_header(file).tensors):
+        state = load(file.read_bytes())
+        save_file({f"text_model.{k}" if k.startswith(_CLIP_LEVELS) else k: v for k, v in state.items()}, file, {"format": "pt"})

@@ -1,0 +1,220 @@
+"""Parts kept in memory otherwise: the same numbers where that is promised, near ones where it is not."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tiny
+from limner.adapters.lora import LoraAdapter
+from limner.config import Lora
+from limner.errors import UserError
+from limner.formats.base import recognise
+from limner.models import family as families
+from limner.models import quantized
+from limner.models.family import Keep
+from limner.models.quantized import QuantizedLinear
+from limner.models.swapping import BlockSwap
+
+CPU = torch.device("cpu")
+FAMILIES = ("sd1", "sdxl", "sd3", "flux")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("models") / request.param / "m", family=request.param)
+
+
+def step(folder: Path, keep: Keep, *, checkpointing: bool) -> tuple[Any, Tensor, list[Tensor]]:
+    """(the family, its prediction, the LoRA's gradients) of one training step."""
+    family = families.make(recognise(str(folder)), keep)
+    for part in ("text", "denoiser"):
+        family.load(part, torch.float32, CPU)
+    adapter = LoraAdapter(Lora(rank=2))
+    adapter.attach(family, 1)
+    params = [p for _, layer in adapter.layers.values() for p in layer.parameters()]
+    with torch.no_grad():
+        rng = torch.Generator().manual_seed(2)
+        for p in params:
+            p.add_(torch.randn(p.shape, generator=rng) * 0.1)
+    if checkpointing:
+        family.enable_checkpointing(text=False)
+    noisy = torch.randn(2, family.base.latent_channels, 12, 16, generator=torch.Generator().manual_seed(3))
+    told = {"geometry": torch.tensor([[40.0, 60, 0, 6, 24, 32]] * 2), "guidance": torch.tensor([1.0, 3.5])}
+    with torch.no_grad():
+        cond = family.encode_captions(["a cat", "two dogs"]) | told
+    pred = family.predict(noisy, torch.tensor([450, 801]), cond)
+    pred.square().mean().backward()
+    return family, pred.detach(), [p.grad for p in params if p.grad is not None]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_computing_again_changes_nothing(folder: Path, every: int):
+    _, pred, grads = step(folder, Keep(), checkpointing=False)
+    family, again, same = step(folder, Keep(checkpoint_every=every), checkpointing=True)
+    assert torch.equal(pred, again) and len(grads) == len(same) > 0
+    assert all(torch.equal(a, b) for a, b in zip(grads, same, strict=True))
+    del family
+
+
+def test_every_other_layer_is_computed_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    from limner.models import parts
+
+    asked = []
+    real = parts.checkpoint
+    monkeypatch.setattr(parts, "checkpoint", lambda layer, *a, **k: asked.append(layer) or real(layer, *a, **k))
+    step(folder, Keep(), checkpointing=True)
+    every, asked = len(asked), asked.clear() or asked
+    step(folder, Keep(checkpoint_every=2), checkpointing=True)
+    assert len(asked) == -(-every // 2) < every
+
+
+def test_swapped_blocks_compute_the_same(folder: Path):
+    _, pred, grads = step(folder, Keep(), checkpointing=True)
+    count = len(families.make(recognise(str(folder)), Keep()).blocks_of(blank(folder)))  # type: ignore[attr-defined]
+    for number in (1, count):
+        _, again, same = step(folder, Keep(swap_blocks=number), checkpointing=True)
+        assert torch.equal(pred, again) and all(torch.equal(a, b) for a, b in zip(grads, same, strict=True))
+    with pytest.raises(UserError, match=rf"{count + 1} is more than the {count} blocks"):
+        step(folder, Keep(swap_blocks=count + 1), checkpointing=True)
+
+
+def blank(folder: Path) -> Any:
+    return families.make(recognise(str(folder)), Keep())._make(("unet", "transformer")[(folder / "transformer").exists()])  # type: ignore[attr-defined]
+
+
+class Chain(nn.Module):
+    """Eight blocks, each computed again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16).eval()) for _ in range(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False).tanh()  # type: ignore[union-attr]
+        return x
+
+
+class Watched(BlockSwap):
+    """Counts what is on the device."""
+
+    def __init__(self, *args: Any) -> None:
+        self.alive: list[weakref.ref[Tensor]] = []
+        self.most = self.fetched = 0
+        super().__init__(*args)
+
+    def _fetch(self, number: int) -> list[Tensor]:
+        here = super()._fetch(number)
+        gc.collect()
+        self.alive = [r for r in self.alive if r() is not None] + [weakref.ref(t.untyped_storage()) for t in here[:1]]  # type: ignore[arg-type]
+        self.most, self.fetched = max(self.most, len(self.alive)), self.fetched + 1
+        return here
+
+
+def test_few_blocks_are_here_at_once_and_none_is_written_back():
+    torch.manual_seed(0)
+    model = Chain().requires_grad_(False)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x = torch.randn(4, 16, requires_grad=True)
+    model(x).sum().backward()
+    plain, x.grad = x.grad, None
+    swap = Watched(list(model.blocks), CPU)
+    for _ in range(3):
+        x.grad = None
+        model(x).sum().backward()
+        assert torch.equal(x.grad, plain)
+    assert swap.most <= 3 and swap.fetched < 3 * 2 * 8 + 8  # one is used, one comes, one may not be let go yet
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    homes = {t.data_ptr() for block in swap._home for t in block}
+    assert {p.data_ptr() for p in model.state_dict().values()} == homes
+
+
+@pytest.mark.parametrize(("kind", "near"), [("fp8", 0.05), ("int8", 0.02), ("nf4", 0.25)])
+def test_a_quantized_base(folder: Path, kind: Any, near: float):
+    """Near the whole one; and exactly what whole weights of the stored values would give."""
+    _, pred, grads = step(folder, Keep(), checkpointing=False)
+    family, found, other = step(folder, Keep(quantize=kind), checkpointing=True)
+    assert 0 < (found - pred).abs().max() < near * pred.abs().max()
+    assert len(other) == len(grads)
+    stored = [m for m in family.denoiser.modules() if isinstance(m, nn.Linear) and type(m) is not nn.Linear]
+    inside = [t for t in family.adapter_targets(convolutions=False) if t.part == "denoiser" and isinstance(t.module, nn.Linear)]
+    assert {id(t.module) for t in inside} <= {id(m) for m in stored}
+
+
+@pytest.mark.parametrize(("kind", "bits", "step"), [("fp8", 8, 2**-4), ("int8", 8, 1 / 254), ("nf4", 4.5, 0.153)])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_quantized_layer(kind: Any, bits: float, step: float, precision: torch.dtype):
+    torch.manual_seed(0)
+    weight = torch.randn(24, 80) * torch.logspace(-6, 2, 24)[:, None]  # rows of very different size
+    weight[3] = 0
+    layer = QuantizedLinear(80, 24, True, kind)
+    layer.take(weight.to(precision))
+    stored = layer.weight.nbytes + (layer.scale.nbytes if kind == "nf4" else 0)
+    assert stored * 8 <= bits * weight.numel() * (1.12 if kind == "nf4" else 1)  # scales in float32, and the last group
+    whole = layer.whole(torch.float32)
+    # of the largest that shares its scale: a row, or for nf4 a group of 64 that may reach into the next row
+    largest = weight.abs().amax(1, keepdim=True)
+    largest = torch.maximum(largest, largest.roll(-1)) if kind == "nf4" else largest
+    largest = torch.maximum(largest, largest.roll(1)) if kind == "nf4" else largest
+    assert ((whole - weight).abs() <= (step + 2**-7) * largest).all()
+    x = torch.randn(2, 5, 80, dtype=precision, requires_grad=True)
+    with torch.no_grad():
+        layer.bias.data = layer.bias.to(precision)
+    y = layer(x)
+    expected = F.linear(x, layer.whole(precision), layer.bias)
+    assert torch.equal(y, expected) and y.dtype == precision
+    grad = torch.randn_like(y)
+    [found], [wanted] = torch.autograd.grad(y, x, grad), torch.autograd.grad(expected, x, grad)
+    assert torch.allclose(found, wanted, rtol=1e-5 if precision == torch.float32 else 2e-2, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+
+
+def test_the_levels_of_nf4_are_a_normal_distributions():
+    """QLoRA's rule (arXiv:2305.14314, eq. 4): halves of equal quantiles, 8 below zero and 9 from zero on, scaled to 1."""
+    offset = 0.9677083
+    normal = torch.distributions.Normal(0.0, 1.0)
+    above = normal.icdf(torch.linspace(offset, 0.5, 9, dtype=torch.float64)[:-1])
+    below = -normal.icdf(torch.linspace(offset, 0.5, 8, dtype=torch.float64)[:-1])
+    levels = torch.cat([below, torch.zeros(1, dtype=torch.float64), above.flip(0)]) / above.max()
+    assert (levels.float() - quantized._LEVELS).abs().max() < 1e-6
+
+
+def test_vae_in_tiles_and_in_bf16(folder: Path):
+    pixels = torch.randn(1, 3, 64, 80, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    found = []
+    for keep in (Keep(), Keep(vae_tiling=True), Keep(vae_dtype=torch.bfloat16)):
+        family = families.make(recognise(str(folder)), keep)
+        family.load("vae", keep.vae_dtype, CPU)
+        with torch.no_grad():
+            mean, _ = family.encode_pixels(pixels)
+            found.append((mean, family.decode_latents(mean)))
+    for mean, picture in found[1:]:
+        assert mean.dtype == torch.float32 and mean.shape == found[0][0].shape
+        assert 0 < (mean - found[0][0]).abs().mean() < 0.3 * found[0][0].abs().mean()
+        assert picture.shape == pixels.shape
+
+
+def test_t5_keeps_what_float16_is_too_narrow_for(tmp_path: Path):
+    family = families.make(recognise(str(tiny.build(tmp_path / "m", family="flux"))), Keep())
+    family.load("text", torch.float16, CPU)
+    dtypes = {n.split(".")[-2]: p.dtype for n, p in family.text_encoders["text_encoder_2"].named_parameters()}
+    assert dtypes["wo"] == torch.float32 and dtypes["wi_0"] == dtypes["q"] == torch.float16
+
+
+def test_keep_is_what_the_configuration_says():
+    from limner.config import files
+    from limner.engine.prepare import keep_of
+
+    given = {"memory": {"quantize": "int8", "swap_blocks": 3, "checkpoint_every": 2, "vae_dtype": "bf16", "vae_tiling": True}}
+    assert keep_of(files.build(given, {})) == Keep("int8", 3, 2, torch.bfloat16, True)
+    assert keep_of(files.build({}, {})) == replace(Keep(), vae_dtype=torch.float32)
