@@ -206,6 +206,7 @@ TRICKS: dict[str, tuple[bytes, str]] = {
     "half a pair": (b"\x80\x02}(Nu.", "fills what is no table"),
     "no stack": (b"\x80\x02a.", "damaged"),
     "no mark": (b"\x80\x02Nt.", "damaged"),
+    "a mark kept": (b"\x80\x02}(q\x00u.", "damaged"),
     "an empty memo": (b"\x80\x02h\x05.", "damaged"),
     "no end": (b"\x80\x02}", "damaged"),
     "nothing": (b"", "damaged"),
@@ -223,11 +224,12 @@ def test_tricks(name: str, tmp_path: Path) -> None:
     assert re.search(said, refused(packed(tmp_path / "x.ckpt", code)))
 
 
+COLLIDING = (1 << 61) - 1  # its multiples all have the hash 0
 BOMBS: dict[str, tuple[bytes, str]] = {
     "a key whose hash takes for ever": (b"\x80\x02})q\x00" + b"h\x00\x86q\x00" * 60 + b"Ns.", "neither a text nor"),
     "a key that is a million deep": (b"\x80\x02})" + b"\x85" * (MAX_OPCODES - 9) + b"Ns.", "neither a text nor"),
     "keys that collide": (
-        b"\x80\x02}(" + b"".join(b"\x8a\x0a" + (i * (2**61 - 1)).to_bytes(10, "little") + b"N" for i in range(9, 99_999)) + b"u.",
+        b"\x80\x02}(" + b"".join(b"\x8a\x0a" + (i * COLLIDING).to_bytes(10, "little") + b"N" for i in range(9, 99_999)) + b"u.",
         "neither a text nor",
     ),
     "fractions that collide": (b"\x80\x02}G" + bytes(8) + b"Ns.", "neither a text nor"),
@@ -298,6 +300,9 @@ def test_files_that_are_no_such_checkpoint(whole: Path, tmp_path: Path) -> None:
     for content in (b"", b"PK", b"hello", save({"a": torch.zeros(2)}), bytes(1000)):
         path.write_bytes(content)
         assert "is no zip" in refused(path)
+    with zipfile.ZipFile(packed(path, b"\x80\x02}."), "a") as archive:
+        archive.writestr("archive/byteorder", "big")
+    assert "little-endian" in refused(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_pickled(tmp_path / "missing.ckpt")
     with pytest.raises(UserError, match="cannot be read"):

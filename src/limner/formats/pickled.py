@@ -19,6 +19,7 @@ from limner.formats.pickle_program import Forbidden, Program, Unusable
 
 SAFER = "Use its .safetensors version."
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch.save began its files with before 1.6
+_ORDER = b"little"
 _MAX_DIRECTORY_BYTES = 1 << 23  # of the zip: room for about 80 000 tensors
 
 
@@ -92,6 +93,9 @@ def _parts(file: io.BufferedReader, size: int) -> tuple[bytes, dict[str, int]]:
             raise Unusable("it is a zip without data.pkl, not a checkpoint that PyTorch saved")
         if names["data.pkl"].file_size > _MAX_DIRECTORY_BYTES:
             raise Unusable(f"its list of tensors has more than {_MAX_DIRECTORY_BYTES} bytes")
+        order = names.get("byteorder")  # older files have none
+        if order and (order.file_size != len(_ORDER) or archive.read(order) != _ORDER):
+            raise Unusable("its numbers are not in the little-endian order of bytes")
         code = archive.read(names["data.pkl"])
     return code, {name.removeprefix("data/"): m.file_size for name, m in names.items() if name.startswith("data/")}
 

@@ -22,7 +22,7 @@ class PickledWeights(Mapping[str, Tensor]):
         try:
             with torch.serialization.safe_globals([(Inert, name) for name in sorted(found.beside)]):
                 loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, RuntimeError, UnpicklingError):  # where PyTorch's own zip reader is stricter
+        except (OSError, RuntimeError, ValueError, UnpicklingError):  # PyTorch reads more of the zip than we do
             raise wrong(field or str(path), f"PyTorch cannot open {path.name}.", SAFER) from None
         state = loaded if found.level is None else loaded[found.level]
         self._tensors: dict[str, Tensor] = {name: state[name].detach() for name in found.tensors}
