@@ -25,8 +25,8 @@ from limner.data.decode import decode
 from limner.data.scan import Scan, scan
 from limner.errors import Finding, UserError
 from limner.formats.base import T5_SOURCE, Base, base_of, denoiser_files
-from limner.formats.header import read_header
 from limner.formats.known import FAMILIES
+from limner.formats.single import header_of, is_pickled
 from limner.formats.suited import unsuited
 from limner.machine import Machine
 
@@ -76,6 +76,29 @@ def check_base(config: Config, machine: Machine | None, records: Records) -> Ite
         yield Finding(
             "model.base", f"{section.base} is not on this machine; it will be fetched from the Hugging Face hub.", "", "note"
         )
+    if section.revision is not None and (base.layout == "file" or Path(section.base).exists()):
+        yield Finding("model.revision", "has no effect on a local model.", "Remove it.", "warning")
+    if section.config is not None and base.layout == "folder":
+        yield Finding("model.config", "has no effect on a diffusers folder.", "Remove it.", "warning")
+    wanted = config.objective.prediction
+    if not base.is_prediction_known and wanted is None:
+        said = f"{section.base} does not say what it predicts; {base.prediction} is assumed."
+        remedy = 'Set "epsilon" or "v_prediction"; with the wrong one nothing is learnt.'
+        yield Finding("objective.prediction", said, remedy, "warning")
+    elif wanted is not None and base.is_prediction_known and base.prediction != "flow" and wanted != base.prediction:
+        said = f"{wanted} is asked for, the model says {base.prediction}."
+        yield Finding("objective.prediction", said, "Remove the line unless the model's own setting is wrong.", "warning")
+
+
+def check_parts(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    """Which files the base model's parts are taken from."""
+    del machine
+    section, base = config.model, records.base
+    if base is None or base.path is None:
+        return
+    if base.layout == "file" and any(is_pickled(p) for p in (base.path, *base.others.values()) if p is not None):
+        said = "a pickled file can hold code: Limner reads its numbers and runs none of it, other programs may."
+        yield Finding("model.base", said, "Use the .safetensors version where there is one.", "warning")
     for name, path in base.others.items():
         option = f"model.{FAMILIES[base.family].parts[name].option}"
         if getattr(section, option.removeprefix("model.")) is None:
@@ -89,18 +112,6 @@ def check_base(config: Config, machine: Machine | None, records: Records) -> Ite
         yield Finding("model.t5_tokenizer", said, "", "note")
     if section.t5_tokenizer is not None and not base.t5:
         yield Finding("model.t5_tokenizer", "has no effect: this model has no T5.", "Remove it.", "warning")
-    if section.revision is not None and (base.layout == "file" or Path(section.base).exists()):
-        yield Finding("model.revision", "has no effect on a local model.", "Remove it.", "warning")
-    if section.config is not None and base.layout == "folder":
-        yield Finding("model.config", "has no effect on a diffusers folder.", "Remove it.", "warning")
-    wanted = config.objective.prediction
-    if not base.is_prediction_known and wanted is None:
-        said = f"{section.base} does not say what it predicts; {base.prediction} is assumed."
-        remedy = 'Set "epsilon" or "v_prediction"; with the wrong one nothing is learnt.'
-        yield Finding("objective.prediction", said, remedy, "warning")
-    elif wanted is not None and base.is_prediction_known and base.prediction != "flow" and wanted != base.prediction:
-        said = f"{wanted} is asked for, the model says {base.prediction}."
-        yield Finding("objective.prediction", said, "Remove the line unless the model's own setting is wrong.", "warning")
 
 
 def check_pictures(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
@@ -397,7 +408,7 @@ def _needed_mib(config: Config, records: Records) -> int:
     side = (config.data.resolution or base.resolution_px) // base.latent_factor
     text = 512 * 4096 if base.prediction == "flow" else 77 * 2048
     caches = pictures * 4 * (2 * base.latent_channels * side**2 + text)
-    shapes = [t.shape for file in denoiser_files(base) for t in read_header(file, "model.base").tensors.values()]
+    shapes = [t.shape for file in denoiser_files(base) for t in header_of(file, "model.base").tensors.values()]
     if isinstance(config.adapter, Lora):
         # every matrix of the model as if it were adapted: an upper bound
         trained = sum((s[0] + prod(s[1:])) * config.adapter.rank for s in shapes if len(s) > 1)
@@ -409,6 +420,7 @@ def _needed_mib(config: Config, records: Records) -> int:
 
 CHECKS: tuple[Check, ...] = (
     check_base,
+    check_parts,
     check_pictures,
     check_depth,
     check_buckets,

@@ -13,8 +13,8 @@ from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DCondi
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 
 from limner.errors import UserError
-from limner.formats.base import FAMILIES
 from limner.formats.header import Header, TensorInfo
+from limner.formats.known import FAMILIES
 from limner.formats.lora_file import family_of_lora, require_family
 from limner.formats.metadata import ARCHITECTURES, BASE_VERSIONS
 from limner.models.parts import CONFIGS

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 from limner.errors import wrong
-from limner.formats.base import FAMILIES
 from limner.formats.header import Header, TensorInfo
+from limner.formats.known import FAMILIES
 
 _DOWN = re.compile(r".*(_lora\d?_(down|A)(_default)?_weight|_hada_w1_b)")
 _UNET = re.compile(r".*(down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks)_.*")
