@@ -25,6 +25,7 @@ from limner.data.decode import decode
 from limner.data.scan import Scan, scan
 from limner.errors import Finding, UserError
 from limner.formats.base import T5_SOURCE, Base, base_of, denoiser_files
+from limner.formats.footprint import Footprint, footprint
 from limner.formats.known import FAMILIES
 from limner.formats.single import header_of, is_pickled
 from limner.formats.suited import unsuited
@@ -35,11 +36,13 @@ _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f
 
 @dataclass
 class Records:
-    """What the checks share: the recognised base model and the scanned pictures, None where they could not be had."""
+    """What the checks share: the recognised base model, the scanned pictures, what weights weigh; None where they could not
+    be had."""
 
     base: Base | None = None
     scan: Scan | None = None
     dataset: Dataset | None = None
+    footprint: Footprint | None = None
     deep: bool = False
     may_follow: Callable[[str], bool] | None = None
 
@@ -301,6 +304,21 @@ def check_device(config: Config, machine: Machine | None, records: Records) -> I
         yield Finding("launch.num_processes", said, f"Use at most {machine.count(device)}.")
 
 
+def check_weights(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    """Whether the weights alone fit on the device."""
+    base = records.base
+    if base is None or base.path is None or machine is None:
+        return
+    facts = machine.first(config.launch.device or machine.best().kind)
+    if facts is None or not facts.memory_mib:
+        return
+    records.footprint = weighed = footprint(config, base, defaults.precision(config, facts.kind, facts.bf16))
+    if weighed.most_mib > facts.memory_mib and not config.memory.swap_blocks:
+        said = f"the weights alone take {weighed.most_mib} MiB, {facts.name} has {facts.memory_mib}."
+        remedy = "Set memory.quantize (fp8 or nf4), memory.swap_blocks, or a lower adapter.rank."
+        yield Finding("model.base", said, remedy, "warning")
+
+
 def check_prompts(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
     section = config.sample
@@ -431,6 +449,7 @@ CHECKS: tuple[Check, ...] = (
     check_family,
     check_preservation,
     check_device,
+    check_weights,
     check_prompts,
     check_logging,
     check_output,

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tiny
+from headers import parts_beside, single_file
 from limner.adapters.lora import LoraAdapter
 from limner.adapters.stacks import joined, parted
 from limner.config import Lora
@@ -530,3 +531,23 @@ def test_convolutions_of_sdxl_have_kohyas_names():
     for name in ("input_blocks_1_0_in_layers_2", "input_blocks_1_0_out_layers_3", "input_blocks_1_0_emb_layers_1",
                  "input_blocks_4_0_skip_connection", "input_blocks_3_0_op", "output_blocks_2_2_conv"):  # fmt: skip
         assert f"lora_unet_{name}" in names, name
+
+
+@pytest.mark.parametrize(("name", "count"), [("flux", 19 * 10 + 38 * 3), ("sd3", 24 * 10 - 3)])
+def test_lora_names_of_a_flow_are_kohyas(name: str, count: int, tmp_path: Path):
+    """At full size, planned without memory from a file's header alone: every matrix of every block, under the file's names."""
+    golden = dict(line.split(" ", 1) for line in (GOLDEN / f"{name}_original_keys.txt").read_text().splitlines())
+    shapes = {key: tuple(json.loads(shape)) for key, shape in golden.items()}
+    parts_beside(tmp_path, 16)
+    tiny._t5_tokenizer().save_pretrained(tmp_path)
+    family: Any = families.make(recognise(str(single_file(tmp_path / "x.safetensors", shapes))))
+    family.denoiser = family.empty()["transformer"]
+    adapter = LoraAdapter(Lora(rank=1))
+    adapter.attach(family, 0)
+    found = {k.partition(".")[0]: v.shape for k, v in adapter.exported("kohya").items() if k.endswith("lora_up.weight")}
+    expected = {
+        "lora_unet_" + key.removesuffix(".weight").replace(".", "_"): shape[0]
+        for key, shape in shapes.items()
+        if "blocks." in key and len(shape) == 2
+    }
+    assert {k: v[0] for k, v in found.items()} == expected and len(found) == count
