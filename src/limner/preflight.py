@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import prod
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,7 +27,7 @@ from limner.data.scan import Scan, scan
 from limner.errors import Finding, UserError
 from limner.formats.base import FAMILIES, Base, recognise, weight_files
 from limner.formats.header import read_header
-from limner.formats.suited import unsuited
+from limner.formats.suited import unsuited, unsuited_prompts
 from limner.machine import Machine
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
@@ -257,9 +258,8 @@ def check_prompts(config: Config, machine: Machine | None, records: Records) -> 
     section = config.sample
     resolution, step = (records.base.resolution_px, records.base.bucket_step_px) if records.base else (512, 64)
     prompts = all_prompts(config, config.data.resolution or resolution, step)
-    is_flow = records.base is not None and records.base.prediction == "flow"
-    if is_flow and any(p.solver not in (None, "euler", section.solver) for p in prompts):
-        yield Finding("sample.prompts", "--ss ddim cannot paint with this model.", "Take it out of the prompt.")
+    if records.base is not None and records.base.path is not None:
+        yield from islice(unsuited_prompts(prompts, records.base, section), 20)
     asked = section.every_steps is not None or section.every_epochs is not None or section.at_start
     if asked and not prompts:
         yield Finding(
