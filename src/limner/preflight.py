@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from math import prod
+from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,11 +24,11 @@ from limner.data.dataset import Dataset, assemble, bucket_rule
 from limner.data.decode import decode
 from limner.data.scan import Scan, scan
 from limner.errors import Finding, UserError
-from limner.formats.base import T5_SOURCE, Base, base_of, denoiser_files
-from limner.formats.footprint import Footprint, footprint
+from limner.formats.base import T5_SOURCE, Base, base_of
+from limner.formats.footprint import Footprint, footprint, num_trained
 from limner.formats.known import FAMILIES
-from limner.formats.single import header_of, is_pickled
-from limner.formats.suited import unsuited
+from limner.formats.single import is_pickled
+from limner.formats.suited import unsuited, unsuited_prompts
 from limner.machine import Machine
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
@@ -324,9 +324,8 @@ def check_prompts(config: Config, machine: Machine | None, records: Records) -> 
     section = config.sample
     resolution, step = (records.base.resolution_px, records.base.bucket_step_px) if records.base else (512, 64)
     prompts = all_prompts(config, config.data.resolution or resolution, step)
-    is_flow = records.base is not None and records.base.prediction == "flow"
-    if is_flow and any(p.solver not in (None, "euler", section.solver) for p in prompts):
-        yield Finding("sample.prompts", "--ss ddim cannot paint with this model.", "Take it out of the prompt.")
+    if records.base is not None and records.base.path is not None:
+        yield from islice(unsuited_prompts(prompts, records.base, section), 20)
     asked = section.every_steps is not None or section.every_epochs is not None or section.at_start
     if asked and not prompts:
         yield Finding(
@@ -426,12 +425,7 @@ def _needed_mib(config: Config, records: Records) -> int:
     side = (config.data.resolution or base.resolution_px) // base.latent_factor
     text = 512 * 4096 if base.prediction == "flow" else 77 * 2048
     caches = pictures * 4 * (2 * base.latent_channels * side**2 + text)
-    shapes = [t.shape for file in denoiser_files(base) for t in header_of(file, "model.base").tensors.values()]
-    if isinstance(config.adapter, Lora):
-        # every matrix of the model as if it were adapted: an upper bound
-        trained = sum((s[0] + prod(s[1:])) * config.adapter.rank for s in shapes if len(s) > 1)
-    else:
-        trained = sum(prod(s) for s in shapes)
+    trained = num_trained(config, base)
     # weights and two moments in float32, and the finished file
     return (caches + trained * (3 * 12 + 4)) // 2**20 + 50
 

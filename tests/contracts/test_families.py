@@ -15,7 +15,10 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -34,6 +37,7 @@ from limner.config import Lora
 from limner.config.prompts import Prompt
 from limner.engine import paint, sampling
 from limner.engine.runtime import Runtime
+from limner.errors import UserError
 from limner.formats import flux, openclip, original, sd3
 from limner.formats.base import recognise
 from limner.formats.known import FAMILIES as KNOWN
@@ -44,6 +48,12 @@ from limner.models.parts import CONFIGS
 from original_layout import LAYOUTS, as_file, as_single_file, in_folder
 
 CPU = torch.device("cpu")
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "euler_a": EulerAncestralDiscreteScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+}
 GOLDEN = Path(__file__).parents[1] / "golden"
 CAPTIONS = ["a photo of a cat", "", "a dog! and, (many) words " * 20]
 GEOMETRY = torch.tensor([[40.0, 60, 0, 6, 24, 32]] * 3)
@@ -142,24 +152,68 @@ def denoiser(pipe: Any) -> Any:
 
 
 def test_painted_pictures_of_a_flow_are_the_pipelines(flow: Path):
+    """With the usual guidance and none, with a shift of its own, and where guidance is told: with another on top of it."""
     family, runtime, pipe = loaded(flow), Runtime(CPU, "fp32"), pipeline(flow)
-    for guidance in (None, 1.0):
-        prompt = replace(PROMPT, solver=None, guidance=guidance)
+    is_flux, size = flow.parent.name == "flux", {"width": 32, "height": 24}
+    usual = 3.5 if is_flux else 7.0
+    negative = {} if is_flux else {"negative_prompt": PROMPT.negative}
+    cases: list[tuple[dict[str, float], dict[str, Any]]] = [
+        ({}, {"guidance_scale": usual, **negative}),
+        ({"guidance": 1.0}, {"guidance_scale": 1.0, **negative}),
+        ({"shift": 1.7}, {"guidance_scale": usual, **negative}),
+    ]
+    if is_flux:
+        cases.append(({"told_guidance": 2.0}, {"guidance_scale": 2.0}))
+        both = {"guidance_scale": 2.0, "true_cfg_scale": 4.0, "negative_prompt": PROMPT.negative}
+        cases.append(({"told_guidance": 2.0, "guidance": 4.0}, both))
+    own, pictures = pipe.scheduler.config, []
+    for asked, given in cases:
+        prompt = replace(PROMPT, solver=None, **{"guidance": None, **asked})
         ours = next(paint.paint(family, runtime, [prompt], paint.encode_prompts(family, runtime, [prompt])))
+        fixed = {"shift": asked["shift"], "use_dynamic_shifting": False} if "shift" in asked else {}
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(own, **fixed)
         # FluxPipeline decodes a size that it takes for 8 times its latents': ask for them, and decode by hand
-        size = {"width": 32, "height": 24}
-        usual = 3.5 if flow.parent.name == "flux" else 7.0
-        negative = {} if flow.parent.name == "flux" else {"negative_prompt": prompt.negative}
         latents = pipe(
-            prompt.text, **negative, **size, num_inference_steps=6, guidance_scale=usual if guidance is None else guidance,
-            generator=torch.Generator().manual_seed(11), output_type="latent", max_sequence_length=_T5_TOKENS[flow.parent.name],
+            prompt.text, **given, **size, num_inference_steps=6, generator=torch.Generator().manual_seed(11),
+            output_type="latent", max_sequence_length=_T5_TOKENS[flow.parent.name],
         ).images  # fmt: skip
-        if flow.parent.name == "flux":
+        if is_flux:
             latents = pipe._unpack_latents(latents, **size, vae_scale_factor=pipe.vae_scale_factor)
         with torch.no_grad():
             theirs = pipe.vae.decode(latents / 0.5 + 0.1).sample[0].clamp(-1, 1)
-        assert (ours - theirs).abs().max() < 1e-4
+        assert (ours - theirs).abs().max() < 1e-4, asked
         assert ours.std() > 0.01
+        pictures.append(ours)
+    different = [(a - b).abs().max() for i, a in enumerate(pictures) for b in pictures[:i]]
+    assert min(different) > 1e-3
+
+
+def test_a_picture_does_not_depend_on_its_company(folder: Path):
+    """Painted alone, with others and in another order it is the same; only like pictures are painted together."""
+    family, runtime = loaded(folder), Runtime(CPU, "fp32")
+    is_flow, told = family.base.prediction == "flow", family.base.takes_guidance
+    first = replace(PROMPT, solver=None if is_flow else "euler_a")
+    company = [first, replace(first, text="a dog", seed=12), replace(first, seed=13)]
+    company += [replace(first, shift=1.7)] if is_flow else [replace(first, solver="dpmpp_2m")]
+    company += [replace(first, told_guidance=2.0), replace(first, told_guidance=2.0, guidance=None)] if told else []
+
+    def painted(prompts: list[Prompt], together: int) -> list[Tensor]:
+        return list(paint.paint(family, runtime, prompts, paint.encode_prompts(family, runtime, prompts), together))
+
+    alone = painted(company, 1)
+    assert min((a - b).abs().max() for i, a in enumerate(alone) for b in alone[:i]) > 1e-3
+    for found in (painted(company, 8), painted(company[::-1], 2)[::-1]):
+        assert max((a - b).abs().max() for a, b in zip(alone, found, strict=True)) < 1e-4
+
+
+def test_prompts_that_a_model_cannot_paint_are_refused(folder: Path):
+    family, runtime = loaded(folder), Runtime(CPU, "fp32")
+    is_flow = family.base.prediction == "flow"
+    wrong = [replace(PROMPT, where="a", solver="ddim")] if is_flow else [replace(PROMPT, where="b", shift=3.0)]
+    wrong += [] if family.base.takes_guidance else [replace(PROMPT, where="c", solver=None, told_guidance=3.0)]
+    with pytest.raises(UserError) as caught:
+        paint.encode_prompts(family, runtime, [replace(PROMPT, solver=None), *wrong])
+    assert [f.field for f in caught.value.findings] == [p.where for p in wrong]
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
@@ -167,7 +221,7 @@ def test_painted_pictures_are_the_pipelines(unet: Path, tmp_path: Path, kind: st
     folder = unet
     model = tiny.build(tmp_path / "m", kind, family=folder.parent.name)
     family, runtime, pipe = loaded(model), Runtime(CPU, "fp32"), pipeline(model)
-    for solver, scheduler in (("ddim", DDIMScheduler), ("euler", EulerDiscreteScheduler)):
+    for solver, scheduler in SCHEDULERS.items():
         prompt = replace(PROMPT, solver=solver)
         ours = next(paint.paint(family, runtime, [prompt], paint.encode_prompts(family, runtime, [prompt])))
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config, timestep_spacing="leading")

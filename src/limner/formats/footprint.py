@@ -35,20 +35,33 @@ class Footprint:
 
 def footprint(config: Config, base: Base, precision: str) -> Footprint:
     """Of a run in this precision. Raises UserError if a file cannot be read."""
-    known, memory, adapter = FAMILIES[base.family], config.memory, config.adapter
+    known, memory, width = FAMILIES[base.family], config.memory, BYTES[precision]
     parts = {name: tensors_of(base, name) for name in known.parts if name not in base.absent}
-    width = BYTES[precision]
     denoiser = parts[known.denoiser]
-    texts = sum(_numbers(t) for name, t in parts.items() if name not in (known.denoiser, "vae"))
+    text = sum(_numbers(t) for name, t in parts.items() if name not in (known.denoiser, "vae"))
     stored = _numbers({n: i for n, i in denoiser.items() if len(i.shape) == 2 and any(b in n for b in _BLOCKS)})
-    narrow = stored * (width - _STORED_BYTES[memory.quantize]) if memory.quantize != "off" else 0
+    saved = stored * (width - _STORED_BYTES[memory.quantize]) if memory.quantize != "off" else 0
+    is_trained = config.adapter.trains_base and config.adapter.denoiser
+    return Footprint(
+        _mib(text * width),
+        _mib(_numbers(parts["vae"]) * BYTES[memory.vae_dtype]),
+        0 if is_trained else _mib(_numbers(denoiser) * width - saved),
+        _mib(num_trained(config, base) * _TRAINED_BYTES),
+    )
+
+
+def num_trained(config: Config, base: Base) -> int:
+    """How many numbers are trained: of a LoRA as if every layer of the model had one, which is an upper bound."""
+    adapter, parts = config.adapter, list[str]()
+    known = FAMILIES[base.family]
+    if adapter.denoiser:
+        parts.append(known.denoiser)
+    if adapter.text_encoder:
+        parts += [n for n in known.parts if n not in (known.denoiser, "vae", base.t5, *base.absent)]
+    tensors = [info.shape for part in parts for info in tensors_of(base, part).values()]
     if isinstance(adapter, Lora):
-        shapes = [i.shape for i in denoiser.values() if len(i.shape) > 1] if adapter.denoiser else []
-        trained = sum((s[0] + prod(s[1:])) * adapter.rank for s in shapes) * _TRAINED_BYTES
-        weights = _numbers(denoiser) * width - narrow
-    else:
-        trained, weights = (_numbers(denoiser) if adapter.denoiser else texts) * _TRAINED_BYTES, 0
-    return Footprint(_mib(texts * width), _mib(_numbers(parts["vae"]) * BYTES[memory.vae_dtype]), _mib(weights), _mib(trained))
+        return sum((s[0] + prod(s[1:])) * adapter.rank for s in tensors if len(s) in (2, 4))
+    return sum(prod(s) for s in tensors)
 
 
 def tensors_of(base: Base, part: str) -> dict[str, TensorInfo]:
