@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import filelock
 import psutil
 import pytest
 
 from limner import disk, jobs, launch, queue, runs
-from limner.config import Config
+from limner.config import Config, files
 from limner.runs import State
 
 
@@ -28,6 +29,14 @@ def test_a_recycled_pid_is_never_signalled() -> None:
     finally:
         bystander.kill()
         bystander.wait()
+
+
+@pytest.mark.parametrize(("name", "copied"), [("a.txt", "prompts.txt"), ("b.TOML", "prompts.toml"), ("c.json", "prompts.json")])
+def test_the_prompt_file_is_copied_under_its_ending(tmp_path: Path, name: str, copied: str) -> None:
+    (tmp_path / name).write_text("content", encoding="utf-8")
+    run = jobs.prepare(files.build({"sample": {"prompt_file": str(tmp_path / name)}}, {}))
+    assert run.prompts == run.path / copied and (run.path / copied).read_text(encoding="utf-8") == "content"
+    assert jobs.prepare(Config()).prompts is None
 
 
 def test_stopping_what_is_over_asks_nothing() -> None:

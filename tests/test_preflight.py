@@ -306,10 +306,12 @@ def test_what_a_flow_cannot_or_ignores(good: dict, tmp_path: Path) -> None:
         ("objective.prediction", "error", {"objective": {"prediction": "epsilon"}}),
         ("objective.min_snr_gamma", "error", {"objective": {"min_snr_gamma": 5.0}}),
         ("objective.guidance", "warning", {"objective": {"guidance": 1.0}}),
-        ("sample.prompts", "error", {"sample": {"prompts": ["a cat --ss ddim"]}}),
+        ("sample.prompts[1]", "error", {"sample": {"prompts": ["a cat --ss k_euler --fs 2", "a cat --ss ddim"]}}),
+        ("sample.prompts[0]", "error", {"sample": {"prompts": ["a cat --ss dpmsolver++"]}}),
+        ("sample.prompts[0]", "error", {"sample": {"prompts": ["a cat --g 3.5"]}}),
         ("data.bucket_step_px", "error", {"data": {"bucket_step_px": 10}}),
         ("model.family", "error", {"model": {**model, "family": "flux"}}),
-        ("sample.solver", "error", {"sample": {"solver": "ddim"}}),
+        *(("sample.solver", "error", {"sample": {"solver": s, "prompts": ["a"]}}) for s in ("ddim", "k_euler_a", "dpmpp_2m")),
         ("adapter.conv_rank", "warning", {"adapter": {"conv_rank": 4}}),
         ("adapter.dora", "error", {"adapter": {"dora": True}}),
         ("output.layout", "error", {"adapter": {"kind": "none", "text_encoder": True}}),
@@ -320,6 +322,29 @@ def test_what_a_flow_cannot_or_ignores(good: dict, tmp_path: Path) -> None:
     for field, severity, change in cases:
         findings, _ = look(good, **{"model": model, **change})
         assert [f.severity for f in findings if f.field == field] == [severity], (field, findings)
+        assert not [f for f in findings if f.field.startswith("sample.") and f.field != field], findings
+
+
+def test_what_prompts_ask_in_vain(good: dict, tmp_path: Path) -> None:
+    """A model that is told the guidance takes --g, and a negative prompt only with --l on top; no other has a use for these."""
+    told = {"base": str(tiny.build(tmp_path / "flux", family="flux"))}
+    (file := tmp_path / "p.toml").write_text('[prompt]\nprompt = "a"\n[[prompt.subset]]\n[[prompt.subset]]\nflow_shift = 3\n')
+
+    def said(model: dict, **sample: Any) -> list[tuple[str, str]]:
+        found = look(good, model=model, sample=sample)[0]
+        return [(f.field, f.severity) for f in found if f.field.startswith(("sample.", "p.toml"))]
+
+    assert said(told, prompts=["a --g 2", "b --g 2 --l 3 --fs 1"], prompt_file=str(file), negative="x", solver="euler") == []
+    assert said(told, prompts=["a --l 3", "b --g 2"], negative="x") == [("sample.negative", "warning")]
+    assert said(told, negative="x") == [("sample.negative", "warning")]
+    plain = {"base": good["model"]["base"]}
+    asked = ["a --ss k_euler_a", "b --g 3", "c --fs 3 --g 1"]
+    fields = ["sample.prompts[1]", "sample.prompts[2]", "sample.prompts[2]", "p.toml, prompt 2"]
+    assert said(plain, prompts=asked, prompt_file=str(file), negative="x") == [(f, "error") for f in fields]
+    assert len(said(plain, prompts=["a --g 3"] * 30)) == 20
+    # of a model that is not here yet nothing is known
+    coming = {"base": "nobody/nothing-of-this-name"}
+    assert said(coming, prompts=["a --g 3 --fs 3"]) == []
 
 
 def test_flows_that_are_not_whole_or_plain(good: dict, tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ GRACE_SECONDS = 10.0
 def prepare(config: Config) -> Run:
     """Make the run folder, with the prompt file copied into it."""
     run = runs.create(config)
-    if config.sample.prompt_file is not None:
-        shutil.copyfile(config.sample.prompt_file, run.path / "prompts.txt")
+    if (file := config.sample.prompt_file) is not None:
+        shutil.copyfile(file, run.path / f"prompts{file.suffix.lower()}")
     return run
 
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from math import prod
+from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,10 +24,11 @@ from limner.data.dataset import Dataset, assemble, bucket_rule
 from limner.data.decode import decode
 from limner.data.scan import Scan, scan
 from limner.errors import Finding, UserError
-from limner.formats.base import T5_SOURCE, Base, base_of, denoiser_files
-from limner.formats.header import read_header
+from limner.formats.base import T5_SOURCE, Base, base_of
+from limner.formats.footprint import Footprint, footprint, num_trained
 from limner.formats.known import FAMILIES
-from limner.formats.suited import unsuited
+from limner.formats.single import is_pickled
+from limner.formats.suited import unsuited, unsuited_prompts
 from limner.machine import Machine
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
@@ -35,11 +36,13 @@ _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f
 
 @dataclass
 class Records:
-    """What the checks share: the recognised base model and the scanned pictures, None where they could not be had."""
+    """What the checks share: the recognised base model, the scanned pictures, what weights weigh; None where they could not
+    be had."""
 
     base: Base | None = None
     scan: Scan | None = None
     dataset: Dataset | None = None
+    footprint: Footprint | None = None
     deep: bool = False
     may_follow: Callable[[str], bool] | None = None
 
@@ -76,6 +79,29 @@ def check_base(config: Config, machine: Machine | None, records: Records) -> Ite
         yield Finding(
             "model.base", f"{section.base} is not on this machine; it will be fetched from the Hugging Face hub.", "", "note"
         )
+    if section.revision is not None and (base.layout == "file" or Path(section.base).exists()):
+        yield Finding("model.revision", "has no effect on a local model.", "Remove it.", "warning")
+    if section.config is not None and base.layout == "folder":
+        yield Finding("model.config", "has no effect on a diffusers folder.", "Remove it.", "warning")
+    wanted = config.objective.prediction
+    if not base.is_prediction_known and wanted is None:
+        said = f"{section.base} does not say what it predicts; {base.prediction} is assumed."
+        remedy = 'Set "epsilon" or "v_prediction"; with the wrong one nothing is learnt.'
+        yield Finding("objective.prediction", said, remedy, "warning")
+    elif wanted is not None and base.is_prediction_known and base.prediction != "flow" and wanted != base.prediction:
+        said = f"{wanted} is asked for, the model says {base.prediction}."
+        yield Finding("objective.prediction", said, "Remove the line unless the model's own setting is wrong.", "warning")
+
+
+def check_parts(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    """Which files the base model's parts are taken from."""
+    del machine
+    section, base = config.model, records.base
+    if base is None or base.path is None:
+        return
+    if base.layout == "file" and any(is_pickled(p) for p in (base.path, *base.others.values()) if p is not None):
+        said = "a pickled file can hold code: Limner reads its numbers and runs none of it, other programs may."
+        yield Finding("model.base", said, "Use the .safetensors version where there is one.", "warning")
     for name, path in base.others.items():
         option = f"model.{FAMILIES[base.family].parts[name].option}"
         if getattr(section, option.removeprefix("model.")) is None:
@@ -89,18 +115,6 @@ def check_base(config: Config, machine: Machine | None, records: Records) -> Ite
         yield Finding("model.t5_tokenizer", said, "", "note")
     if section.t5_tokenizer is not None and not base.t5:
         yield Finding("model.t5_tokenizer", "has no effect: this model has no T5.", "Remove it.", "warning")
-    if section.revision is not None and (base.layout == "file" or Path(section.base).exists()):
-        yield Finding("model.revision", "has no effect on a local model.", "Remove it.", "warning")
-    if section.config is not None and base.layout == "folder":
-        yield Finding("model.config", "has no effect on a diffusers folder.", "Remove it.", "warning")
-    wanted = config.objective.prediction
-    if not base.is_prediction_known and wanted is None:
-        said = f"{section.base} does not say what it predicts; {base.prediction} is assumed."
-        remedy = 'Set "epsilon" or "v_prediction"; with the wrong one nothing is learnt.'
-        yield Finding("objective.prediction", said, remedy, "warning")
-    elif wanted is not None and base.is_prediction_known and base.prediction != "flow" and wanted != base.prediction:
-        said = f"{wanted} is asked for, the model says {base.prediction}."
-        yield Finding("objective.prediction", said, "Remove the line unless the model's own setting is wrong.", "warning")
 
 
 def check_pictures(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
@@ -290,14 +304,28 @@ def check_device(config: Config, machine: Machine | None, records: Records) -> I
         yield Finding("launch.num_processes", said, f"Use at most {machine.count(device)}.")
 
 
+def check_weights(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    """Whether the weights alone fit on the device."""
+    base = records.base
+    if base is None or base.path is None or machine is None:
+        return
+    facts = machine.first(config.launch.device or machine.best().kind)
+    if facts is None or not facts.memory_mib:
+        return
+    records.footprint = weighed = footprint(config, base, defaults.precision(config, facts.kind, facts.bf16))
+    if weighed.most_mib > facts.memory_mib and not config.memory.swap_blocks:
+        said = f"the weights alone take {weighed.most_mib} MiB, {facts.name} has {facts.memory_mib}."
+        remedy = "Set memory.quantize (fp8 or nf4), memory.swap_blocks, or a lower adapter.rank."
+        yield Finding("model.base", said, remedy, "warning")
+
+
 def check_prompts(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
     section = config.sample
     resolution, step = (records.base.resolution_px, records.base.bucket_step_px) if records.base else (512, 64)
     prompts = all_prompts(config, config.data.resolution or resolution, step)
-    is_flow = records.base is not None and records.base.prediction == "flow"
-    if is_flow and any(p.solver not in (None, "euler", section.solver) for p in prompts):
-        yield Finding("sample.prompts", "--ss ddim cannot paint with this model.", "Take it out of the prompt.")
+    if records.base is not None and records.base.path is not None:
+        yield from islice(unsuited_prompts(prompts, records.base, section), 20)
     asked = section.every_steps is not None or section.every_epochs is not None or section.at_start
     if asked and not prompts:
         yield Finding(
@@ -397,18 +425,14 @@ def _needed_mib(config: Config, records: Records) -> int:
     side = (config.data.resolution or base.resolution_px) // base.latent_factor
     text = 512 * 4096 if base.prediction == "flow" else 77 * 2048
     caches = pictures * 4 * (2 * base.latent_channels * side**2 + text)
-    shapes = [t.shape for file in denoiser_files(base) for t in read_header(file, "model.base").tensors.values()]
-    if isinstance(config.adapter, Lora):
-        # every matrix of the model as if it were adapted: an upper bound
-        trained = sum((s[0] + prod(s[1:])) * config.adapter.rank for s in shapes if len(s) > 1)
-    else:
-        trained = sum(prod(s) for s in shapes)
+    trained = num_trained(config, base)
     # weights and two moments in float32, and the finished file
     return (caches + trained * (3 * 12 + 4)) // 2**20 + 50
 
 
 CHECKS: tuple[Check, ...] = (
     check_base,
+    check_parts,
     check_pictures,
     check_depth,
     check_buckets,
@@ -419,6 +443,7 @@ CHECKS: tuple[Check, ...] = (
     check_family,
     check_preservation,
     check_device,
+    check_weights,
     check_prompts,
     check_logging,
     check_output,

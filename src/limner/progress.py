@@ -42,6 +42,11 @@ def say_plan(config: Config, records: Records) -> None:
     pictures = len(records.dataset.pictures)
     print(f"{records.base.family} · {what} · {pictures} pictures in {buckets} at {records.dataset.buckets.resolution} px"
           f" · {records.dataset.total_steps} steps of {config.train.batch_size * config.train.accumulation}")  # fmt: skip
+    if (weighed := records.footprint) is not None:
+        text, vae, denoiser, trained = (
+            f"{mib / 1024:.1f}" for mib in (weighed.text_mib, weighed.vae_mib, weighed.denoiser_mib, weighed.trained_mib)
+        )
+        print(f"Weights in GiB: text {text}, then VAE {vae}, then the denoiser {denoiser} and what is trained {trained}.")
 
 
 class Watcher:

@@ -101,6 +101,11 @@ class Run:
         return self.path / "samples"
 
     @property
+    def prompts(self) -> Path | None:
+        """The prompt file, copied in before the start."""
+        return next(self.path.glob("prompts.*"), None)
+
+    @property
     def log(self) -> Path:
         return self.path / "log.txt"
 

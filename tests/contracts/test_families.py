@@ -15,7 +15,10 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
@@ -27,12 +30,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import tiny
+from headers import parts_beside, single_file
 from limner.adapters.lora import LoraAdapter
 from limner.adapters.stacks import joined, parted
 from limner.config import Lora
 from limner.config.prompts import Prompt
 from limner.engine import paint, sampling
 from limner.engine.runtime import Runtime
+from limner.errors import UserError
 from limner.formats import flux, openclip, original, sd3
 from limner.formats.base import recognise
 from limner.formats.known import FAMILIES as KNOWN
@@ -43,6 +48,12 @@ from limner.models.parts import CONFIGS
 from original_layout import LAYOUTS, as_file, as_single_file, in_folder
 
 CPU = torch.device("cpu")
+SCHEDULERS = {
+    "ddim": DDIMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "euler_a": EulerAncestralDiscreteScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+}
 GOLDEN = Path(__file__).parents[1] / "golden"
 CAPTIONS = ["a photo of a cat", "", "a dog! and, (many) words " * 20]
 GEOMETRY = torch.tensor([[40.0, 60, 0, 6, 24, 32]] * 3)
@@ -141,24 +152,68 @@ def denoiser(pipe: Any) -> Any:
 
 
 def test_painted_pictures_of_a_flow_are_the_pipelines(flow: Path):
+    """With the usual guidance and none, with a shift of its own, and where guidance is told: with another on top of it."""
     family, runtime, pipe = loaded(flow), Runtime(CPU, "fp32"), pipeline(flow)
-    for guidance in (None, 1.0):
-        prompt = replace(PROMPT, solver=None, guidance=guidance)
+    is_flux, size = flow.parent.name == "flux", {"width": 32, "height": 24}
+    usual = 3.5 if is_flux else 7.0
+    negative = {} if is_flux else {"negative_prompt": PROMPT.negative}
+    cases: list[tuple[dict[str, float], dict[str, Any]]] = [
+        ({}, {"guidance_scale": usual, **negative}),
+        ({"guidance": 1.0}, {"guidance_scale": 1.0, **negative}),
+        ({"shift": 1.7}, {"guidance_scale": usual, **negative}),
+    ]
+    if is_flux:
+        cases.append(({"told_guidance": 2.0}, {"guidance_scale": 2.0}))
+        both = {"guidance_scale": 2.0, "true_cfg_scale": 4.0, "negative_prompt": PROMPT.negative}
+        cases.append(({"told_guidance": 2.0, "guidance": 4.0}, both))
+    own, pictures = pipe.scheduler.config, []
+    for asked, given in cases:
+        prompt = replace(PROMPT, solver=None, **{"guidance": None, **asked})
         ours = next(paint.paint(family, runtime, [prompt], paint.encode_prompts(family, runtime, [prompt])))
+        fixed = {"shift": asked["shift"], "use_dynamic_shifting": False} if "shift" in asked else {}
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(own, **fixed)
         # FluxPipeline decodes a size that it takes for 8 times its latents': ask for them, and decode by hand
-        size = {"width": 32, "height": 24}
-        usual = 3.5 if flow.parent.name == "flux" else 7.0
-        negative = {} if flow.parent.name == "flux" else {"negative_prompt": prompt.negative}
         latents = pipe(
-            prompt.text, **negative, **size, num_inference_steps=6, guidance_scale=usual if guidance is None else guidance,
-            generator=torch.Generator().manual_seed(11), output_type="latent", max_sequence_length=_T5_TOKENS[flow.parent.name],
+            prompt.text, **given, **size, num_inference_steps=6, generator=torch.Generator().manual_seed(11),
+            output_type="latent", max_sequence_length=_T5_TOKENS[flow.parent.name],
         ).images  # fmt: skip
-        if flow.parent.name == "flux":
+        if is_flux:
             latents = pipe._unpack_latents(latents, **size, vae_scale_factor=pipe.vae_scale_factor)
         with torch.no_grad():
             theirs = pipe.vae.decode(latents / 0.5 + 0.1).sample[0].clamp(-1, 1)
-        assert (ours - theirs).abs().max() < 1e-4
+        assert (ours - theirs).abs().max() < 1e-4, asked
         assert ours.std() > 0.01
+        pictures.append(ours)
+    different = [(a - b).abs().max() for i, a in enumerate(pictures) for b in pictures[:i]]
+    assert min(different) > 1e-3
+
+
+def test_a_picture_does_not_depend_on_its_company(folder: Path):
+    """Painted alone, with others and in another order it is the same; only like pictures are painted together."""
+    family, runtime = loaded(folder), Runtime(CPU, "fp32")
+    is_flow, told = family.base.prediction == "flow", family.base.takes_guidance
+    first = replace(PROMPT, solver=None if is_flow else "euler_a")
+    company = [first, replace(first, text="a dog", seed=12), replace(first, seed=13)]
+    company += [replace(first, shift=1.7)] if is_flow else [replace(first, solver="dpmpp_2m")]
+    company += [replace(first, told_guidance=2.0), replace(first, told_guidance=2.0, guidance=None)] if told else []
+
+    def painted(prompts: list[Prompt], together: int) -> list[Tensor]:
+        return list(paint.paint(family, runtime, prompts, paint.encode_prompts(family, runtime, prompts), together))
+
+    alone = painted(company, 1)
+    assert min((a - b).abs().max() for i, a in enumerate(alone) for b in alone[:i]) > 1e-3
+    for found in (painted(company, 8), painted(company[::-1], 2)[::-1]):
+        assert max((a - b).abs().max() for a, b in zip(alone, found, strict=True)) < 1e-4
+
+
+def test_prompts_that_a_model_cannot_paint_are_refused(folder: Path):
+    family, runtime = loaded(folder), Runtime(CPU, "fp32")
+    is_flow = family.base.prediction == "flow"
+    wrong = [replace(PROMPT, where="a", solver="ddim")] if is_flow else [replace(PROMPT, where="b", shift=3.0)]
+    wrong += [] if family.base.takes_guidance else [replace(PROMPT, where="c", solver=None, told_guidance=3.0)]
+    with pytest.raises(UserError) as caught:
+        paint.encode_prompts(family, runtime, [replace(PROMPT, solver=None), *wrong])
+    assert [f.field for f in caught.value.findings] == [p.where for p in wrong]
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
@@ -166,7 +221,7 @@ def test_painted_pictures_are_the_pipelines(unet: Path, tmp_path: Path, kind: st
     folder = unet
     model = tiny.build(tmp_path / "m", kind, family=folder.parent.name)
     family, runtime, pipe = loaded(model), Runtime(CPU, "fp32"), pipeline(model)
-    for solver, scheduler in (("ddim", DDIMScheduler), ("euler", EulerDiscreteScheduler)):
+    for solver, scheduler in SCHEDULERS.items():
         prompt = replace(PROMPT, solver=solver)
         ours = next(paint.paint(family, runtime, [prompt], paint.encode_prompts(family, runtime, [prompt])))
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config, timestep_spacing="leading")
@@ -530,3 +585,23 @@ def test_convolutions_of_sdxl_have_kohyas_names():
     for name in ("input_blocks_1_0_in_layers_2", "input_blocks_1_0_out_layers_3", "input_blocks_1_0_emb_layers_1",
                  "input_blocks_4_0_skip_connection", "input_blocks_3_0_op", "output_blocks_2_2_conv"):  # fmt: skip
         assert f"lora_unet_{name}" in names, name
+
+
+@pytest.mark.parametrize(("name", "count"), [("flux", 19 * 10 + 38 * 3), ("sd3", 24 * 10 - 3)])
+def test_lora_names_of_a_flow_are_kohyas(name: str, count: int, tmp_path: Path):
+    """At full size, planned without memory from a file's header alone: every matrix of every block, under the file's names."""
+    golden = dict(line.split(" ", 1) for line in (GOLDEN / f"{name}_original_keys.txt").read_text().splitlines())
+    shapes = {key: tuple(json.loads(shape)) for key, shape in golden.items()}
+    parts_beside(tmp_path, 16)
+    tiny._t5_tokenizer().save_pretrained(tmp_path)
+    family: Any = families.make(recognise(str(single_file(tmp_path / "x.safetensors", shapes))))
+    family.denoiser = family.empty()["transformer"]
+    adapter = LoraAdapter(Lora(rank=1))
+    adapter.attach(family, 0)
+    found = {k.partition(".")[0]: v.shape for k, v in adapter.exported("kohya").items() if k.endswith("lora_up.weight")}
+    expected = {
+        "lora_unet_" + key.removesuffix(".weight").replace(".", "_"): shape[0]
+        for key, shape in shapes.items()
+        if "blocks." in key and len(shape) == 2
+    }
+    assert {k: v[0] for k, v in found.items()} == expected and len(found) == count

@@ -1,13 +1,19 @@
-"""DDIM and Euler against diffusers' schedulers, with a fixed stand-in for the denoiser."""
+"""The solvers against diffusers' schedulers, with a fixed stand-in for the denoiser, and against a known solution."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+)
 
-from limner.diffusion.process import discrete_from
-from limner.diffusion.solvers import ddim, euler, leading_grid
+from limner.config import prompts
+from limner.diffusion.process import Discrete, discrete_from
+from limner.diffusion.solvers import SOLVERS, Draw, Grid, ddim, leading_grid, multistep_grid, solve
 
 SCHEDULER = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
@@ -15,8 +21,9 @@ SCHEDULER = {
 }  # fmt: skip
 
 
-def noise() -> torch.Tensor:
-    return torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(0))
+def draws(*shape: int) -> Draw:
+    rng = torch.Generator().manual_seed(0)
+    return lambda: torch.randn(shape or (2, 4, 5, 3), generator=rng)
 
 
 def predict(noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -29,27 +36,99 @@ def diffusers_result(kind: type, prediction: str, steps: int, **options) -> torc
     known = {k: v for k, v in SCHEDULER.items() if kind is DDIMScheduler or k not in ("set_alpha_to_one", "clip_sample")}
     scheduler = kind(**{**known, "prediction_type": prediction, "timestep_spacing": "leading", **options})
     scheduler.set_timesteps(steps)
-    x = noise() * scheduler.init_noise_sigma
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 5, 3, generator=rng) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(x, t)
-        x = scheduler.step(predict(scaled, t.expand(2)), t, x).prev_sample
+        drawn = {"generator": rng} if kind is EulerAncestralDiscreteScheduler else {}
+        x = scheduler.step(predict(scaled, t.expand(2)), t, x, **drawn).prev_sample
     return x
 
 
+KINDS = {
+    "ddim": DDIMScheduler,
+    "euler": EulerDiscreteScheduler,
+    "euler_a": EulerAncestralDiscreteScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+}
+
+
+def test_what_can_be_asked_for_is_there():
+    assert tuple(SOLVERS) == prompts.SOLVERS == tuple(KINDS)
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("steps", [1, 7, 20])
-@pytest.mark.parametrize(("solver", "kind"), [(ddim, DDIMScheduler), (euler, EulerDiscreteScheduler)])
-def test_solvers_are_diffusers(solver, kind, prediction, steps):
+@pytest.mark.parametrize("steps", [1, 2, 7, 20])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_solvers_are_diffusers(solver, prediction, steps):
     process = discrete_from(SCHEDULER, prediction)
-    ours = solver(predict, noise(), process, leading_grid(process, steps, SCHEDULER))
-    theirs = diffusers_result(kind, prediction, steps)
+    ours = solve(predict, draws(), process, SCHEDULER, steps, solver)
+    theirs = diffusers_result(KINDS[solver], prediction, steps)
     assert (ours - theirs).abs().max() / theirs.abs().max() < 1e-5
+
+
+# Where pictures are Gaussian the best denoiser is known, and so is where it leads.
+
+ALPHAS = discrete_from(SCHEDULER).alphas_cumprod.double()
+MEAN, DEVIATION = 0.7, 0.9
+
+
+def best(noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    alpha = ALPHAS[t].view(-1, 1, 1, 1)
+    return (1 - alpha).sqrt() * (noisy - alpha.sqrt() * MEAN) / (alpha * DEVIATION**2 + 1 - alpha)
+
+
+def led_to(noise: torch.Tensor, first: int, alpha: torch.Tensor | float) -> torch.Tensor:
+    """Where the exact path from `noise` at the timestep `first` is once alphas_cumprod is `alpha`."""
+    start, end = ((a * DEVIATION**2 + 1 - a) ** 0.5 for a in (ALPHAS[first], alpha))
+    return alpha**0.5 * MEAN + end / start * (noise - ALPHAS[first].sqrt() * MEAN)
+
+
+@pytest.mark.parametrize(("solver", "least", "most"), [("ddim", 1.7, 2.3), ("euler", 1.7, 2.3), ("dpmpp_2m", 3.5, 5.0)])
+def test_orders_of_convergence(solver, least, most):
+    """With half the stride the error is half that of DDIM and Euler, and a quarter that of DPM-Solver++ 2M."""
+    noise, errors = draws()().double(), []
+    for stride in (50, 25, 10, 5):
+        asked = list[torch.Tensor]()
+
+        def predict(noisy, t, asked=asked):
+            asked.append(noisy)
+            return best(noisy, t)
+
+        grid = Grid(tuple(range(801, 200, -stride)), ALPHAS[0], stride)
+        SOLVERS[solver][0](predict, lambda: noise, Discrete(ALPHAS), grid)
+        errors.append(float((asked[-1] - led_to(noise, 801, ALPHAS[201])).abs().max()))
+    assert least < errors[0] / errors[1] < most and least < errors[2] / errors[3] < most, errors
+
+
+def test_ten_steps_of_dpmpp_2m_are_worth_twenty_of_ddim():
+    noise, process = draws()().double(), Discrete(ALPHAS)
+
+    def error(solver: str, steps: int) -> float:
+        first = SOLVERS[solver][1](process, steps, SCHEDULER).timesteps[0]
+        found = solve(best, lambda: noise, process, SCHEDULER, steps, solver)
+        return float((found - led_to(noise, first, ALPHAS[0] if solver == "ddim" else 1.0)).abs().max())
+
+    assert error("dpmpp_2m", 10) < min(error("ddim", 20), error("euler", 20))
+
+
+@pytest.mark.parametrize("steps", [500, 998, 999, 1000])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_as_many_steps_as_there_are(solver, steps):
+    """Stops that fall together do no harm."""
+    noise, draw = draws(1, 4, 32, 32)(), draws(1, 4, 32, 32)
+    found = solve(best, lambda: draw().double(), Discrete(ALPHAS), SCHEDULER, steps, solver)
+    if solver == "euler_a":  # new noise: not this picture, but one of them
+        assert abs(found.mean() - MEAN) < 0.05 and abs(found.std() - DEVIATION) < 0.05
+    else:
+        start = SOLVERS[solver][1](Discrete(ALPHAS), steps, SCHEDULER).timesteps[0]
+        assert (found - led_to(noise, start, ALPHAS[0] if solver == "ddim" else 1.0)).abs().max() < 0.02
 
 
 def test_final_alpha_one():
     options = {**SCHEDULER, "set_alpha_to_one": True, "steps_offset": 0}
     process = discrete_from(options)
-    ours = ddim(predict, noise(), process, leading_grid(process, 5, options))
+    ours = ddim(predict, draws(), process, leading_grid(process, 5, options))
     theirs = diffusers_result(DDIMScheduler, "epsilon", 5, set_alpha_to_one=True, steps_offset=0)
     assert (ours - theirs).abs().max() / theirs.abs().max() < 1e-5
 
@@ -60,15 +139,18 @@ def test_the_grid_is_diffusers_leading_spacing():
         scheduler = DDIMScheduler(**SCHEDULER, timestep_spacing="leading")
         scheduler.set_timesteps(steps)
         assert list(leading_grid(process, steps, SCHEDULER).timesteps) == scheduler.timesteps.tolist(), steps
+        scheduler = DPMSolverMultistepScheduler(beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1)
+        scheduler.set_timesteps(steps)
+        assert steps == 999 or list(multistep_grid(process, steps, SCHEDULER).timesteps) == scheduler.timesteps.tolist(), steps
     grid = leading_grid(process, 1000, SCHEDULER)
     assert grid.timesteps[0] == 999 and len(grid.timesteps) == 1000  # the offset would leave the process
 
 
 def test_a_perfect_prediction_gives_the_picture_back():
     process = discrete_from(SCHEDULER)
-    x0, eps = noise(), torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(1))
+    x0, eps = draws()(), torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(1))
     grid = leading_grid(process, 10, SCHEDULER)
     start = process.add_noise(x0, eps, torch.tensor([grid.timesteps[0]] * 2))
-    found = ddim(lambda *_: eps, start, process, grid)
+    found = ddim(lambda *_: eps, lambda: start, process, grid)
     last = process.add_noise(x0, eps, torch.tensor([0, 0]))  # set_alpha_to_one = False ends at the first timestep's noise
     assert (found - last).abs().max() < 1e-4

@@ -180,6 +180,18 @@ def test_caches_depend_on_the_configuration(tiny_model, tmp_path):
     assert not {f.suffix for f in family.part_files("denoiser")[:-1]} - {".json"}
 
 
+def test_a_pickled_file_is_the_safetensors_file(tiny_model, tmp_path):
+    state = original(tiny_model, torch.float16)
+    torch.save({"state_dict": state, "global_step": 7}, tmp_path / "one.ckpt")
+    one, other = loaded(str(tmp_path / "one.ckpt"), tiny_model), loaded(write(state, tmp_path / "one.safetensors"), tiny_model)
+    for model, expected in zip(models(one), models(other), strict=True):
+        assert all(torch.equal(v, expected.state_dict()[k]) for k, v in model.state_dict().items())
+    one.save_file(tmp_path / "two.safetensors", torch.float16, {})
+    again = load_file(tmp_path / "two.safetensors")
+    kept = {k: v for k, v in state.items() if not k.startswith("model_ema.")}
+    assert again.keys() == kept.keys() and all(torch.equal(again[k], v) for k, v in kept.items())
+
+
 # --- what is no base model --------------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ class NoAdapter:
         if self.section.denoiser:
             self.parts["denoiser"] = family.denoiser
         if self.section.text_encoder:
-            self.parts |= family.text_encoders
+            self.parts |= {name: family.text_encoders[name] for name in family.trainable_text}
         for part in self.parts.values():
             # weights that are trained are kept in float32; autocast gives the speed
             part.float().requires_grad_(True)

@@ -201,7 +201,8 @@ def _unknown(path: str, text: str, source: str) -> Finding:
     return Finding(path, f"there is no such option{f' ({where})' if where else ''}.", remedy)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as it was written, cut short."""
     try:
         return printable(repr(value), 60)
     except ValueError:  # Python does not write out numbers of thousands of digits
@@ -242,13 +243,13 @@ def _finding(path: str, error: Any, text: str, source: str) -> Finding:
         return _unknown(path, text, source)
     where = _where(path, text, source)
     options = _options_by_path().get(path)
-    shown = _shown(value)
+    given = shown(value)
     if options:
         option = options[0]
         limit = option.range_words()
         expected = option.type_words() + (f", {limit}" if limit else "")
         detail = f": {error['msg'].removeprefix('Value error, ')}" if kind == "value_error" else ""
-        message = f"{shown} is not allowed{detail}{f' ({where})' if where else ''}."
+        message = f"{given} is not allowed{detail}{f' ({where})' if where else ''}."
         return Finding(
             path, message, f"Expected: {expected}. {_TYPE_REMEDIES.get(kind, '') if not option.choices else ''}".strip()
         )
@@ -258,10 +259,10 @@ def _finding(path: str, error: Any, text: str, source: str) -> Finding:
         given = value.get("kind") if isinstance(value, dict) else value
         return Finding(
             f"{path}.kind",
-            f"{_shown(given)} is not known{f' ({where})' if where else ''}.",
+            f"{shown(given)} is not known{f' ({where})' if where else ''}.",
             f"Choose one of: {names}.",
         )
-    return Finding(path, f"{shown} is not a table of options{f' ({where})' if where else ''}.", f"Write a section: [{path}].")
+    return Finding(path, f"{given} is not a table of options{f' ({where})' if where else ''}.", f"Write a section: [{path}].")
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ class Model(Section):
     """The base model that is taught."""
 
     base: Text = option("pocket", kohya="pretrained_model_name_or_path")
-    """The base model: a diffusers folder, a .safetensors file, a Hugging Face id (owner/name), or "pocket" for the small
-    model that ships with Limner."""
+    """The base model: a diffusers folder, a .safetensors or .ckpt file, a Hugging Face id (owner/name), or "pocket" for the
+    small model that ships with Limner."""
 
     family: Literal["sd1", "sd2", "sdxl", "sd3", "flux"] | None = option(None)
     """The family of the base model. Recognised from the file when not given."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -97,6 +97,12 @@ class Flow:
             low, high, fewest, most = self.log_shift
             k = math.exp(low + (high - low) * (height // 2 * (width // 2) - fewest) / (most - fewest))
         return k * sigma / (1 + (k - 1) * sigma)
+
+    def with_shift(self, k: float) -> Flow:
+        """The same flow with this shift for pictures of every size."""
+        if self.log_shift is None:
+            return replace(self, fixed_shift=k)
+        return replace(self, log_shift=(math.log(k), math.log(k), *self.log_shift[2:]))
 
     def draw(self, x0: Tensor, seed: int, step: int, positions: Sequence[int]) -> Tensor:
         """Logit-normal (arXiv:2403.03206, eq. 19, mean 0, deviation 1), then shifted."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from limner.diffusion.process import Discrete, Flow
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(noisy (B, C, H, W), t (B,)) -> prediction"""
+
+Draw = Callable[[], Tensor]
+"""Standard normals (B, C, H, W), new ones at each call: the first are what a solver starts from."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,18 @@ def leading_grid(process: Discrete, steps: int, scheduler: dict) -> Grid:
     return Grid(timesteps, torch.tensor(1.0) if one else process.alphas_cumprod[0], stride)
 
 
-def ddim(predict: Predict, noise: Tensor, process: Discrete, grid: Grid) -> Tensor:
+def multistep_grid(process: Discrete, steps: int, scheduler: dict) -> Grid:
+    """The same for multistep solvers: of `steps` + 1 leading stops all but the cleanest, each once.
+
+    Between the two cleanest stops lies so much of log sigma that a line through earlier ones tells nothing of it.
+    """
+    grid = leading_grid(process, min(steps + 1, process.num_timesteps), scheduler)
+    return replace(grid, timesteps=tuple(dict.fromkeys(grid.timesteps[:-1])))
+
+
+def ddim(predict: Predict, draw: Draw, process: Discrete, grid: Grid) -> Tensor:
     """Deterministic DDIM (arXiv:2010.02502, eq. 12 with sigma 0)."""
-    x = noise
+    x = draw()
     for step in grid.timesteps:
         t = torch.full((len(x),), step, device=x.device)
         before = step - grid.stride
@@ -47,16 +59,63 @@ def ddim(predict: Predict, noise: Tensor, process: Discrete, grid: Grid) -> Tens
     return x
 
 
-def euler(predict: Predict, noise: Tensor, process: Discrete, grid: Grid) -> Tensor:
-    """Euler steps in sigma = s_t / a_t (arXiv:2206.00364, algorithm 2 without churn)."""
-    sigmas = [((1 - process.alphas_cumprod[t]) / process.alphas_cumprod[t]).sqrt().to(noise) for t in grid.timesteps]
+# The other solvers follow x = x0 + sigma noise, sigma = s_t / a_t, down to sigma 0 (arXiv:2206.00364).
+
+
+def _sigmas(process: Discrete, grid: Grid, like: Tensor) -> Tensor:
+    """Sigma at the grid's timesteps, and 0 behind them."""
+    alphas = process.alphas_cumprod[list(grid.timesteps)]
+    return torch.cat([((1 - alphas) / alphas).sqrt(), torch.zeros(1)]).to(like)
+
+
+def _denoised(predict: Predict, x: Tensor, process: Discrete, step: int, sigma: Tensor) -> Tensor:
+    """The model's estimate of x0 from x = x0 + sigma noise, which it knows as x / sqrt(sigma^2 + 1)."""
+    t = torch.full((len(x),), step, device=x.device)
+    scaled = x / (sigma**2 + 1).sqrt()
+    return process.denoised(predict(scaled, t), scaled, t)
+
+
+def euler(predict: Predict, draw: Draw, process: Discrete, grid: Grid) -> Tensor:
+    """Euler steps in sigma (arXiv:2206.00364, algorithm 2 without churn)."""
+    noise = draw()
+    sigmas = _sigmas(process, grid, noise)
     x = noise * (sigmas[0] ** 2 + 1).sqrt()
-    for i, (step, sigma) in enumerate(zip(grid.timesteps, sigmas, strict=True)):
-        t = torch.full((len(x),), step, device=x.device)
-        scaled = x / (sigma**2 + 1).sqrt()
-        slope = (x - process.denoised(predict(scaled, t), scaled, t)) / sigma
-        following = sigmas[i + 1] if i + 1 < len(sigmas) else torch.zeros_like(sigma)
+    for step, sigma, following in zip(grid.timesteps, sigmas[:-1], sigmas[1:], strict=True):
+        slope = (x - _denoised(predict, x, process, step, sigma)) / sigma
         x = x + slope * (following - sigma)
+    return x
+
+
+def euler_a(predict: Predict, draw: Draw, process: Discrete, grid: Grid) -> Tensor:
+    """Ancestral sampling (arXiv:2011.13456, eq. 47): an Euler step down to following^2 / sigma, then new noise up to following.
+
+    Known as "Euler a" since k-diffusion wrote it as that.
+    """
+    noise = draw()
+    sigmas = _sigmas(process, grid, noise)
+    x = noise * (sigmas[0] ** 2 + 1).sqrt()
+    for step, sigma, following in zip(grid.timesteps, sigmas[:-1], sigmas[1:], strict=True):
+        slope = (x - _denoised(predict, x, process, step, sigma)) / sigma
+        x = x + slope * (following**2 / sigma - sigma) + following * (1 - (following / sigma) ** 2).sqrt() * draw()
+    return x
+
+
+def dpmpp_2m(predict: Predict, draw: Draw, process: Discrete, grid: Grid) -> Tensor:
+    """DPM-Solver++(2M) (arXiv:2211.01095, algorithm 2), of first order in its first and last step.
+
+    With sigma = s_t / a_t and x / a_t for the paper's x, its e^-h is following / sigma.
+    """
+    noise = draw()
+    sigmas = _sigmas(process, grid, noise)
+    logs = sigmas.log()
+    x, earlier = noise * (sigmas[0] ** 2 + 1).sqrt(), None
+    for i, step in enumerate(grid.timesteps):
+        x0 = towards = _denoised(predict, x, process, step, sigmas[i])
+        if earlier is not None and i + 1 < len(grid.timesteps):
+            h_before, h = logs[i - 1] - logs[i], logs[i] - logs[i + 1]
+            towards = x0 + h / (2 * h_before) * (x0 - earlier)
+        ratio = sigmas[i + 1] / sigmas[i]
+        x, earlier = ratio * x + (1 - ratio) * towards, x0
     return x
 
 
@@ -79,13 +138,20 @@ def flow_euler(predict: Predict, noise: Tensor, sigmas: Tensor) -> Tensor:
     return x
 
 
-SOLVERS = {"ddim": ddim, "euler": euler}
+SOLVERS = {
+    "ddim": (ddim, leading_grid),
+    "euler": (euler, leading_grid),
+    "euler_a": (euler_a, leading_grid),
+    "dpmpp_2m": (dpmpp_2m, multistep_grid),
+}
 
 
 def solve(
-    predict: Predict, noise: Tensor, process: Discrete | Flow, scheduler: dict, steps: int, solver: str | None = None
+    predict: Predict, draw: Draw, process: Discrete | Flow, scheduler: dict, steps: int, solver: str | None = None
 ) -> Tensor:
-    """Latents from noise (B, C, H, W) by one of `SOLVERS`; DDIM when not given. A flow is solved by Euler steps."""
+    """Latents (B, C, H, W) from noise by one of `SOLVERS`; DDIM when not given. A flow is solved by Euler steps."""
     if isinstance(process, Flow):
+        noise = draw()
         return flow_euler(predict, noise, flow_sigmas(process, steps, *noise.shape[-2:]))
-    return SOLVERS[solver or "ddim"](predict, noise, process, leading_grid(process, steps, scheduler))
+    function, grid = SOLVERS[solver or "ddim"]
+    return function(predict, draw, process, grid(process, steps, scheduler))

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from limner.config.prompts import Prompt
+from limner.diffusion.process import Flow
 from limner.diffusion.solvers import solve
 from limner.engine.runtime import Runtime
+from limner.errors import UserError
+from limner.formats.suited import unsuited_prompts
 from limner.models.family import Conditioning, Family
 
 
 @torch.no_grad()
 def encode_prompts(family: Family, runtime: Runtime, prompts: Sequence[Prompt]) -> list[tuple[Conditioning, Conditioning]]:
-    """(conditioning, negative conditioning) of each prompt, on the CPU. The text encoder must be loaded."""
+    """(conditioning, negative conditioning) of each prompt, on the CPU. The text encoder must be loaded.
+
+    Raises UserError if a prompt asks for what the model cannot do.
+    """
+    if errors := [f for f in unsuited_prompts(prompts, family.base) if f.severity == "error"]:
+        raise UserError(errors[:20])
     with runtime.autocast():
         encoded = [(family.encode_captions([p.text]), family.encode_captions([p.negative])) for p in prompts]
     return [({k: v.float().cpu() for k, v in a.items()}, {k: v.float().cpu() for k, v in b.items()}) for a, b in encoded]
@@ -31,8 +40,8 @@ def paint(
 ) -> Iterator[Tensor]:
     """Paint each prompt; yields pixels (3, H, W) in [-1, 1] in the prompts' order. Denoiser and VAE must be loaded.
 
-    The noise comes from the prompt's own seed, drawn on the CPU as diffusers' pipelines do. Neighbours of the same size,
-    steps, guidance and solver are painted together, up to `together` of them.
+    All noise comes from the prompt's own seed, drawn on the CPU as diffusers' pipelines do. Neighbours that differ in nothing
+    but their words and seed are painted together, up to `together` of them.
     """
     start = 0
     while start < len(prompts):
@@ -43,8 +52,8 @@ def paint(
         start = end
 
 
-def _kind(prompt: Prompt) -> tuple:
-    return prompt.width, prompt.height, prompt.steps, prompt.guidance, prompt.solver
+def _kind(prompt: Prompt) -> Prompt:
+    return replace(prompt, text="", negative="", seed=0)
 
 
 @torch.no_grad()
@@ -57,16 +66,19 @@ def _paint_alike(
     first, device = prompts[0], runtime.device
     factor = family.base.latent_factor
     shape = (family.base.latent_channels, first.height // factor, first.width // factor)
-    noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(p.seed)) for p in prompts]).to(device)
+    sources = [torch.Generator().manual_seed(p.seed) for p in prompts]
     cond = {k: torch.cat([c[k] for c, _ in encoded]).to(device) for k in encoded[0][0]}
-    guidance = family.base.guidance if first.guidance is None else first.guidance
-    guided = guidance != 1 and not family.base.takes_guidance
+    told, guidance = first.guidances(family.base.takes_guidance, family.base.guidance)
+    guided = guidance != 1
     if guided:
         cond = {k: torch.cat([torch.cat([n[k] for _, n in encoded]).to(device), v]) for k, v in cond.items()}
     size = first.height, first.width  # of a picture that was never cut
     geometry = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=device)
     cond["geometry"] = geometry.expand((1 + guided) * len(prompts), -1)
-    cond["guidance"] = torch.full(((1 + guided) * len(prompts),), guidance, device=device)
+    cond["guidance"] = torch.full(((1 + guided) * len(prompts),), told, device=device)
+
+    def draw() -> Tensor:
+        return torch.stack([torch.randn(shape, generator=source) for source in sources]).to(device)
 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
         with runtime.autocast():
@@ -75,7 +87,10 @@ def _paint_alike(
             negative, positive = family.predict(torch.cat([noisy, noisy]), torch.cat([t, t]), cond).float().chunk(2)
         return negative + guidance * (positive - negative)  # arXiv:2207.12598, eq. 6, guidance = 1 + w
 
-    latents = solve(predict, noise, family.process, family.scheduler, first.steps, first.solver)
+    process = family.process
+    if isinstance(process, Flow) and first.shift is not None:
+        process = process.with_shift(first.shift)
+    latents = solve(predict, draw, process, family.scheduler, first.steps, first.solver)
     return family.decode_latents(latents).clamp(-1, 1)
 
 

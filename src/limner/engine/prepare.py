@@ -150,10 +150,9 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
 
 def _with_copied_prompts(config: Config, run: Run) -> Config:
     """The config reading its prompt file from the run folder, where it was copied to before the start."""
-    copy = run.path / "prompts.txt"
-    if config.sample.prompt_file is None or not copy.exists():
+    if run.prompts is None:
         return config
-    return config.model_copy(update={"sample": config.sample.model_copy(update={"prompt_file": copy})})
+    return config.model_copy(update={"sample": config.sample.model_copy(update={"prompt_file": run.prompts})})
 
 
 def _watched(run: Run, runtime: Runtime, journal: Journal, stop_requested: Callable[[], bool]) -> Progress:

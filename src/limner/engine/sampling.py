@@ -19,6 +19,7 @@ from limner.engine import paint, prepare
 from limner.engine.runtime import Runtime
 from limner.errors import wrong
 from limner.formats.header import read_header
+from limner.formats.lora_file import require_family
 from limner.models import family as families
 from limner.models.family import Family
 
@@ -32,17 +33,25 @@ def load_whole(config: Config, runtime: Runtime) -> Family:
     return family
 
 
-def load_lora(family: Family, path: Path, strength: float = 1.0) -> LoraAdapter:
-    """Attach a LoRA file at a strength. Raises UserError if it is none or belongs to another model."""
+def load_lora(family: Family, path: Path, strength: float = 1.0) -> LoraAdapter | None:
+    """Attach a LoRA file at a strength to the parts that are loaded; None if it changes none of them.
+
+    Raises UserError if it is none or belongs to another model.
+    """
     if not path.is_file():
         raise wrong("--lora", f"{path} is not a file.", "Give the path of a LoRA's .safetensors file.")
-    read_header(path, "--lora")
+    require_family(read_header(path, "--lora"), family.base.family, path.name, "--lora")
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise wrong("--lora", f"{path.name} cannot be read ({error}).", "Download or copy it again.") from None
     targets = family.adapter_targets(convolutions=True)
     state = from_diffusers(state, targets) if is_in_diffusers_names(state) else parted(state, targets)
+    absent = () if family.text_encoders else ("lora_te", "text_encoder")
+    absent += () if hasattr(family, "denoiser") else ("lora_unet", "unet.", "transformer.")
+    state = {k: v for k, v in state.items() if not k.startswith(absent)} if absent else state
+    if absent and not state:
+        return None
     adapter = LoraAdapter(section_of(state, "--lora"))
     adapter.attach(family, 0)
     adapter.load_state_dict({k: v.float() for k, v in state.items()})
@@ -60,13 +69,21 @@ def paint_one(*, model: str, lora: Path | None, strength: float, out: Path, devi
     chosen = {k: v for k, v in values.items() if k != "prompt" and v is not None}
     sample = {**chosen, "prompts": [values["prompt"]]}
     config = files.build({"model": {"base": model}, "sample": sample}, {})
-    runtime = Runtime(torch.device(device or best_device()), "fp32")
+    kind = device or best_device()
+    runtime = Runtime(torch.device(kind), "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "fp32")
     base = prepare.find_base(config)
     prompts = all_prompts(config, base.resolution_px, base.bucket_step_px)
-    family = load_whole(config, runtime)
+    family = families.make(base)
+    # one part after the other: together they need not fit
+    family.load("text", runtime.dtype, runtime.device)
     if lora is not None:
         load_lora(family, lora, strength)
     encoded = paint.encode_prompts(family, runtime, prompts)
+    family.free("text")
+    family.load("denoiser", runtime.dtype, runtime.device)
+    if lora is not None:
+        load_lora(family, lora, strength)
+    family.load("vae", torch.float32, runtime.device)
     pixels = next(paint.paint(family, runtime, prompts, encoded))
     with disk.replacing(out) as temporary:
         paint.to_image(pixels).save(temporary, format="PNG")

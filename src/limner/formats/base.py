@@ -251,11 +251,7 @@ def _t5_tokenizer(base: Base, given: Path | None) -> Path | None:
 
 
 def _file(source: str, path: Path, config: Path | None) -> Base:
-    if path.suffix.lower() != ".safetensors":
-        raise wrong(
-            FIELD, f"{path.name} is not a .safetensors file.", "Convert it first; pickled files can run code when opened."
-        )
-    header = read_header(path, FIELD)
+    header = single.header_of(path, FIELD)
     described = None
     if config is not None and not (config / "transformer").is_dir():
         unet = _json(config / "unet" / "config.json", _CONFIG)

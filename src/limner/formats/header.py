@@ -12,9 +12,9 @@ from typing import Any, TypeGuard
 from limner.errors import UserError, printable, wrong
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
-_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
-_BITS |= {"I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
-_BITS |= {"C64": 64, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
+BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
+BITS |= {"I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
+BITS |= {"C64": 64, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +96,9 @@ def _tensor(entry: object) -> tuple[TensorInfo, tuple[int, int]] | None:
     if not isinstance(entry, dict):
         return None
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in _BITS or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
+    if not isinstance(dtype, str) or dtype not in BITS or not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
         return None
-    if prod(shape) * _BITS[dtype] != 8 * (offsets[1] - offsets[0]):
+    if prod(shape) * BITS[dtype] != 8 * (offsets[1] - offsets[0]):
         return None
     return TensorInfo(dtype, tuple(shape)), (offsets[0], offsets[1])
 

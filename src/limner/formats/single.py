@@ -13,11 +13,25 @@ from limner.errors import UserError, wrong
 from limner.formats.header import Header, TensorInfo, read_header
 from limner.formats.known import FAMILIES, Known, Prediction, Stored
 from limner.formats.original import UNET
+from limner.formats.pickled import read_pickled
 
 _CHECKPOINTS = ("diffusion_models", "unet", "checkpoints", "Stable-diffusion")
 """Where ComfyUI and A1111 keep models; the folders of parts are their neighbours."""
 _PARTS = ("vae", "VAE", "text_encoders", "clip", "text_encoder")
 _MOST_BESIDE = 200
+
+
+def is_pickled(path: Path) -> bool:
+    return path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin")
+
+
+def header_of(path: Path, field: str | None = None) -> Header:
+    """What a file of either kind holds. Raises UserError if it cannot be trusted, or is of another kind."""
+    if is_pickled(path):
+        return read_pickled(path, field)
+    if path.suffix.lower() != ".safetensors":
+        raise wrong(field or str(path), f"{path.name} is not a .safetensors file.", "Choose a .safetensors or .ckpt file.")
+    return read_header(path, field)
 
 
 def family_of(header: Header, described: tuple[str, int] | None = None) -> str:
@@ -78,7 +92,7 @@ def prefix_of(header: Header, part: Stored) -> str | None:
 
 def parts_inside(path: Path, known: Known, field: str, *, is_usual: bool) -> list[str]:
     """The parts that a single file holds. Raises UserError if one of them, of the usual size, is not whole."""
-    header, inside = read_header(path, field), []
+    header, inside = header_of(path, field), []
     for name, part in known.parts.items():
         prefix = prefix_of(header, part)
         if prefix is None:
@@ -93,7 +107,7 @@ def check_part(path: Path, part: Stored, field: str) -> None:
     """Raises UserError unless a file holds this part."""
     if not path.is_file():
         raise wrong(field, f"{path} is not a file.", f"Give the path of the {part.title}'s .safetensors file.")
-    header = read_header(path, field)
+    header = header_of(path, field)
     # transformers >= 5.6 writes CLIP without the level that everybody else has
     if prefix_of(header, part) is None and part.marker.removeprefix("text_model.") not in header.tensors:
         raise wrong(field, f"{path.name} holds no {part.title}.", f"Give the path of the {part.title}'s .safetensors file.")

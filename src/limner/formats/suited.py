@@ -5,9 +5,10 @@ Asked before the start, and again by the trainer once a model has come from the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from limner.config import Config, Lora
+from limner.config import Config, Lora, Sample
+from limner.config.prompts import Prompt
 from limner.errors import Finding
 from limner.formats.base import Base
 from limner.formats.known import FAMILIES
@@ -25,10 +26,10 @@ def unsuited(config: Config, base: Base) -> Iterator[Finding]:
         said = "was trained down to a signal of zero, which Limner does not do yet: very dark and bright pictures suffer."
         yield Finding("model.base", said, "Watch for them in the samples; a model without that suffers nothing.", "warning")
     if base.prediction == "flow":
-        yield from _unsuited_to_a_flow(config, base, title)
+        yield from _unsuited_to_a_flow(config, title)
 
 
-def _unsuited_to_a_flow(config: Config, base: Base, title: str) -> Iterator[Finding]:
+def _unsuited_to_a_flow(config: Config, title: str) -> Iterator[Finding]:
     objective, sample, adapter = config.objective, config.sample, config.adapter
     if objective.prediction is not None:
         yield Finding("objective.prediction", f"{title} predicts the flow's velocity, nothing else.", "Remove the line.")
@@ -36,8 +37,6 @@ def _unsuited_to_a_flow(config: Config, base: Base, title: str) -> Iterator[Find
         yield Finding("objective.min_snr_gamma", f"has no meaning for the flow of {title}.", 'Set it to "off".')
     if sample.solver not in (None, "euler"):
         yield Finding("sample.solver", f"{sample.solver} cannot paint with {title}.", 'Set "euler", or remove it.')
-    if sample.negative and base.takes_guidance:
-        yield Finding("sample.negative", f"has no effect: {title} is told the guidance instead.", "Remove it.", "warning")
     if isinstance(adapter, Lora):
         if adapter.conv_rank is not None:
             yield Finding("adapter.conv_rank", f"{title} has no 3x3 convolutions.", "Remove it.", "warning")
@@ -49,3 +48,21 @@ def _unsuited_to_a_flow(config: Config, base: Base, title: str) -> Iterator[Find
     elif config.output.layout == "original" and adapter.text_encoder:
         said = f"single files of {title} hold no text encoder, and it is trained."
         yield Finding("output.layout", said, 'Set it to "diffusers": the model becomes a folder.')
+
+
+def unsuited_prompts(prompts: Sequence[Prompt], base: Base, inherited: Sample | None = None) -> Iterator[Finding]:
+    """Findings at the prompts, errors where a picture would be another than was asked for. What the prompts have from the
+    options, `inherited`, is not said again at each."""
+    title, is_flow, inherited = FAMILIES[base.family].title, base.prediction == "flow", inherited or Sample()
+    if base.takes_guidance and inherited.negative and all(p.guidances(True, base.guidance)[1] == 1 for p in prompts):
+        said = f"has no effect: {title} is told the guidance instead."
+        yield Finding("sample.negative", said, "Remove it, or give the prompts --g and --l.", "warning")
+    for prompt in prompts:
+        if is_flow and prompt.solver not in (None, "euler", inherited.solver):
+            yield Finding(prompt.where, f"{prompt.solver} cannot paint with {title}.", 'Choose "euler", or none.')
+        if prompt.told_guidance is not None and not base.takes_guidance:
+            said = f"--g (guidance_scale) is for models that are told the guidance, this {title} model is not."
+            yield Finding(prompt.where, said, "Take it out, or use --l (scale).")
+        if prompt.shift is not None and not is_flow:
+            said = f"--fs (flow_shift) is for flows, {title} is none."
+            yield Finding(prompt.where, said, "Take it out of the prompt.")

@@ -69,6 +69,8 @@ class Family(Protocol):
     """Where parts were loaded to last."""
     denoiser: nn.Module
     text_encoders: dict[str, nn.Module]
+    trainable_text: Sequence[str]
+    """Those of them that can be trained: T5 is not."""
 
     def load(self, part: Part, dtype: torch.dtype, device: torch.device) -> None:
         """Bring a part into memory, as `keep` has it. Raises UserError if its file does not hold what it should."""

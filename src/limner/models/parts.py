@@ -71,6 +71,7 @@ class Parts:
         self.scheduler |= base.described.get("scheduler", {})
         self.process = process_from(self.scheduler, base.prediction)
         self.text_parts = tuple(t for t in type(self).text_parts if t.name not in base.absent)
+        self.trainable_text = [t.name for t in self.text_parts if not t.is_t5]
         self.tokenizers = {t.name: t.load_tokenizer(self._tokenizer_folder(t)) for t in self.text_parts}
 
     def _tokenizer_folder(self, text: TextEncoder) -> Path:

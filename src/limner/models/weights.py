@@ -15,19 +15,26 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from limner.formats.layout import Lies, Names, There
+from limner.formats.single import is_pickled
+from limner.models.pickled_weights import PickledWeights
 
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of safetensors files by name, read when they are asked for; later files win. Raises what safetensors does."""
+    """The tensors of files by name, read when they are asked for; later files win. Raises what safetensors does, and
+    UserError for a pickled file that is not to be trusted."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self._where: dict[str, Any] = {}
+        self._where: dict[str, Callable[[str], Tensor]] = {}
         for file in files:
-            opened = safe_open(file, framework="pt")
-            self._where |= dict.fromkeys(opened.keys(), opened)
+            if is_pickled(file):
+                pickled = PickledWeights(file)
+                self._where |= dict.fromkeys(pickled, pickled.__getitem__)
+            else:
+                opened = safe_open(file, framework="pt")
+                self._where |= dict.fromkeys(opened.keys(), opened.get_tensor)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._where[name].get_tensor(name)
+        return self._where[name](name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)

@@ -58,7 +58,7 @@ def _inside(folder: Path, depth: int) -> Iterator[tuple[str, Path]]:
     except OSError:
         return
     for entry in entries:
-        if entry.name.endswith(".safetensors") and entry.is_file():
+        if entry.name.endswith((".safetensors", ".ckpt")) and entry.is_file():
             yield entry.path, Path(entry.path)
         elif depth and not entry.name.startswith(".") and entry.is_dir():
             yield from _inside(Path(entry.path), depth - 1)

@@ -182,7 +182,7 @@ def actions(run: Run, state: State, config: Config | None, *, asked: bool) -> li
     """What can be done with a run now, of the POST routes' names. `asked`: a stop is pending already."""
     again = ["duplicate"] if config is not None else []
     if state.status in LIVE:
-        paints = config is not None and bool(config.sample.prompts or (run.path / "prompts.txt").exists())
+        paints = config is not None and bool(config.sample.prompts or run.prompts)
         return [*([] if asked else ["stop", *(["sample"] if paints else []), "save"]), "stop-now", *again]
     if state.status == "waiting":
         return ["stop", *again]

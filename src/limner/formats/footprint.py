@@ -1,0 +1,82 @@
+"""What a run's weights weigh in memory, phase by phase, told from the files' headers. Activations come on top."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from limner.config import Config, Lora
+from limner.formats.base import Base, weight_files
+from limner.formats.header import TensorInfo
+from limner.formats.known import FAMILIES
+from limner.formats.single import header_of, prefix_of
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_STORED_BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}
+_BLOCKS = ("transformer_blocks.", "double_blocks.", "single_blocks.", "joint_blocks.")
+_TRAINED_BYTES = 16  # weight, gradient and two moments in float32
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """MiB of weights, part by part: one part is in memory at a time, the trained ones with the denoiser."""
+
+    text_mib: int
+    vae_mib: int
+    denoiser_mib: int
+    """Without blocks that are swapped."""
+    trained_mib: int
+    """What is trained, with its gradients and the optimiser's state; of a LoRA at most so much."""
+
+    @property
+    def most_mib(self) -> int:
+        return max(self.text_mib, self.vae_mib, self.denoiser_mib + self.trained_mib)
+
+
+def footprint(config: Config, base: Base, precision: str) -> Footprint:
+    """Of a run in this precision. Raises UserError if a file cannot be read."""
+    known, memory, width = FAMILIES[base.family], config.memory, BYTES[precision]
+    parts = {name: tensors_of(base, name) for name in known.parts if name not in base.absent}
+    denoiser = parts[known.denoiser]
+    text = sum(_numbers(t) for name, t in parts.items() if name not in (known.denoiser, "vae"))
+    stored = _numbers({n: i for n, i in denoiser.items() if len(i.shape) == 2 and any(b in n for b in _BLOCKS)})
+    saved = stored * (width - _STORED_BYTES[memory.quantize]) if memory.quantize != "off" else 0
+    is_trained = config.adapter.trains_base and config.adapter.denoiser
+    return Footprint(
+        _mib(text * width),
+        _mib(_numbers(parts["vae"]) * BYTES[memory.vae_dtype]),
+        0 if is_trained else _mib(_numbers(denoiser) * width - saved),
+        _mib(num_trained(config, base) * _TRAINED_BYTES),
+    )
+
+
+def num_trained(config: Config, base: Base) -> int:
+    """How many numbers are trained: of a LoRA as if every layer of the model had one, which is an upper bound."""
+    adapter, parts = config.adapter, list[str]()
+    known = FAMILIES[base.family]
+    if adapter.denoiser:
+        parts.append(known.denoiser)
+    if adapter.text_encoder:
+        parts += [n for n in known.parts if n not in (known.denoiser, "vae", base.t5, *base.absent)]
+    tensors = [info.shape for part in parts for info in tensors_of(base, part).values()]
+    if isinstance(adapter, Lora):
+        return sum((s[0] + prod(s[1:])) * adapter.rank for s in tensors if len(s) in (2, 4))
+    return sum(prod(s) for s in tensors)
+
+
+def tensors_of(base: Base, part: str) -> dict[str, TensorInfo]:
+    """What the headers say of one part's tensors."""
+    assert base.path is not None
+    if part not in base.others and base.layout == "folder":
+        return {n: info for file in weight_files(base.path, part) for n, info in header_of(file).tensors.items()}
+    header = header_of(base.others.get(part, base.path))
+    prefix = prefix_of(header, FAMILIES[base.family].parts[part]) or ""
+    return {n: info for n, info in header.tensors.items() if n.startswith(prefix)}
+
+
+def _numbers(tensors: dict[str, TensorInfo]) -> int:
+    return sum(prod(info.shape) for info in tensors.values())
+
+
+def _mib(count: float) -> int:
+    return round(count / 2**20)
