@@ -31,12 +31,21 @@ def finished(tiny_model, tmp_path_factory, machine_file):
     folder = tmp_path_factory.mktemp("lora")
     data = tiny.pictures(folder / "pictures" / "3_cat")
     (data / "p0.txt").write_text("a cat, sitting, red", encoding="utf-8")
+    (prompt_file := folder / "dogs.toml").write_text(
+        '[prompt]\nprompt = "a dog"\n[[prompt.subset]]\nnegative_prompt = "blurry"\nseed = 9\nsample_steps = 2\n'
+        'sample_sampler = "k_euler_a"\n'
+    )
     chosen = config(
         tiny_model,
         data.parent,
         adapter={"rank": 4, "alpha": 2.0, "text_encoder": True},
         optimizer={"text_encoder_lr": 4e-3},
-        sample={"prompts": ["a cat --s 3 --w 24 --h 16", "a dog --n blurry --d 9 --s 2"], "every_steps": 5, "at_start": True},
+        sample={
+            "prompts": ["a cat --s 3 --w 24 --h 16"],
+            "prompt_file": str(prompt_file),
+            "every_steps": 5,
+            "at_start": True,
+        },
         output={"save_every_steps": 4, "keep_last": 1, "author": "Test Er", "tags": ["a", "b"]},
         data={"trigger": "catx"},
     )
@@ -44,6 +53,7 @@ def finished(tiny_model, tmp_path_factory, machine_file):
         patch.setenv("LIMNER_HOME", str(folder / "home"))
         disk.write_bytes(folder / "home" / "machine.json", machine_file.read_bytes())
         run = jobs.prepare(chosen)
+        prompt_file.unlink()  # its copy is what is read
         queue.enqueue(run)
         code = progress.follow(run)
         until = time.monotonic() + 60
@@ -64,8 +74,8 @@ def test_the_files(finished):
     assert sorted(p.name for p in run.states.iterdir()) == ["step-00000009", "step-00000012"]
     assert all(not disk.manifest_faults(p) for p in run.states.iterdir())
     left = {p.name for p in run.path.iterdir()}
-    known = {"config.toml", "plan.json", "state.json", "exit.json", "command.json", "events.jsonl", "log.txt", "lock"}
-    assert left - {"lock"} == known - {"lock"} | {"samples", "checkpoints", "states", "control", "tensorboard"}
+    known = {"config.toml", "plan.json", "state.json", "exit.json", "command.json", "events.jsonl", "log.txt", "prompts.toml"}
+    assert left - {"lock"} == known | {"samples", "checkpoints", "states", "control", "tensorboard"}
     assert not [p for p in run.path.rglob(f"{disk.TEMPORARY}*")]
 
 
