@@ -42,6 +42,7 @@ from limner.formats import flux, openclip, original, sd3
 from limner.formats.base import recognise
 from limner.formats.known import FAMILIES as KNOWN
 from limner.formats.layout import Names
+from limner.formats.suited import require_suited
 from limner.models import family as families
 from limner.models.family import FAMILIES
 from limner.models.parts import CONFIGS
@@ -212,7 +213,7 @@ def test_prompts_that_a_model_cannot_paint_are_refused(folder: Path):
     wrong = [replace(PROMPT, where="a", solver="ddim")] if is_flow else [replace(PROMPT, where="b", shift=3.0)]
     wrong += [] if family.base.takes_guidance else [replace(PROMPT, where="c", solver=None, told_guidance=3.0)]
     with pytest.raises(UserError) as caught:
-        paint.encode_prompts(family, runtime, [replace(PROMPT, solver=None), *wrong])
+        require_suited([replace(PROMPT, solver=None), *wrong], family.base)
     assert [f.field for f in caught.value.findings] == [p.where for p in wrong]
 
 

@@ -13,19 +13,12 @@ from limner.config.prompts import Prompt
 from limner.diffusion.process import Flow
 from limner.diffusion.solvers import solve
 from limner.engine.runtime import Runtime
-from limner.errors import UserError
-from limner.formats.suited import unsuited_prompts
 from limner.models.family import Conditioning, Family
 
 
 @torch.no_grad()
 def encode_prompts(family: Family, runtime: Runtime, prompts: Sequence[Prompt]) -> list[tuple[Conditioning, Conditioning]]:
-    """(conditioning, negative conditioning) of each prompt, on the CPU. The text encoder must be loaded.
-
-    Raises UserError if a prompt asks for what the model cannot do.
-    """
-    if errors := [f for f in unsuited_prompts(prompts, family.base) if f.severity == "error"]:
-        raise UserError(errors[:20])
+    """(conditioning, negative conditioning) of each prompt, on the CPU. The text encoder must be loaded."""
     with runtime.autocast():
         encoded = [(family.encode_captions([p.text]), family.encode_captions([p.negative])) for p in prompts]
     return [({k: v.float().cpu() for k, v in a.items()}, {k: v.float().cpu() for k, v in b.items()}) for a, b in encoded]

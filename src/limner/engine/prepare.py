@@ -27,7 +27,7 @@ from limner.errors import StopRequested, UserError, wrong
 from limner.formats.base import T5_SOURCE, T5_TOKENIZER, Base, base_of, denoiser_files
 from limner.formats.known import FAMILIES as KNOWN
 from limner.formats.metadata import tag_frequency
-from limner.formats.suited import unsuited
+from limner.formats.suited import require_suited, unsuited
 from limner.models import family as families
 from limner.models.family import Family, Keep
 from limner.runs import Run
@@ -122,6 +122,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     family = families.make(base, keep_of(config))
     samples = Samples(config, dataset, family, runtime, cache)
     prompts = all_prompts(_with_copied_prompts(config, run), dataset.buckets.resolution, base.bucket_step_px)
+    require_suited(prompts, base)  # asked again: before the start the model may not have been here
     rate = defaults.learning_rate(config, base.is_pocket)
     if runtime.is_main:
         disk.write_json(run.path / "plan.json", plan(dataset, base, rate, runtime))

@@ -20,6 +20,7 @@ from limner.engine.runtime import Runtime
 from limner.errors import wrong
 from limner.formats.header import read_header
 from limner.formats.lora_file import require_family
+from limner.formats.suited import require_suited
 from limner.models import family as families
 from limner.models.family import Family
 
@@ -73,6 +74,7 @@ def paint_one(*, model: str, lora: Path | None, strength: float, out: Path, devi
     runtime = Runtime(torch.device(kind), "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "fp32")
     base = prepare.find_base(config)
     prompts = all_prompts(config, base.resolution_px, base.bucket_step_px)
+    require_suited(prompts, base)
     family = families.make(base)
     # one part after the other: together they need not fit
     family.load("text", runtime.dtype, runtime.device)

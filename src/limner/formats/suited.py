@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from limner.config import Config, Lora, Sample
 from limner.config.prompts import Prompt
-from limner.errors import Finding
+from limner.errors import Finding, UserError
 from limner.formats.base import Base
 from limner.formats.known import FAMILIES
 
@@ -48,6 +48,12 @@ def _unsuited_to_a_flow(config: Config, title: str) -> Iterator[Finding]:
     elif config.output.layout == "original" and adapter.text_encoder:
         said = f"single files of {title} hold no text encoder, and it is trained."
         yield Finding("output.layout", said, 'Set it to "diffusers": the model becomes a folder.')
+
+
+def require_suited(prompts: Sequence[Prompt], base: Base) -> None:
+    """Raise UserError if a prompt asks for what the model cannot do."""
+    if errors := [f for f in unsuited_prompts(prompts, base) if f.severity == "error"]:
+        raise UserError(errors[:20])
 
 
 def unsuited_prompts(prompts: Sequence[Prompt], base: Base, inherited: Sample | None = None) -> Iterator[Finding]:
