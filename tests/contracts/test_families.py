@@ -208,7 +208,7 @@ def test_a_picture_does_not_depend_on_its_company(folder: Path):
 
 
 def test_prompts_that_a_model_cannot_paint_are_refused(folder: Path):
-    family, runtime = loaded(folder), Runtime(CPU, "fp32")
+    family = loaded(folder)
     is_flow = family.base.prediction == "flow"
     wrong = [replace(PROMPT, where="a", solver="ddim")] if is_flow else [replace(PROMPT, where="b", shift=3.0)]
     wrong += [] if family.base.takes_guidance else [replace(PROMPT, where="c", solver=None, told_guidance=3.0)]

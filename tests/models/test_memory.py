@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 import tiny
@@ -218,3 +221,44 @@ def test_keep_is_what_the_configuration_says():
     given = {"memory": {"quantize": "int8", "swap_blocks": 3, "checkpoint_every": 2, "vae_dtype": "bf16", "vae_tiling": True}}
     assert keep_of(files.build(given, {})) == Keep("int8", 3, 2, torch.bfloat16, True)
     assert keep_of(files.build({}, {})) == replace(Keep(), vae_dtype=torch.float32)
+
+
+_PEAK = """
+import sys, torch
+from pathlib import Path
+from limner.formats.base import recognise
+from limner.models import family as families
+from limner.models.family import Keep
+
+def status(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+
+family = families.make(recognise(sys.argv[1]), Keep())
+before = status("VmRSS")
+family.load("denoiser", torch.float32, torch.device("cpu"))
+largest = sum(t.nbytes for t in family.denoiser.state_dict().values()) >> 10
+family.free("denoiser")
+for part in ("text", "vae"):
+    family.load(part, torch.float32, torch.device("cpu"))
+    family.free(part)
+print(largest, status("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_the_peak_of_loading_is_near_the_largest_part(tmp_path: Path):
+    """Parts one after the other, each tensor straight from the file, from one dtype to another."""
+    rng = torch.Generator().manual_seed(0)
+    wide = tiny.build(tmp_path / "m", family="flux")
+    config = FluxTransformer2DModel.load_config(wide, subfolder="transformer")
+    config |= {"num_layers": 6, "num_single_layers": 12, "num_attention_heads": 32, "attention_head_dim": 16}
+    model = FluxTransformer2DModel.from_config(config).to(torch.bfloat16)
+    for p in model.parameters():
+        p.data.normal_(std=0.02, generator=rng)
+    model.save_pretrained(wide / "transformer")
+    del model
+    done = subprocess.run([sys.executable, "-c", _PEAK, str(wide)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    largest, peak = map(int, done.stdout.split()[-2:])
+    assert largest > 300_000 and peak < 1.2 * largest, (largest, peak)

@@ -15,10 +15,8 @@ import torch
 from torch import nn
 
 from limner.errors import UserError
-from limner.formats.original import unet_names
 from limner.formats.pickled import read_pickled
 from limner.models.pickled_weights import PickledWeights
-from limner.models.weights import build, laid_out
 
 
 @pytest.mark.parametrize("is_below", [True, False])
@@ -38,7 +36,6 @@ def test_the_tensors_are_those_that_were_saved(is_below: bool, tmp_path: Path) -
         assert type(found) is torch.Tensor and not found.requires_grad
         assert found.dtype == tensor.dtype and torch.equal(found.float(), tensor.detach().float()), name
         assert read_pickled(path).tensors[name].shape == tuple(found.shape)
-    assert weights["tied"].data_ptr() == weights["matrix"].data_ptr()
     with pytest.raises(KeyError):
         weights["epoch"]
 
@@ -98,17 +95,3 @@ def test_a_file_that_pytorch_does_not_take(tmp_path: Path) -> None:
     assert read_pickled(path).tensors
     with pytest.raises(UserError, match=r"PyTorch cannot open x\.ckpt"):
         PickledWeights(path)
-
-
-def test_a_model_is_built_from_it(tiny_model: Path, tmp_path: Path) -> None:
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel.from_pretrained(tiny_model / "unet")
-    there = laid_out(unet.state_dict(), unet_names, torch.float16)
-    torch.save({"state_dict": there, "global_step": 3}, path := tmp_path / "x.ckpt")
-    config = UNet2DConditionModel.load_config(tiny_model / "unet")
-    built = build(
-        lambda: UNet2DConditionModel.from_config(config), PickledWeights(path), unet_names, torch.float32, torch.device("cpu")
-    )
-    for name, tensor in unet.state_dict().items():
-        assert torch.equal(built.state_dict()[name], tensor.half().float()), name

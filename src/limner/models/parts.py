@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import logging as transformers_logging
@@ -93,7 +92,7 @@ class Parts:
             else:
                 for text in self.text_parts:
                     self.text_encoders[text.name] = self._load(text.name, dtype, device)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             reason = str(error).strip().split("\n")[0]

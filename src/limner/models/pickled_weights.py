@@ -28,7 +28,7 @@ class PickledWeights(Mapping[str, Tensor]):
         self._tensors: dict[str, Tensor] = {name: state[name].detach() for name in found.tensors}
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
+        return self._tensors[name].clone()  # the file is mapped, and may be replaced under our feet
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

@@ -1,4 +1,4 @@
-"""Weights straight from memory-mapped files into models that were built without any, and back into a file's layout.
+"""Weights straight from files into models that were built without any, and back into a file's layout.
 
 A model is built on the meta device, which takes no memory and no time, and each of its tensors is then read once, into its
 dtype and onto its device: beside the part itself, never more than one tensor is in memory.
@@ -6,22 +6,63 @@ dtype and onto its device: beside the part itself, never more than one tensor is
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from limner.formats.layout import Lies, Names, There
 from limner.formats.single import is_pickled
 from limner.models.pickled_weights import PickledWeights
 
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+class _Safetensors:
+    """A safetensors file, read tensor by tensor.
+
+    Not mapped: the pages of a map count as this process's memory, and one that is cut short under it ends the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        self._start = 8 + length
+        self.places: dict[str, Any] = header
+
+    def read(self, name: str) -> Tensor:
+        place = self.places[name]
+        if place["dtype"] not in _DTYPES:
+            raise ValueError(f"{name} is stored as {place['dtype']}, which is not read yet")
+        start, stop = place["data_offsets"]
+        numbers = torch.empty(stop - start, dtype=torch.uint8)
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(self._start + start)
+            left = memoryview(numbers.numpy().data)
+            while left and (count := file.readinto(left)):
+                left = left[count:]
+        if left:
+            raise ValueError(f"{self._path.name} ends within {name}")
+        return numbers.view(_DTYPES[place["dtype"]]).view(place["shape"])
+
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of files by name, read when they are asked for; later files win. Raises what safetensors does, and
-    UserError for a pickled file that is not to be trusted."""
+    """The tensors of files by name, read when they are asked for; later files win.
+
+    Raises OSError and ValueError for files that changed since they were recognised, and UserError for a pickled one that is
+    not to be trusted.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._where: dict[str, Callable[[str], Tensor]] = {}
@@ -30,8 +71,8 @@ class Weights(Mapping[str, Tensor]):
                 pickled = PickledWeights(file)
                 self._where |= dict.fromkeys(pickled, pickled.__getitem__)
             else:
-                opened = safe_open(file, framework="pt")
-                self._where |= dict.fromkeys(opened.keys(), opened.get_tensor)
+                opened = _Safetensors(file)
+                self._where |= dict.fromkeys(opened.places, opened.read)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._where[name](name)
@@ -72,8 +113,8 @@ def fill(
                 model.get_submodule(member.rpartition(".")[0]),
                 dtype_of(member) if part.is_floating_point() else part.dtype,
             )
-            # a copy always: a mapped file may be replaced under our feet
-            tensor = part.reshape(own[member].shape).contiguous().to(device_of(module), kept, copy=True)
+            # rows of one tensor shall not share its memory
+            tensor = part.reshape(own[member].shape).contiguous().to(device_of(module), kept, copy=len(members) > 1)
             if hasattr(module, "take") and member.endswith(".weight"):
                 module.take(tensor)  # type: ignore[operator]
                 own.pop(member)
