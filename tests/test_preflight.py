@@ -312,6 +312,8 @@ def test_what_a_flow_cannot_or_ignores(good: dict, tmp_path: Path) -> None:
         ("data.bucket_step_px", "error", {"data": {"bucket_step_px": 10}}),
         ("model.family", "error", {"model": {**model, "family": "flux"}}),
         *(("sample.solver", "error", {"sample": {"solver": s, "prompts": ["a"]}}) for s in ("ddim", "k_euler_a", "dpmpp_2m")),
+        ("model.clip_skip", "warning", {"model": {**model, "clip_skip": 2}}),
+        ("model.text_chunks", "warning", {"model": {**model, "text_chunks": 3}}),
         ("adapter.conv_rank", "warning", {"adapter": {"conv_rank": 4}}),
         ("adapter.dora", "error", {"adapter": {"dora": True}}),
         ("output.layout", "error", {"adapter": {"kind": "none", "text_encoder": True}}),
@@ -345,6 +347,14 @@ def test_what_prompts_ask_in_vain(good: dict, tmp_path: Path) -> None:
     # of a model that is not here yet nothing is known
     coming = {"base": "nobody/nothing-of-this-name"}
     assert said(coming, prompts=["a --g 3 --fs 3"]) == []
+
+
+def test_which_layers_and_how_long_captions(good: dict, tmp_path: Path) -> None:
+    asked = {"clip_skip": 2, "text_chunks": 3}
+    xl = {"base": str(tiny.build(tmp_path / "sdxl", family="sdxl"))}
+    for model, expected in (({}, []), (xl, [("model.clip_skip", "warning")])):
+        findings, _ = look(good, model={**good["model"], **model, **asked})
+        assert [(f.field, f.severity) for f in findings if f.field.startswith("model.")] == expected
 
 
 def test_flows_that_are_not_whole_or_plain(good: dict, tmp_path: Path) -> None:

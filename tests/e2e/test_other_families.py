@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,23 @@ def test_a_flow_in_files_of_their_own(model: Path, pictures: Path, tmp_path: Pat
     before, after = load_file(files["base"]), load_file(whole.checkpoints / "cat.safetensors")
     assert before.keys() == after.keys() and any((before[k] - after[k]).abs().max() > 1e-4 for k in before)
     assert read_header(whole.checkpoints / "cat.safetensors").metadata["modelspec.architecture"].startswith(("stable", "flux"))
+
+
+def test_long_captions_in_chunks(model: Path, pictures: Path, tmp_path: Path) -> None:
+    """Three chunks with and without cached text give the same LoRA to the bit, another than one; and the file says so."""
+    if (model / "transformer").exists():
+        pytest.skip("a flow, whose captions have one length")
+    folder = Path(shutil.copytree(pictures, tmp_path / "long"))
+    for i, file in enumerate(sorted(folder.glob("*.txt"))):
+        file.write_text(f"picture {i} " + "cat, mat " * 20 + f"wow {i}" * 20, encoding="utf-8")
+    chosen = {"adapter": {"rank": 3}, "model": {"base": str(model), "text_chunks": 3, "clip_skip": 2}}
+    sample = {"prompts": ["a (cat:1.3) --w 16 --h 16 --s 1 --n [b]", "cat " * 90 + "--w 16 --h 16 --s 1"]}
+    run = trained(model, folder, **chosen, sample=sample)
+    plain = trained(model, folder, **chosen, memory={"cache_text": False})
+    short = trained(model, folder, **{**chosen, "model": {**chosen["model"], "text_chunks": 1}})
+    three, again, one = (tensors_hash(r.checkpoints / "cat.safetensors") for r in (run, plain, short))
+    assert three == again != one
+    assert ["too long" in r.tail() or any("too long" in str(e) for e in r.history()) for r in (run, short)] == [False, True]
+    assert len(list(run.samples.iterdir())) == 2
+    said = read_header(run.checkpoints / "cat.safetensors").metadata
+    assert said["ss_max_token_length"] == "225" and said["ss_clip_skip"] == ("None" if model.name == "sdxl" else "2")

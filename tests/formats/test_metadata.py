@@ -29,6 +29,8 @@ FACTS = {
     "file_alpha": 8.0,
     "precision": "fp32",
     "family": "sd1",
+    "clip_skip": 2,
+    "text_chunks": 3,
     "resolution": 512,
     "bucket_info": {"buckets": {"0": {"resolution": [512, 512], "count": 20}}},
     "dataset_dirs": {"cat": {"n_repeats": 1, "img_count": 20}},
@@ -58,6 +60,8 @@ def test_kohyas_keys() -> None:
         "ss_mixed_precision": "no",
         "ss_base_model_version": "sd_v1",
         "ss_v2": "False",
+        "ss_clip_skip": "2",
+        "ss_max_token_length": "225",
         "ss_loss_type": "l2",
         "ss_min_snr_gamma": "None",
         "ss_resolution": "(512, 512)",
@@ -76,7 +80,8 @@ def test_kohyas_keys() -> None:
 
 def test_kohyas_keys_with_the_text_encoder_alone() -> None:
     raw = {"adapter": {"denoiser": False, "text_encoder": True}, "objective": {"min_snr_gamma": 5.0}}
-    found = adapter_metadata(files.build(raw, {}), {**FACTS, "precision": "bf16"})
+    found = adapter_metadata(files.build(raw, {}), {**FACTS, "precision": "bf16", "family": "sdxl", "text_chunks": 1})
+    assert (found["ss_clip_skip"], found["ss_max_token_length"]) == ("None", "None")
     assert found["ss_text_encoder_lr"] == "5e-05" and "ss_unet_lr" not in found
     assert (found["ss_min_snr_gamma"], found["ss_mixed_precision"], found["ss_max_grad_norm"]) == ("5.0", "bf16", "1.0")
     assert found["ss_network_module"] == "networks.lora" and found["ss_network_args"] == "{}"

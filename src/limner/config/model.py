@@ -35,6 +35,15 @@ class Model(Section):
     """T5's tokenizer.json, or the folder that it lies in. When not given: what lies in the model or beside T5; else it is
     fetched from the Hugging Face hub."""
 
+    clip_skip: int | None = option(None, ge=1, le=12, kohya="clip_skip", advanced=True)
+    """Which of CLIP's layers the model attends to, counted from the end: 1 is the last, 2 the one before. Usually 1; models
+    that were taught with 2 (many of those for anime) want 2. Stable Diffusion 2 counts from the last layer that it has: it was
+    made without CLIP's very last, so 1 is right there. Without effect for Stable Diffusion XL and 3 and Flux.1."""
+
+    text_chunks: int = option(1, ge=1, le=10, kohya="max_token_length", advanced=True)
+    """How many chunks of 75 tokens a caption is read in: 3 for captions of up to 225 tokens (kohya's max_token_length), about
+    170 words. What does not fit is cut off. Stable Diffusion 1, 2 and XL; prompts are never cut."""
+
     revision: Text | None = option(None, advanced=True)
     """Branch, tag or commit of a Hugging Face id."""
 

@@ -121,11 +121,12 @@ def survey(config: Config, base: Base, may_follow: Callable[[str], bool] | None 
     assert config.data.path is not None
     dataset = assemble(config, base, found.pictures)
     trigger = (config.data.trigger or "").casefold()
-    rows = [_row(config.data.path, p, f, trigger) for p, f in zip(found.pictures, dataset.fits, strict=True)]
+    tokens = _TOKENS * config.model.text_chunks
+    rows = [_row(config.data.path, p, f, trigger, tokens) for p, f in zip(found.pictures, dataset.fits, strict=True)]
     return Survey(config.data.path, rows, found, dataset.buckets)
 
 
-def _row(folder: Path, picture: Picture, fit: Fit, trigger: str) -> Row:
+def _row(folder: Path, picture: Picture, fit: Fit, trigger: str, tokens: int) -> Row:
     scale_x, scale_y = picture.width / fit.resized[0], picture.height / fit.resized[1]
     left, top = fit.crop
     crop = (left * scale_x, top * scale_y, (left + fit.bucket[0]) * scale_x, (top + fit.bucket[1]) * scale_y)
@@ -136,7 +137,7 @@ def _row(folder: Path, picture: Picture, fit: Fit, trigger: str) -> Row:
         "cropped": lost > _LOST,
         "no-caption": not picture.caption,
         "no-trigger": bool(trigger) and trigger not in picture.caption.casefold(),
-        "long-caption": len(_WORD.findall(picture.caption)) > _TOKENS,
+        "long-caption": len(_WORD.findall(picture.caption)) > tokens,
     }
     problems: tuple[Problem, ...] = tuple(p for p in PROBLEMS if odd[p])
     return Row(

@@ -20,7 +20,7 @@ from limner.models.family import Conditioning, Family
 def encode_prompts(family: Family, runtime: Runtime, prompts: Sequence[Prompt]) -> list[tuple[Conditioning, Conditioning]]:
     """(conditioning, negative conditioning) of each prompt, on the CPU. The text encoder must be loaded."""
     with runtime.autocast():
-        encoded = [(family.encode_captions([p.text]), family.encode_captions([p.negative])) for p in prompts]
+        encoded = [family.encode_prompt(p.text, p.negative) for p in prompts]
     return [({k: v.float().cpu() for k, v in a.items()}, {k: v.float().cpu() for k, v in b.items()}) for a, b in encoded]
 
 
@@ -34,19 +34,20 @@ def paint(
     """Paint each prompt; yields pixels (3, H, W) in [-1, 1] in the prompts' order. Denoiser and VAE must be loaded.
 
     All noise comes from the prompt's own seed, drawn on the CPU as diffusers' pipelines do. Neighbours that differ in nothing
-    but their words and seed are painted together, up to `together` of them.
+    but their words (of equally many tokens) and seed are painted together, up to `together` of them.
     """
     start = 0
     while start < len(prompts):
         end = start + 1
-        while end < len(prompts) and end - start < together and _kind(prompts[end]) == _kind(prompts[start]):
+        kind = _kind(prompts[start], encoded[start])
+        while end < len(prompts) and end - start < together and _kind(prompts[end], encoded[end]) == kind:
             end += 1
         yield from _paint_alike(family, runtime, prompts[start:end], encoded[start:end])
         start = end
 
 
-def _kind(prompt: Prompt) -> Prompt:
-    return replace(prompt, text="", negative="", seed=0)
+def _kind(prompt: Prompt, encoded: tuple[Conditioning, Conditioning]) -> tuple:
+    return encoded[0]["text"].shape, replace(prompt, text="", negative="", seed=0)
 
 
 @torch.no_grad()

@@ -47,7 +47,9 @@ def find_base(config: Config) -> Base:
         raise UserError(errors)
     if config.objective.prediction is not None:
         base = replace(base, prediction=config.objective.prediction)
-    return base
+    if KNOWN[base.family].skips_layers:
+        base = replace(base, clip_skip=section.clip_skip or 1)
+    return base if base.prediction == "flow" else replace(base, text_chunks=section.text_chunks)
 
 
 def keep_of(config: Config) -> Keep:
@@ -230,6 +232,8 @@ def metadata_facts(
         "started_at": started,
         "family": base.family,
         "prediction": base.prediction,
+        "clip_skip": base.clip_skip,
+        "text_chunks": base.text_chunks,
         "lr": rate,
         "text_encoder_lr": defaults.text_encoder_rate(config.optimizer, rate),
         "precision": runtime.precision,

@@ -55,6 +55,9 @@ class Samples:
         self._vae += [memory.vae_dtype] if memory.vae_dtype != "fp32" else []
         self._vae += ["tiles"] if memory.vae_tiling else []
         self._text = [self.cache.content_hash(f) for f in self.family.part_files("text")] if self.caches_text else []
+        base = self.family.base
+        self._text += [f"layer {base.clip_skip}"] if base.clip_skip > 1 else []
+        self._text += [f"chunks {base.text_chunks}"] if base.text_chunks > 1 else []
         self._latent_keys = [
             key_of("latents", self.cache.content_hash(p.path), f.bucket, f.resized, self._vae)
             for p, f in zip(pictures if memory.cache_latents else [], fits, strict=False)

@@ -56,6 +56,11 @@ class Base:
     """Parts that it does without."""
     described: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What a single file's shapes say that differs from the family's configuration: part -> its configuration's entries."""
+    clip_skip: int = 1
+    """Which of CLIP's layers the denoiser attends to, counted from the end; of no meaning where `Known.skips_layers` is not
+    set."""
+    text_chunks: int = 1
+    """How many chunks of 75 tokens a caption is read in."""
     t5_tokenizer: Path | None = None
     """The folder of T5's tokenizer; None if there is no T5, or no tokenizer on this machine yet."""
 

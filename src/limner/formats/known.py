@@ -45,6 +45,8 @@ class Known:
     """By their folders in a diffusers model: the denoiser, the VAE, the text encoders."""
     text_width: int = 0
     """Numbers for each token that the UNet attends to, by which single files are told; 0 if it is no UNet."""
+    skips_layers: bool = False
+    """Whether it is for `model.clip_skip` to say which of CLIP's layers is attended to."""
 
     @property
     def denoiser(self) -> str:
@@ -73,11 +75,12 @@ FAMILIES: Mapping[str, Known] = {
     "sd1": Known(
         "Stable Diffusion 1", "epsilon", 512, 64,
         {"unet": _unet(686), "vae": _VAE, "text_encoder": Stored("text encoder", _CLIP, (TEXT,), 196)}, 768,
+        skips_layers=True,
     ),
     "sd2": Known(
         "Stable Diffusion 2", "v_prediction", 768, 64,
         {"unet": _unet(686), "vae": _VAE, "text_encoder": Stored("text encoder", "token_embedding.weight", (OPEN_TEXT,), 280)},
-        1024,
+        1024, skips_layers=True,
     ),
     "sdxl": Known(
         "Stable Diffusion XL", "epsilon", 1024, 32,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.config import Config, Lora
+from limner.formats.known import FAMILIES
 
 ARCHITECTURES = {
     ("sd1", "epsilon"): "stable-diffusion-v1",
@@ -77,6 +78,8 @@ def adapter_metadata(config: Config, facts: Mapping[str, Any]) -> dict[str, str]
         "ss_mixed_precision": {"fp32": "no"}.get(facts["precision"], facts["precision"]),
         "ss_v2": facts["family"] == "sd2",
         "ss_base_model_version": BASE_VERSIONS[facts["family"]],
+        "ss_clip_skip": facts["clip_skip"] if FAMILIES[facts["family"]].skips_layers else None,
+        "ss_max_token_length": 75 * facts["text_chunks"] if facts["text_chunks"] > 1 else None,
         "ss_seed": config.train.seed,
         "ss_cache_latents": config.memory.cache_latents,
         "ss_min_snr_gamma": None if config.objective.min_snr_gamma == "off" else config.objective.min_snr_gamma,

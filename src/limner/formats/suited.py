@@ -22,6 +22,9 @@ def unsuited(config: Config, base: Base) -> Iterator[Finding]:
     title, objective = FAMILIES[base.family].title, config.objective
     if objective.guidance is not None and not base.takes_guidance:
         yield Finding("objective.guidance", f"has no effect: this {title} model is told none.", "Remove it.", "warning")
+    if config.model.clip_skip is not None and not FAMILIES[base.family].skips_layers:
+        said = f"has no effect: which layers count is settled for {title}."
+        yield Finding("model.clip_skip", said, "Remove it.", "warning")
     if base.has_zero_snr:
         said = "was trained down to a signal of zero, which Limner does not do yet: very dark and bright pictures suffer."
         yield Finding("model.base", said, "Watch for them in the samples; a model without that suffers nothing.", "warning")
@@ -35,6 +38,9 @@ def _unsuited_to_a_flow(config: Config, title: str) -> Iterator[Finding]:
         yield Finding("objective.prediction", f"{title} predicts the flow's velocity, nothing else.", "Remove the line.")
     if objective.min_snr_gamma != "off":
         yield Finding("objective.min_snr_gamma", f"has no meaning for the flow of {title}.", 'Set it to "off".')
+    if config.model.text_chunks > 1:
+        said = f"has no effect: how much {title} reads of a caption is settled."
+        yield Finding("model.text_chunks", said, "Remove it.", "warning")
     if sample.solver not in (None, "euler"):
         yield Finding("sample.solver", f"{sample.solver} cannot paint with {title}.", 'Set "euler", or remove it.')
     if isinstance(adapter, Lora):

@@ -92,7 +92,16 @@ class Family(Protocol):
         """Scaled latents -> pixels (B, 3, H, W) in [-1, 1], not clamped."""
         ...
 
-    def encode_captions(self, captions: Sequence[str]) -> Conditioning: ...
+    def encode_captions(self, captions: Sequence[str]) -> Conditioning:
+        """Plain text, in as many chunks as the base says; what does not fit is cut off."""
+        ...
+
+    def encode_prompt(self, prompt: str, negative: str) -> tuple[Conditioning, Conditioning]:
+        """What a prompt and its negative prompt become, each a batch of one, both with equally many tokens.
+
+        Where the denoiser attends to CLIP they have weights (see `models.emphasis`) and may be of any length.
+        """
+        ...
 
     def is_too_long(self, caption: str) -> bool:
         """Whether the end of a caption does not fit into the text encoder and is cut off."""

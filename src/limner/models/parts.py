@@ -23,7 +23,7 @@ from limner.formats.layout import Names, There
 from limner.formats.original import vae_names
 from limner.models import saving, targets
 from limner.models.encoders import TextEncoder
-from limner.models.family import Keep, Part, Target
+from limner.models.family import Conditioning, Keep, Part, Target
 from limner.models.quantized import replace_linears
 from limner.models.swapping import BlockSwap
 from limner.models.weights import Weights, fill, placed
@@ -239,6 +239,12 @@ class Parts:
         config = self.vae.config
         return config["scaling_factor"], config.get("shift_factor") or 0.0
 
+    def encode_captions(self, captions: Sequence[str]) -> Conditioning:
+        raise NotImplementedError
+
+    def encode_prompt(self, prompt: str, negative: str) -> tuple[Conditioning, Conditioning]:
+        return self.encode_captions([prompt]), self.encode_captions([negative])
+
     def token_ids(self, captions: Sequence[str], encoder: str = "text_encoder", length: int | None = None) -> Tensor:
         """(B, length) token ids for one of the text encoders, cut there; its own length (77 for CLIP) when not given."""
         tokenizer = self.tokenizers[encoder]
@@ -246,10 +252,6 @@ class Parts:
         return tokenizer(
             list(captions), return_tensors="pt", max_length=length or tokenizer.model_max_length, **options
         ).input_ids
-
-    def is_too_long(self, caption: str) -> bool:
-        tokenizer = self.tokenizers["text_encoder"]
-        return len(tokenizer(caption).input_ids) > tokenizer.model_max_length
 
     def _encode(self, encoder: str, captions: Sequence[str], length: int | None = None, **options: Any) -> Any:
         model: Any = self.text_encoders[encoder]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from limner.models.emphasis import Pieces
 from limner.models.encoders import clip_l, open_clip
 from limner.models.family import Conditioning
 from limner.models.stable_diffusion import StableDiffusion
@@ -29,10 +30,13 @@ class StableDiffusionXL(StableDiffusion):
     without: ClassVar[dict[str, Any]] = {}
     lora_layout = "original"
 
-    def encode_captions(self, captions: Sequence[str]) -> Conditioning:
-        first, second = (self._encode(t.name, captions, output_hidden_states=True) for t in self.text_parts)
-        text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-        return {"text": text, "pooled": second.text_embeds}
+    def _conditioning(self, texts: Sequence[Pieces], count: int) -> Conditioning:
+        (first, _), (second, found) = (self._encode_chunks(t, texts, count) for t in self.text_parts)
+        return {"text": torch.cat([first, second], dim=-1), "pooled": found.text_embeds[::count]}  # that of the first chunk
+
+    def _attended(self, model: Any, found: Any) -> Tensor:
+        del model
+        return found.hidden_states[-2]
 
     def predict(self, noisy: Tensor, timesteps: Tensor, cond: Conditioning) -> Tensor:
         told = {"text_embeds": cond["pooled"], "time_ids": cond["geometry"]}
