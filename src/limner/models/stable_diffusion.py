@@ -33,8 +33,9 @@ class StableDiffusion(Parts):
 
     def load(self, part: Part, dtype: torch.dtype, device: torch.device) -> None:
         super().load(part, dtype, device)
+        text: Any
         for text in self.text_encoders.values():
-            layers = text.config.num_hidden_layers  # type: ignore[union-attr]
+            layers = text.config.num_hidden_layers
             if self.base.clip_skip > layers:
                 said = f"{self.base.clip_skip} is more than the {layers} layers of this model's text encoder."
                 raise wrong("model.clip_skip", said, f"Use at most {layers}.")
