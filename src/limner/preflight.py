@@ -407,7 +407,8 @@ def _needed_mib(config: Config, records: Records) -> int:
         return 200
     side = (config.data.resolution or base.resolution_px) // base.latent_factor
     text = 512 * 4096 if base.prediction == "flow" else 77 * 2048
-    caches = pictures * 4 * (2 * base.latent_channels * side**2 + text)
+    variants = 2 if config.data.flip else 1
+    caches = pictures * 4 * (variants * 2 * base.latent_channels * side**2 + text)
     shapes = [t.shape for file in denoiser_files(base) for t in header_of(file, "model.base").tensors.values()]
     if isinstance(config.adapter, Lora):
         # every matrix of the model as if it were adapted: an upper bound
