@@ -16,7 +16,7 @@ import tiny
 from limner.config import files
 from limner.errors import Finding
 from limner.machine import Device, Machine
-from limner.preflight import Records, examine
+from limner.preflight import Records, _needed_mib, examine
 
 CPU = Machine("2.13.0", "cpu", (Device("cpu", "x86", 16_000, True),), 2, 16_000, "")
 GPU = Machine("2.13.0", "12.8", (*CPU.devices, Device("cuda", "GTX 1080", 8_000, False)), 8, 16_000, "")
@@ -234,6 +234,15 @@ def test_a_full_disk(good: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     [finding] = look(good)[0]
     assert finding.field == "output.path" and finding.message.startswith("10 MiB are free, about 55 MiB are needed")
     assert look(good, adapter={"kind": "none"})[0][0].message.endswith("MiB are needed.")
+
+
+def test_mirrored_pictures_take_their_space(good: dict) -> None:
+    records = look(good)[1]
+    assert records.scan is not None and records.base is not None
+    records.scan.pictures *= 100_000
+    plain, mirrored = (_needed_mib(files.build({**good, "data": {"flip": flip}}, {}), records) for flip in (False, True))
+    latents = 2 * records.base.latent_channels * (32 // records.base.latent_factor) ** 2  # mean and deviation
+    assert mirrored - plain == pytest.approx(400_000 * latents * 4 / 2**20, abs=1) and mirrored - plain > 1000
 
 
 def test_a_thousand_pictures_take_under_two_seconds(good: dict, tmp_path: Path) -> None:

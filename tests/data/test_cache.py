@@ -91,6 +91,31 @@ def test_a_hash_is_remembered_not_computed_again(folder: Path, tmp_path: Path, m
     assert Cache(folder).content_hash(path) == first
 
 
+def test_a_change_that_leaves_no_trace_is_found_by_reading(folder: Path, tmp_path: Path) -> None:
+    (path := tmp_path / "a.png").write_bytes(b"one")
+    first, stat = Cache(folder).content_hash(path), path.stat()
+    assert Cache(folder).is_sound(path, lambda _: True)
+    with path.open("r+b") as file:
+        file.write(b"two")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert Cache(folder).content_hash(path) == first
+    assert Cache(folder).is_sound(path, lambda _: False), "asked for another content"
+    assert not Cache(folder, verify=True).is_sound(path, lambda _: False)
+    second = Cache(folder).content_hash(path)  # what was found out is remembered
+    assert second == "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3"
+
+
+def test_each_file_and_entry_is_verified_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = filled(folder)
+    (path := tmp_path / "a.png").write_bytes(b"one")
+    cache = Cache(folder, verify=True)
+    first = cache.content_hash(path)
+    assert cache.missing(keys) == []
+    monkeypatch.setattr("limner.disk.sha256", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr(cache, "get", lambda _: pytest.fail("read again"))
+    assert cache.content_hash(path) == first and cache.missing(keys) == []
+
+
 @pytest.mark.skipif(os.name == "nt", reason="POSIX file names")
 def test_names_that_are_no_text_and_huge_inodes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["ü 猫 🐈\n.png", os.fsdecode(b"latin-\xe9.png"), os.fsdecode(b"latin-\xe8.png")]
@@ -121,6 +146,20 @@ def test_a_flipped_byte_is_noticed_and_mended(folder: Path, part: int) -> None:
     assert all(same(cache.get(k), entry(i)) for i, k in enumerate(keys))
     cache.close()
     assert all(same(Cache(folder).get(k), entry(i)) for i, k in enumerate(keys))
+
+
+def test_damage_is_missing_before_it_is_used(folder: Path) -> None:
+    keys = filled(folder)
+    content = bytearray(shard(folder).read_bytes())
+    content[-3] ^= 0x10
+    shard(folder).write_bytes(content)
+    assert Cache(folder).missing(keys) == []
+    [lost] = Cache(folder, verify=True).missing(keys)
+    cache = Cache(folder, verify=True)
+    assert cache.missing(keys) == [lost]
+    cache.put({lost: entry(keys.index(lost))})
+    assert cache.missing(keys) == []
+    assert all(same(cache.get(k), entry(i)) for i, k in enumerate(keys))
 
 
 def test_a_changed_shape_or_type_in_the_header_is_noticed(folder: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
 from PIL import Image
-from trainer import config, losses, new_run, train
+from trainer import Moment, config, losses, new_run, result, train
 
 import tiny
 
@@ -63,6 +64,51 @@ def test_a_damaged_shard_is_made_again(tiny_model, pictures, first, home, damage
             shard.write_bytes(content if damage == "flipped" else content[:-40])
     again = run_once(tiny_model, pictures)
     assert losses(again) == losses(first)
+
+
+@pytest.mark.slow
+def test_damage_is_noticed_before_the_start(tiny_model, pictures, first, home):
+    for shard in (home / "cache").glob("*.safetensors"):
+        content = bytearray(shard.read_bytes())
+        content[-3] ^= 255
+        shard.write_bytes(content)
+    again = run_once(tiny_model, pictures, memory={"verify": True})
+    assert cached(again) == [(1, 1)]  # one of each shard
+    assert losses(again) == losses(first)
+    assert cached(run_once(tiny_model, pictures, memory={"verify": True})) == []
+
+
+@pytest.mark.slow
+def test_a_change_that_leaves_no_trace(tiny_model, pictures):
+    (path := pictures / "p0.png").unlink()
+    Image.new("RGB", (40, 40), (200, 30, 30)).save(path := path.with_suffix(".bmp"))
+    first, stat = run_once(tiny_model, pictures), path.stat()
+    with path.open("r+b") as file:
+        Image.new("RGB", (40, 40), (30, 30, 200)).save(file, format="BMP")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_ino) == (stat.st_size, stat.st_ino)
+    unseen = run_once(tiny_model, pictures)
+    assert cached(unseen) == [] and losses(unseen) == losses(first)
+    seen = run_once(tiny_model, pictures, memory={"verify": True})
+    assert cached(seen) == [(1, 0)] and losses(seen) != losses(first)
+
+
+@pytest.mark.slow
+def test_mirrored_pictures_with_and_without_caches_to_the_bit(tiny_model, pictures, first):
+    plain = result(run_once(tiny_model, pictures))
+    flipped = run_once(tiny_model, pictures, data={"flip": True})
+    assert cached(flipped) == [(4, 0)]  # the pictures as they are were there
+    without = run_once(tiny_model, pictures, data={"flip": True}, memory={"cache_latents": False, "cache_text": False})
+    assert result(without) == result(flipped)
+    assert result(flipped)["weights"] != plain["weights"]
+
+
+@pytest.mark.slow
+def test_mirrored_pictures_when_resumed(tiny_model, pictures):
+    chosen = config(tiny_model, pictures, data={"flip": True}, train={"steps": 6, "accumulation": 2})
+    whole, resumed = new_run(chosen), new_run(chosen)
+    assert train(whole) == 0 and train(resumed, Moment("kill", "step", 5)) != 0 and train(resumed) == 0
+    assert result(resumed) == result(whole)
 
 
 @pytest.mark.slow

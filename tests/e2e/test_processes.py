@@ -14,7 +14,7 @@ from limner import disk, jobs, progress, queue
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_accumulates(tiny_model, pictures):
-    sections = {"sample": {"prompts": ["a cat --s 2 --w 16 --h 16"]}, "output": {"save_every_steps": 4}}
+    sections = {"sample": {"prompts": ["a cat --s 2 --w 16 --h 16"]}, "output": {"save_every_steps": 4}, "data": {"flip": True}}
     two = new_run(config(tiny_model, pictures, launch={"num_processes": 2}, train={"steps": 8}, **sections))
     queue.enqueue(two)
     assert progress.follow(two) == 0, two.tail(20_000)
@@ -23,7 +23,7 @@ def test_two_processes_train_what_one_accumulates(tiny_model, pictures):
     assert disk.read_json(two.path / "exit.json")["code"] == 0
     assert two.state().status == "done" and two.plan()["num_processes"] == 2
     cached = [e for e, _ in two.events() if e["event"] == "cached"]
-    assert [(e["latents"], e["captions"]) for e in cached] == [(4, 4)]  # one journal, and every entry made once
+    assert [(e["latents"], e["captions"]) for e in cached] == [(8, 4)]  # one journal, and every entry made once
     assert len(list(two.samples.iterdir())) == 1
 
     one = new_run(config(tiny_model, pictures, train={"steps": 8, "accumulation": 2}, **sections))

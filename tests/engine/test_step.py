@@ -171,9 +171,11 @@ class Cut:
         return self.parts
 
 
-def test_accumulation_equals_one_large_batch(tiny_model, tmp_path):
+@pytest.mark.parametrize("flip", [False, True])
+def test_accumulation_equals_one_large_batch(tiny_model, tmp_path, flip):
     """The same pictures at the same positions, cut otherwise: the same loss and gradient."""
-    job = job_for(tiny_model, tiny.pictures(tmp_path / "p", ((40, 40),) * 4))
+    folder = tiny.pictures(tmp_path / "p", ((40, 40),) * 4)
+    job = job_for(tiny_model, folder, data={"path": str(folder), "resolution": 32, "bucket_step_px": 8, "flip": flip})
     found = []
     for parts in (((0, 1, 2, 3),), ((0, 1), (2, 3)), ((0,), (1, 2, 3)), ((0,), (1,), (2,), (3,))):
         job.dataset = replace(job.dataset, order=Cut(parts))

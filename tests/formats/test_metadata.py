@@ -65,6 +65,7 @@ def test_kohyas_keys() -> None:
         "ss_loss_type": "l2",
         "ss_min_snr_gamma": "None",
         "ss_resolution": "(512, 512)",
+        "ss_flip_aug": "False",
         "ss_enable_bucket": "True",
         "ss_bucket_no_upscale": "False",
         "ss_training_started_at": "1700000000.25",
@@ -84,6 +85,7 @@ def test_kohyas_keys_with_the_text_encoder_alone() -> None:
     assert (found["ss_clip_skip"], found["ss_max_token_length"]) == ("None", "None")
     assert found["ss_text_encoder_lr"] == "5e-05" and "ss_unet_lr" not in found
     assert (found["ss_min_snr_gamma"], found["ss_mixed_precision"], found["ss_max_grad_norm"]) == ("5.0", "bf16", "1.0")
+    assert adapter_metadata(files.build({"data": {"flip": True}}, {}), FACTS)["ss_flip_aug"] == "True"
     assert found["ss_network_module"] == "networks.lora" and found["ss_network_args"] == "{}"
 
 

@@ -48,5 +48,9 @@ class Data(Section):
     upscale: bool = option(True, kohya="bucket_no_upscale", inverted=True, advanced=True, when="data.buckets")
     """Enlarge pictures that are smaller than their bucket. Without, they are put into a smaller bucket."""
 
+    flip: bool = option(False, kohya="flip_aug", advanced=True)
+    """Show each picture mirrored left to right half of the time. Not for what has a left and a right, such as writing, or
+    a face that shall stay recognisable."""
+
     skip_broken: bool = option(False)
     """Train without the pictures that do not open, instead of refusing to start. They are named and counted."""

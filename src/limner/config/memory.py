@@ -36,5 +36,9 @@ class Memory(Section):
     cache_text: bool = option(True, kohya="cache_text_encoder_outputs", when="not adapter.text_encoder")
     """Encode each caption once and keep the result on disk. Not possible while the text encoder is trained."""
 
+    verify: bool = option(False, advanced=True)
+    """Read every picture, model file and stored result again at the start. Without, a file whose size, time and inode are
+    those of the last look counts as unchanged, and what is stored is checked when it is used."""
+
     cache_path: FilePath | None = option(None, advanced=True)
     """Folder of the caches. In Limner's home when not given."""

@@ -39,10 +39,15 @@ def key_of(*parts: Any) -> str:
 
 
 class Cache:
-    """A folder of encoded samples. Several processes may read and write it at once."""
+    """A folder of encoded samples. Several processes may read and write it at once.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    With `verify` it takes nothing on trust that it has not read itself, once, since it was opened.
+    """
+
+    def __init__(self, folder: Path, *, verify: bool = False) -> None:
+        self.folder, self._verify = folder, verify
+        self._hashed: set[bytes] = set()
+        self._checked: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder / "index.lock"):
             self._index = _open_index(folder / "index.sqlite")
@@ -60,11 +65,12 @@ class Cache:
         # a name need not be text, and an inode may have 64 bits where SQLite's numbers have 63
         name, facts = os.fsencode(path), (stat.st_size, stat.st_mtime_ns, stat.st_ino & (1 << 63) - 1)
         row = self._index.execute("SELECT size, time, inode, hash FROM files WHERE path = ?", (name,)).fetchone()
-        if row is not None and row[:3] == facts:
+        if row is not None and row[:3] == facts and (name in self._hashed or not self._verify):
             return row[3]
         found = disk.sha256(Path(path))
         with self._index:
             self._index.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (name, *facts, found))
+        self._hashed.add(name)
         return found
 
     def is_sound(self, path: str | Path, check: Callable[[str], bool]) -> bool:
@@ -80,14 +86,20 @@ class Cache:
     # --- entries ---
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """The keys, each once, that have no entry; an entry whose shard is gone counts as missing."""
+        """The keys, each once, that have no entry; one whose shard is gone counts as missing, and one found damaged."""
         shards = {p.name for p in self.folder.glob("*.safetensors")}
         out: dict[str, None] = {}
         for key in keys:
             row = self._index.execute("SELECT shard FROM entries WHERE key = ?", (key,)).fetchone()
-            if row is None or row[0] not in shards:
+            if row is None or row[0] not in shards or (self._verify and not self._holds(key)):
                 out[key] = None
         return list(out)
+
+    def _holds(self, key: str) -> bool:
+        """Whether an entry is what was put in; read once."""
+        if key not in self._checked and self.get(key) is not None:
+            self._checked.add(key)
+        return key in self._checked
 
     def put(self, entries: Mapping[str, Entry]) -> None:
         """Add entries as one shard: the file first, whole, then the index."""
@@ -111,7 +123,8 @@ class Cache:
             return None
         try:
             with safe_open(self.folder / row[0], framework="pt") as file:
-                entry = {name: file.get_tensor(f"{key}.{name}") for name in json.loads(row[1])}
+                # copies: the file is mapped, and may be replaced under our feet
+                entry = {name: file.get_tensor(f"{key}.{name}").clone() for name in json.loads(row[1])}
         except (OSError, SafetensorError):
             entry = None
         if entry is None or _checksum(entry) != row[2]:

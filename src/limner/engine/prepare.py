@@ -119,7 +119,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     """Load, encode, attach; afterwards only what the loop needs is in memory."""
     journal.say(status="running", phase="loading")
     base = find_base(config)
-    cache = Cache(config.memory.cache_path or runs.home() / "cache")
+    cache = Cache(config.memory.cache_path or runs.home() / "cache", verify=config.memory.verify)
     dataset = assemble(config, base, usable_pictures(config, cache, journal))
     family = families.make(base, keep_of(config))
     samples = Samples(config, dataset, family, runtime, cache)

@@ -38,7 +38,11 @@ class Batch:
 
 @dataclass
 class Samples:
-    """Makes micro-batches of a data set."""
+    """Makes micro-batches of a data set.
+
+    What is encoded is a variant of a picture: variant `i` is picture `i` as it is, variant `i + len(pictures)` is the same cut
+    mirrored left to right. Its latents are not the mirrored latents, so it is encoded, and cached, for itself.
+    """
 
     config: Config
     dataset: Dataset
@@ -59,7 +63,8 @@ class Samples:
         self._text += [f"layer {base.clip_skip}"] if base.clip_skip > 1 else []
         self._text += [f"chunks {base.text_chunks}"] if base.text_chunks > 1 else []
         self._latent_keys = [
-            key_of("latents", self.cache.content_hash(p.path), f.bucket, f.resized, self._vae)
+            key_of("latents", self.cache.content_hash(p.path), f.bucket, f.resized, self._vae, *variant)
+            for variant in ([(), ("mirrored",)] if self.config.data.flip else [()])
             for p, f in zip(pictures if memory.cache_latents else [], fits, strict=False)
         ]
         self._text_keys = {c: self._text_key(c) for c in self._all_captions()} if self.caches_text else {}
@@ -105,17 +110,20 @@ class Samples:
         self.runtime.barrier()
         return len(wanted)
 
-    def _encode_pictures(self, indices: list[int]) -> dict[str, Entry]:
-        return {self._latent_keys[i]: self._encode_picture(i) for i in indices}
+    def _encode_pictures(self, variants: list[int]) -> dict[str, Entry]:
+        return {self._latent_keys[v]: self._encode_picture(v) for v in variants}
 
     def _encode_texts(self, indices: list[int]) -> dict[str, Entry]:
         captions = list(self._text_keys)
         return {self._text_keys[captions[i]]: self._encode_caption(captions[i]) for i in indices}
 
     @torch.no_grad()
-    def _encode_picture(self, index: int) -> Entry:
+    def _encode_picture(self, variant: int) -> Entry:
         # one at a time: the result does not depend on which pictures happen to share a batch
+        mirrored, index = divmod(variant, len(self.dataset.pictures))
         pixels = images.load(self.dataset.pictures[index].path, self.dataset.fits[index])
+        if mirrored:
+            pixels = pixels.flip(-1)
         mean, deviation = self.family.encode_pixels(pixels[None].to(self.runtime.device))
         return {"mean": mean[0].cpu(), "deviation": deviation[0].cpu()}
 
@@ -129,10 +137,11 @@ class Samples:
     def batch(self, indices: Sequence[int], step: int, first_position: int) -> Batch:
         """The micro-batch of these pictures in a step."""
         device, seed, words = self.runtime.device, self.config.train.seed, self.config.data.class_words
-        latents = [self._latents(i) for i in indices]
         captions = [self.dataset.pictures[i].caption for i in indices]
         positions = list(range(first_position, first_position + len(indices)))
-        told = self._told(indices)
+        variants = [self._variant(i, step, p) for i, p in zip(indices, positions, strict=True)]
+        latents = [self._latents(v) for v in variants]
+        told = self._told(variants)
         class_cond = None
         if self.config.objective.preserve != "off":
             drawn = [words[mix(seed, "class word", step, p) % len(words)] for p in positions]
@@ -148,32 +157,39 @@ class Samples:
             positions,
         )
 
-    def _told(self, indices: Sequence[int]) -> Conditioning:
+    def _variant(self, index: int, step: int, position: int) -> int:
+        mirrored = self.config.data.flip and mix(self.config.train.seed, "flip", step, position) % 2
+        return index + len(self.dataset.pictures) if mirrored else index
+
+    def _told(self, variants: Sequence[int]) -> Conditioning:
         given, device = self.config.objective.guidance, self.runtime.device
         return {
-            "geometry": torch.tensor([self._geometry(i) for i in indices], dtype=torch.float32).to(device, non_blocking=True),
-            "guidance": torch.full((len(indices),), 1.0 if given is None else given, device=device),
+            "geometry": torch.tensor([self._geometry(v) for v in variants], dtype=torch.float32).to(device, non_blocking=True),
+            "guidance": torch.full((len(variants),), 1.0 if given is None else given, device=device),
         }
 
-    def _geometry(self, index: int) -> tuple[int, ...]:
+    def _geometry(self, variant: int) -> tuple[int, ...]:
+        mirrored, index = divmod(variant, len(self.dataset.pictures))
         picture, fit = self.dataset.pictures[index], self.dataset.fits[index]
         (left, top), (width, height) = fit.crop, fit.bucket
+        if mirrored:
+            left = fit.resized[0] - width - left
         return picture.height, picture.width, top, left, height, width
 
     def _conditioning(self, captions: list[str]) -> Conditioning:
         texts = [self._text_of(c) for c in captions]
         return {k: torch.stack([t[k] for t in texts]).to(self.runtime.device, non_blocking=True) for k in texts[0]}
 
-    def _latents(self, index: int) -> Entry:
+    def _latents(self, variant: int) -> Entry:
         if not self._latent_keys:
-            return self._encode_picture(index)
-        entry = self.cache.get(self._latent_keys[index])
+            return self._encode_picture(variant)
+        entry = self.cache.get(self._latent_keys[variant])
         if entry is None:
             # damaged since the start: make it again, whatever that needs
             if not hasattr(self.family, "vae"):
                 self.family.load("vae", self.family.keep.vae_dtype, self.runtime.device)
-            entry = self._encode_picture(index)
-            self.cache.put({self._latent_keys[index]: entry})
+            entry = self._encode_picture(variant)
+            self.cache.put({self._latent_keys[variant]: entry})
         return entry
 
     def _text_of(self, caption: str) -> Entry:

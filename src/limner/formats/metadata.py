@@ -85,6 +85,7 @@ def adapter_metadata(config: Config, facts: Mapping[str, Any]) -> dict[str, str]
         "ss_min_snr_gamma": None if config.objective.min_snr_gamma == "off" else config.objective.min_snr_gamma,
         "ss_loss_type": "l2",
         "ss_resolution": f"({facts['resolution']}, {facts['resolution']})",
+        "ss_flip_aug": config.data.flip,
         "ss_enable_bucket": config.data.buckets,
         "ss_bucket_no_upscale": not config.data.upscale,
         "ss_bucket_info": facts["bucket_info"],
