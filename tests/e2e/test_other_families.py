@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from trainer import config, new_run, tensors_hash, train
+from trainer import Moment, config, new_run, tensors_hash, train
 
 import tiny
 from limner.formats.base import recognise
@@ -117,3 +117,18 @@ def test_long_captions_in_chunks(model: Path, pictures: Path, tmp_path: Path) ->
     assert len(list(run.samples.iterdir())) == 2
     said = read_header(run.checkpoints / "cat.safetensors").metadata
     assert said["ss_max_token_length"] == "225" and said["ss_clip_skip"] == ("None" if model.name == "sdxl" else "2")
+
+
+@pytest.mark.parametrize("quantize", ["fp8", "nf4"])
+def test_memory_options_through_the_whole_trainer(tmp_path: Path, pictures: Path, quantize: str) -> None:
+    """And a run with them that was stopped goes on to the same bits."""
+    model = tiny.build(tmp_path / "m", family="flux")
+    memory = {"quantize": quantize, "checkpointing": True, "checkpoint_every": 2, "vae_dtype": "bf16", "vae_tiling": True}
+    sections = {"adapter": {"rank": 3}, "memory": memory, "sample": {"prompts": ["a cat --w 40 --h 24 --s 2"]}}
+    run = trained(model, pictures, **sections, output={"lora_names": "diffusers"})
+    file = run.checkpoints / "cat.safetensors"
+    assert all(name.startswith("transformer.") and ".lora_" in name for name in load_file(file))
+    assert (run.samples / "step-00000004_00.png").exists()
+    again = new_run(config(model, pictures, train={"steps": 4}, **sections, output={"lora_names": "diffusers"}))
+    assert train(again, Moment("stop", "step", 2)) == 0 and train(again) == 0, again.tail()
+    assert tensors_hash(again.checkpoints / "cat.safetensors") == tensors_hash(file)
