@@ -99,7 +99,7 @@ def check_parts(config: Config, machine: Machine | None, records: Records) -> It
     section, base = config.model, records.base
     if base is None or base.path is None:
         return
-    if base.layout == "file" and any(is_pickled(p) for p in (base.path, *base.others.values()) if p is not None):
+    if any(is_pickled(p) for p in (base.path, *base.others.values())):
         said = "a pickled file can hold code: Limner reads its numbers and runs none of it, other programs may."
         yield Finding("model.base", said, "Use the .safetensors version where there is one.", "warning")
     for name, path in base.others.items():
@@ -182,6 +182,10 @@ def check_buckets(config: Config, machine: Machine | None, records: Records) -> 
     if records.scan is None or not records.scan.pictures:
         return
     records.dataset = assemble(config, records.base, records.scan.pictures)
+    longest, limit = max(max(size) for size in records.dataset.bucket_counts()), records.base.max_side_px
+    if limit is not None and longest > limit:
+        said = f"a bucket has a side of {longest} px, this model has places for {limit}."
+        yield Finding("data.resolution", said, "Use a lower resolution, or a lower bucket_max_px.")
     small = [p.path for p in records.scan.pictures if p.width * p.height < rule.resolution**2 / 4]
     if small and data.upscale:
         said = (

@@ -204,7 +204,7 @@ def test_gradient_checkpointing_changes_little(tiny_model, tmp_path):
 
 def test_checkpointing_recomputes(tiny_model, tmp_path):
     job = job_for(tiny_model, tiny.pictures(tmp_path / "p"), memory={"checkpointing": True})
-    calls, block = [], job.family.blocks()[-1].resnets[0]
+    calls, block = [], job.family.denoiser.up_blocks[-1].resnets[0]
     block.register_forward_pre_hook(lambda *_: calls.append(1))  # the second pass ends before the hooks behind it
     accumulate_gradients(job, STEP)
     assert len(calls) == 2 * len(job.dataset.order.step(STEP))

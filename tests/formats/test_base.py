@@ -158,12 +158,27 @@ def test_flux_with_its_parts_beside_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", ["diffusion_models", "unet", "checkpoints"])
 def test_parts_where_comfyui_keeps_them(tmp_path: Path, folder: str) -> None:
     vae, text = parts_beside(tmp_path / "vae", 16)["vae"], parts_beside(tmp_path / "text_encoders", 16)
+    text["vae"].unlink()
     (tmp_path / folder).mkdir()
     base = recognise(str(single_file(tmp_path / folder / "dev.safetensors", published("flux"))))
     assert base.others["text_encoder_2"].name == text["t5"].name and base.others["vae"].name == vae.name
     (tmp_path / "elsewhere").mkdir()  # of no known name: its neighbours are nobody's business
     path = single_file(tmp_path / "elsewhere" / "dev.safetensors", published("flux"))
     assert "the Flux.1 model holds no VAE and no CLIP-L and no T5." in refused(path)
+
+
+def test_parts_of_other_models_are_not_taken(tmp_path: Path) -> None:
+    """Wan's T5 is as wide and larger; of two VAEs nothing tells which belongs to the model."""
+    files = parts_beside(tmp_path, 16)
+    umt5 = single_file(tmp_path / "umt5_xxl.safetensors", {"shared.weight": (256384, 4096)})
+    path = single_file(tmp_path / "dev.safetensors", published("flux"))
+    assert recognise(str(path)).others["text_encoder_2"] == files["t5"]
+    with pytest.raises(UserError, match="another model's T5"):
+        recognise(str(path), files={"t5": umt5})
+    single_file(tmp_path / "sd3_vae.safetensors", {"decoder.conv_in.weight": (512, 16, 3, 3)})
+    with pytest.raises(UserError, match="both lie beside the model and fit"):
+        recognise(str(path))
+    assert recognise(str(path), files={"vae": files["vae"]}).others["vae"] == files["vae"]
 
 
 def test_the_variants_of_sd3(tmp_path: Path) -> None:

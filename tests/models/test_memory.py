@@ -22,7 +22,7 @@ from limner.config import Lora
 from limner.errors import UserError
 from limner.formats.base import recognise
 from limner.models import family as families
-from limner.models import quantized
+from limner.models import parts, quantized
 from limner.models.family import Keep
 from limner.models.quantized import QuantizedLinear
 from limner.models.swapping import BlockSwap
@@ -69,8 +69,6 @@ def test_computing_again_changes_nothing(folder: Path, every: int):
 
 
 def test_every_other_layer_is_computed_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    from limner.models import parts
-
     asked = []
     real = parts.checkpoint
     monkeypatch.setattr(parts, "checkpoint", lambda layer, *a, **k: asked.append(layer) or real(layer, *a, **k))
@@ -80,12 +78,20 @@ def test_every_other_layer_is_computed_once(folder: Path, monkeypatch: pytest.Mo
     assert len(asked) == -(-every // 2) < every
 
 
-def test_swapped_blocks_compute_the_same(folder: Path):
+def test_swapped_blocks_compute_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    swaps, used, real = list[BlockSwap](), list[int](), F.linear
     _, pred, grads = step(folder, Keep(), checkpointing=True)
     count = len(families.make(recognise(str(folder)), Keep()).blocks_of(blank(folder)))  # type: ignore[attr-defined]
     for number in (1, count):
-        _, again, same = step(folder, Keep(swap_blocks=number), checkpointing=True)
+        used.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(F, "linear", lambda x, weight, *a: used.append(weight.data_ptr()) or real(x, weight, *a))
+            patch.setattr(parts, "BlockSwap", lambda *given: swaps.append(BlockSwap(*given)))
+            _, again, same = step(folder, Keep(swap_blocks=number), checkpointing=True)
         assert torch.equal(pred, again) and all(torch.equal(a, b) for a, b in zip(grads, same, strict=True))
+        # on a device, what is at home could not be computed with; forward nor backward
+        homes = {t.data_ptr() for block in swaps.pop()._home for t in block if t.numel()}
+        assert used and not homes & set(used)
     with pytest.raises(UserError, match=rf"{count + 1} is more than the {count} blocks"):
         step(folder, Keep(swap_blocks=count + 1), checkpointing=True)
 

@@ -134,7 +134,7 @@ def newest_state(folder: Path) -> tuple[Path | None, list[str]]:
 def refuse_other_circumstances(saved: dict[str, Any], here: dict[str, Any]) -> None:
     """Raises UserError if a run would go on under circumstances that change its numbers."""
     before = saved.get("circumstances", here)
-    differing = [k for k in here if before.get(k) != here[k]]
+    differing = [k for k in here if k in before and before[k] != here[k]]
     if differing:
         said = "; ".join(f"its {k} was {before.get(k)}, now it is {here[k]}" for k in differing)
         raise wrong("run", f"it cannot go on as it began: {said}.", "Bring back what was there, or start a new run.")

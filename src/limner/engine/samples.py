@@ -15,6 +15,7 @@ from limner.data.cache import Cache, Entry, key_of
 from limner.data.dataset import Dataset
 from limner.diffusion.draws import posterior_sample
 from limner.engine.runtime import Runtime
+from limner.errors import wrong
 from limner.models.family import Conditioning, Family
 from limner.randomness import mix
 
@@ -68,6 +69,10 @@ class Samples:
             for p, f in zip(pictures if memory.cache_latents else [], fits, strict=False)
         ]
         self._text_keys = {c: self._text_key(c) for c in self._all_captions()} if self.caches_text else {}
+
+    def fingerprint(self) -> str:
+        """Changes with whatever encodes: the files of VAE and text encoders, and how they are used."""
+        return key_of(self._vae, self._text, self.family.base.absent)[:16]
 
     def _text_key(self, caption: str) -> str:
         return key_of("text", caption, self._text, self.runtime.precision)
@@ -125,6 +130,9 @@ class Samples:
         if mirrored:
             pixels = pixels.flip(-1)
         mean, deviation = self.family.encode_pixels(pixels[None].to(self.runtime.device))
+        if not (mean.isfinite().all() and deviation.isfinite().all()):
+            said = f"the VAE makes no numbers of {self.dataset.pictures[index].path} in this precision."
+            raise wrong("memory.vae_dtype", said, 'Use "bf16" or "fp32".')
         return {"mean": mean[0].cpu(), "deviation": deviation[0].cpu()}
 
     @torch.no_grad()
@@ -186,9 +194,12 @@ class Samples:
         entry = self.cache.get(self._latent_keys[variant])
         if entry is None:
             # damaged since the start: make it again, whatever that needs
-            if not hasattr(self.family, "vae"):
+            was_here = hasattr(self.family, "vae")
+            if not was_here:
                 self.family.load("vae", self.family.keep.vae_dtype, self.runtime.device)
             entry = self._encode_picture(variant)
+            if not was_here:
+                self.family.free("vae")
             self.cache.put({self._latent_keys[variant]: entry})
         return entry
 
@@ -198,9 +209,12 @@ class Samples:
         key = self._text_keys[caption]
         entry = self.cache.get(key)
         if entry is None:
-            if not self.family.text_encoders:
+            was_here = bool(self.family.text_encoders)
+            if not was_here:
                 self.family.load("text", self.runtime.dtype, self.runtime.device)
             entry = self._encode_caption(caption)
+            if not was_here:
+                self.family.free("text")
             self.cache.put({key: entry})
         return entry
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from limner.engine import paint, prepare
 from limner.engine.runtime import Runtime
 from limner.errors import wrong
 from limner.formats.header import read_header
+from limner.formats.known import FAMILIES as KNOWN
 from limner.formats.lora_file import require_family
 from limner.formats.suited import require_suited
 from limner.models import family as families
@@ -75,6 +77,8 @@ def paint_one(*, model: str, lora: Path | None, strength: float, out: Path, devi
     base = prepare.find_base(config)
     prompts = all_prompts(config, base.resolution_px, base.bucket_step_px)
     require_suited(prompts, base)
+    if lora is not None and KNOWN[base.family].skips_layers:
+        base = replace(base, clip_skip=_clip_skip_of(lora))
     family = families.make(base)
     # one part after the other: together they need not fit
     family.load("text", runtime.dtype, runtime.device)
@@ -91,6 +95,12 @@ def paint_one(*, model: str, lora: Path | None, strength: float, out: Path, devi
         paint.to_image(pixels).save(temporary, format="PNG")
     print(f"Wrote {out}")
     return 0
+
+
+def _clip_skip_of(lora: Path) -> int:
+    """The layer of CLIP that a LoRA was trained with, as its file says; the last if it says none."""
+    said = read_header(lora, "--lora").metadata.get("ss_clip_skip", "") if lora.is_file() else ""
+    return int(said) if said.isdecimal() and 1 <= int(said) <= 12 else 1
 
 
 def best_device() -> str:

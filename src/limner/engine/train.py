@@ -67,6 +67,7 @@ class Training:
             "device": self.runtime.device.type,
             "precision": self.runtime.precision,
             "number of steps": self.dataset.total_steps,
+            "VAE or text encoders": self.samples.fingerprint(),
         }
         return out | ({"base model": self.facts["model_hash"]} if self.facts else {})  # only the main process has hashed it
 

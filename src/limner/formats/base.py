@@ -42,6 +42,8 @@ class Base:
     latent_channels: int = 4
     config: Path | None = None
     """The diffusers folder whose configuration files describe a single file; None: those of the family do."""
+    max_side_px: int | None = None
+    """The longest side that the denoiser has places for; None if there is no limit."""
     takes_guidance: bool = False
     """Whether the denoiser is told the guidance, instead of being asked twice."""
     guidance: float = 7.0
@@ -223,7 +225,16 @@ def _flow(source: str, path: Path, family: str, layout: Literal["folder", "file"
     resolution = side * factor if side else FAMILIES[family].resolution_px
     told = bool(denoiser.get("guidance_embeds"))
     facts = (resolution, 2 * factor, factor, channels)
-    return Base(source, path, layout, family, "flow", *facts, takes_guidance=told, guidance=_guidance(family, told))
+    side = _max_side(denoiser, factor)
+    return Base(
+        source, path, layout, family, "flow", *facts, max_side_px=side, takes_guidance=told, guidance=_guidance(family, told)
+    )
+
+
+def _max_side(denoiser: Mapping[str, Any], factor: int) -> int | None:
+    """SD 3 has a table of places, so many to a side, of 2x2 latents each."""
+    places = denoiser.get("pos_embed_max_size")
+    return 2 * factor * places if isinstance(places, int) else None
 
 
 def _guidance(family: str, told: bool) -> float:
@@ -273,6 +284,7 @@ def _file(source: str, path: Path, config: Path | None) -> Base:
         variant = single.variant(found, header, path.name)
         told = variant["transformer"].get("guidance_embeds", False)
         base = replace(_usual(source, path, "file", found), latent_channels=16, described=variant)
+        base = replace(base, max_side_px=_max_side(variant["transformer"], base.latent_factor))
         return replace(base, takes_guidance=told, guidance=_guidance(found, told))
     said = single.prediction_of(header)
     usual = said or known.prediction

@@ -19,18 +19,19 @@ _TRAINED_BYTES = 16  # weight, gradient and two moments in float32
 
 @dataclass(frozen=True)
 class Footprint:
-    """MiB of weights, part by part: one part is in memory at a time, the trained ones with the denoiser."""
+    """MiB of weights, part by part. Parts are in memory one after the other."""
 
     text_mib: int
     vae_mib: int
     denoiser_mib: int
-    """Without blocks that are swapped."""
     trained_mib: int
     """What is trained, with its gradients and the optimiser's state; of a LoRA at most so much."""
+    staying_mib: int
+    """Of the other parts what stays beside the denoiser, because it is trained or nothing is cached."""
 
     @property
     def most_mib(self) -> int:
-        return max(self.text_mib, self.vae_mib, self.denoiser_mib + self.trained_mib)
+        return max(self.text_mib, self.vae_mib, self.denoiser_mib + self.trained_mib + self.staying_mib)
 
 
 def footprint(config: Config, base: Base, precision: str) -> Footprint:
@@ -42,11 +43,15 @@ def footprint(config: Config, base: Base, precision: str) -> Footprint:
     stored = _numbers({n: i for n, i in denoiser.items() if len(i.shape) == 2 and any(b in n for b in _BLOCKS)})
     saved = stored * (width - _STORED_BYTES[memory.quantize]) if memory.quantize != "off" else 0
     is_trained = config.adapter.trains_base and config.adapter.denoiser
+    vae = _numbers(parts["vae"]) * BYTES[memory.vae_dtype]
+    stays = 0 if memory.cache_latents else vae
+    stays += text * width if config.adapter.text_encoder or not memory.cache_text else 0
     return Footprint(
         _mib(text * width),
-        _mib(_numbers(parts["vae"]) * BYTES[memory.vae_dtype]),
+        _mib(vae),
         0 if is_trained else _mib(_numbers(denoiser) * width - saved),
         _mib(num_trained(config, base) * _TRAINED_BYTES),
+        _mib(stays),
     )
 
 

@@ -24,8 +24,8 @@ class Stored:
     """How many tensors it has at least; 0 where it depends on the variant."""
     option: str = ""
     """The option of [model] that names a file of its own."""
-    width: int = 0
-    """The marker's second dimension, by which such a file is known when it is looked for. 0: it is not looked for."""
+    shape: tuple[int, int] | None = None
+    """The marker's first two dimensions, by which such a file is known when it is looked for. None: it is not looked for."""
     is_optional: bool = False
     """Whether the model works without."""
     is_apart: bool = False
@@ -55,7 +55,7 @@ class Known:
 
 _CLIP = "text_model.embeddings.token_embedding.weight"
 _VAE = Stored("VAE", "decoder.conv_in.weight", (VAE, ""), 248, "vae")
-_VAE_16 = Stored("VAE", "decoder.conv_in.weight", (VAE, "vae.", ""), 244, "vae", 16)
+_VAE_16 = Stored("VAE", "decoder.conv_in.weight", (VAE, "vae.", ""), 244, "vae", (512, 16))
 
 
 def _unet(count: int) -> Stored:
@@ -66,9 +66,9 @@ def _transformer(marker: str, *prefixes: str) -> Stored:
     return Stored("transformer", marker, prefixes)
 
 
-def _text(title: str, name: str, marker: str, width: int, count: int, *, is_optional: bool) -> Stored:
+def _text(title: str, name: str, marker: str, shape: tuple[int, int], count: int, *, is_optional: bool) -> Stored:
     prefixes = (f"text_encoders.{name}.transformer.", "")
-    return Stored(title, marker, prefixes, count, name.removesuffix("xxl"), width, is_optional, is_apart=not is_optional)
+    return Stored(title, marker, prefixes, count, name.removesuffix("xxl"), shape, is_optional, is_apart=not is_optional)
 
 
 FAMILIES: Mapping[str, Known] = {
@@ -97,9 +97,9 @@ FAMILIES: Mapping[str, Known] = {
         {
             "transformer": _transformer("joint_blocks.0.x_block.attn.qkv.weight", UNET, ""),
             "vae": _VAE_16,
-            "text_encoder": _text("CLIP-L", "clip_l", _CLIP, 768, 196, is_optional=True),
-            "text_encoder_2": _text("CLIP-G", "clip_g", _CLIP, 1280, 517, is_optional=True),
-            "text_encoder_3": _text("T5", "t5xxl", "shared.weight", 4096, 219, is_optional=True),
+            "text_encoder": _text("CLIP-L", "clip_l", _CLIP, (49408, 768), 196, is_optional=True),
+            "text_encoder_2": _text("CLIP-G", "clip_g", _CLIP, (49408, 1280), 517, is_optional=True),
+            "text_encoder_3": _text("T5", "t5xxl", "shared.weight", (32128, 4096), 219, is_optional=True),
         },
     ),
     "flux": Known(
@@ -107,8 +107,8 @@ FAMILIES: Mapping[str, Known] = {
         {
             "transformer": _transformer("double_blocks.0.img_attn.qkv.weight", "", UNET),
             "vae": replace(_VAE_16, is_apart=True),
-            "text_encoder": _text("CLIP-L", "clip_l", _CLIP, 768, 196, is_optional=False),
-            "text_encoder_2": _text("T5", "t5xxl", "shared.weight", 4096, 219, is_optional=False),
+            "text_encoder": _text("CLIP-L", "clip_l", _CLIP, (49408, 768), 196, is_optional=False),
+            "text_encoder_2": _text("T5", "t5xxl", "shared.weight", (32128, 4096), 219, is_optional=False),
         },
     ),
 }  # fmt: skip

@@ -108,9 +108,14 @@ def check_part(path: Path, part: Stored, field: str) -> None:
     if not path.is_file():
         raise wrong(field, f"{path} is not a file.", f"Give the path of the {part.title}'s .safetensors file.")
     header = header_of(path, field)
-    # transformers >= 5.6 writes CLIP without the level that everybody else has
-    if prefix_of(header, part) is None and part.marker.removeprefix("text_model.") not in header.tensors:
+    bare = part.marker.removeprefix("text_model.")  # transformers >= 5.6 writes CLIP without the level that all others have
+    found = [header.tensors[n] for p in (*part.prefixes, "") for n in (p + part.marker, p + bare) if n in header.tensors]
+    if not found:
         raise wrong(field, f"{path.name} holds no {part.title}.", f"Give the path of the {part.title}'s .safetensors file.")
+    shape = found[0].shape[:2]
+    # as wide and of another vocabulary: Wan's T5, say. Models of unusual width are for their configuration to tell
+    if part.shape is not None and shape[1] == part.shape[1] and shape[0] != part.shape[0]:
+        raise wrong(field, f"{path.name} is another model's {part.title}.", f"Give the {part.title} that belongs to the model.")
 
 
 def _fault(header: Header, part: Stored, prefix: str) -> str | None:
@@ -136,16 +141,17 @@ def _fault(header: Header, part: Stored, prefix: str) -> str | None:
 def beside(path: Path, wanted: Mapping[str, Stored]) -> dict[str, Path]:
     """The files that hold the wanted parts, in the model's folder or where ComfyUI and A1111 keep them; of several the largest.
 
-    The width of their marker must be the family's, so that no other model's part is taken.
+    The shape of their marker must be the family's, so that no other model's part is taken. Raises UserError for several VAEs,
+    since those of two families may differ in nothing but their numbers.
     """
-    looked_for = {name: part for name, part in wanted.items() if part.width}
+    looked_for = {name: part for name, part in wanted.items() if part.shape}
     if not looked_for:
         return {}
     folders = [path.parent]
     if path.parent.name in _CHECKPOINTS:
         folders += [path.parent.parent / name for name in _PARTS]
     files = [f for folder in folders for f in _safetensors(folder) if f != path][:_MOST_BESIDE]
-    found = dict[str, Path]()
+    found = dict[str, list[Path]]()
     for file in sorted(files, key=lambda f: (-f.stat().st_size, f.name)):
         try:
             header = read_header(file)
@@ -153,9 +159,12 @@ def beside(path: Path, wanted: Mapping[str, Stored]) -> dict[str, Path]:
             continue  # not asked for, so nothing is said of it
         for name, part in looked_for.items():
             info = header.tensors.get(part.marker)
-            if name not in found and info is not None and info.shape[1:2] == (part.width,):
-                found[name] = file
-    return found
+            if info is not None and info.shape[:2] == part.shape:
+                found.setdefault(name, []).append(file)
+    if len(vaes := found.get("vae", [])) > 1:
+        said = f"{vaes[0].name} and {vaes[1].name} both lie beside the model and fit."
+        raise wrong("model.vae", said, "Give the path of the one that belongs to it.")
+    return {name: files[0] for name, files in found.items()}
 
 
 def _safetensors(folder: Path) -> list[Path]:

@@ -70,6 +70,9 @@ def unsuited_prompts(prompts: Sequence[Prompt], base: Base, inherited: Sample | 
         said = f"has no effect: {title} is told the guidance instead."
         yield Finding("sample.negative", said, "Remove it, or give the prompts --g and --l.", "warning")
     for prompt in prompts:
+        if base.max_side_px is not None and max(prompt.width, prompt.height) > base.max_side_px:
+            said = f"{prompt.width} x {prompt.height} is too large: {title} has places for {base.max_side_px} px a side."
+            yield Finding(prompt.where, said, "Choose a smaller --w and --h.")
         if is_flow and prompt.solver not in (None, "euler", inherited.solver):
             yield Finding(prompt.where, f"{prompt.solver} cannot paint with {title}.", 'Choose "euler", or none.')
         if prompt.told_guidance is not None and not base.takes_guidance:

@@ -115,10 +115,6 @@ class Family(Protocol):
         """Compute activations again in the backward pass: in the denoiser, and in the text encoders if asked."""
         ...
 
-    def blocks(self) -> list[nn.Module]:
-        """The denoiser's layers in order of use: for checkpointing, compiling, swapping."""
-        ...
-
     def adapter_targets(self, convolutions: bool) -> list[Target]:
         """The layers of the loaded parts that adapters change; with the 3x3 convolutions if asked (LoCon)."""
         ...

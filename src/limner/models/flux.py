@@ -6,7 +6,9 @@ T5's hidden states are the text; CLIP-L gives one pooled vector. The dev variant
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,9 +16,11 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
+from limner.diffusion.process import Flow
+from limner.formats.base import Base
 from limner.formats.flux import transformer_names
 from limner.models.encoders import clip_l, t5
-from limner.models.family import Conditioning
+from limner.models.family import Conditioning, Keep
 from limner.models.parts import Parts
 
 _T5_TOKENS = 512
@@ -31,6 +35,13 @@ class Flux(Parts):
     scheduler_class = "FlowMatchEulerDiscreteScheduler"
     layers = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
     text_parts = (clip_l(CLIPTextModel, "lora_te1"), t5("_2"))
+
+    def __init__(self, base: Base, keep: Keep) -> None:
+        super().__init__(base, keep)
+        assert isinstance(self.process, Flow)
+        if self.process.log_shift is None:  # schnell: the same for all sizes, and painted to the end in even steps like dev
+            k = math.log(self.process.fixed_shift)
+            self.process = replace(self.process, fixed_shift=1.0, log_shift=(k, k, 256, 4096))
 
     def encode_captions(self, captions: Sequence[str]) -> Conditioning:
         pooled = self._encode("text_encoder", captions).pooler_output

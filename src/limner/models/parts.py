@@ -29,6 +29,7 @@ from limner.models.swapping import BlockSwap
 from limner.models.weights import Weights, fill, placed
 
 CONFIGS = Path(__file__).parent / "configs"
+_TILE_PX = 512
 
 transformers_logging.set_verbosity_error()
 
@@ -89,6 +90,10 @@ class Parts:
                 self.vae.enable_slicing()
                 if self.keep.vae_tiling:
                     self.vae.enable_tiling()
+                    # diffusers' own is the size that the VAE was trained for: at that size nothing would be cut
+                    side = min(_TILE_PX, self.vae.tile_sample_min_size)
+                    self.vae.tile_latent_min_size = side * self.vae.tile_latent_min_size // self.vae.tile_sample_min_size
+                    self.vae.tile_sample_min_size = side
             else:
                 for text in self.text_parts:
                     self.text_encoders[text.name] = self._load(text.name, dtype, device)
@@ -97,7 +102,16 @@ class Parts:
                 raise
             reason = str(error).strip().split("\n")[0]
             said = f"the {part} of {self.base.source} cannot be loaded: {reason}"
-            raise wrong(FIELD, said, "Download the model again.") from error
+            raise wrong(FIELD, said, self._remedy(part)) from error
+
+    def _remedy(self, part: Part) -> str:
+        """What to do about a part that does not load."""
+        own = [
+            f for f in self.base.others if (part == "vae" and f == "vae") or (part == "text" and f.startswith("text_encoder"))
+        ]
+        known = FAMILIES[self.base.family].parts
+        given = ", ".join(f"model.{known[f].option} = {str(self.base.others[f])!r}" for f in own)
+        return f"Give a file that belongs to this model; it is {given}." if own else "Download the model again."
 
     def _load_denoiser(self, dtype: torch.dtype, device: torch.device) -> Any:
         denoiser, keep = self._make(self.denoiser_folder), self.keep
@@ -114,11 +128,8 @@ class Parts:
         return denoiser
 
     def blocks_of(self, denoiser: Any) -> list[nn.Module]:
-        """A denoiser's layers in order of use."""
+        """Those modules of a denoiser that diffusers computes again as a whole (checkpointing), in order of use."""
         raise NotImplementedError
-
-    def blocks(self) -> list[nn.Module]:
-        return self.blocks_of(self.denoiser)
 
     def part(self, folder: str, dtype: torch.dtype) -> Any:
         """The model in this folder of a diffusers model: the one in memory, or else one that is read on the CPU in `dtype`."""
@@ -265,9 +276,9 @@ class Parts:
         # both libraries recompute in train mode only; of all models only T5 has dropout, and it is not trained
         self.denoiser.enable_gradient_checkpointing(_sparsely(self.keep.checkpoint_every))
         self.denoiser.train()
-        for encoder in self.text_encoders.values() if text else ():
+        for name, encoder in self.text_encoders.items() if text else ():
             model: Any = encoder
-            if not hasattr(model.config, "dropout_rate"):
+            if name in self.trainable_text:
                 model.gradient_checkpointing_enable()
                 model.train()
 
@@ -316,7 +327,8 @@ def _sparsely(every: int) -> Callable[..., Any]:
 def _with_projection(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """A CLIP's file; where it lacks the projection of the pooled vector, that is the identity (as ComfyUI and diffusers take
     it)."""
-    name, width = "text_projection.weight", weights.get("text_model.final_layer_norm.weight")
+    norm = "final_layer_norm.weight"
+    name, width = "text_projection.weight", weights.get(f"text_model.{norm}", weights.get(norm))
     if width is None or name in weights:
         return weights
     return ChainMap({name: torch.eye(len(width))}, weights)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ through the layers to what is trained before them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -38,7 +39,7 @@ class QuantizedLinear(nn.Linear):
         """Store a whole weight, (out, in)."""
         stored, scale = _pack(weight) if self.kind == "nf4" else _narrow(weight, self.kind)
         self.weight = nn.Parameter(stored, requires_grad=False)
-        self.register_buffer("scale", scale.to(weight.dtype), persistent=False)
+        self.register_buffer("scale", scale, persistent=False)  # in float32: as float16 it could vanish
 
     def whole(self, dtype: torch.dtype) -> Tensor:
         """The weight as it counts, (out, in)."""
@@ -87,10 +88,15 @@ def _pack(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _whole(stored: Tensor, scale: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     if stored.dtype != torch.uint8:
-        return stored.to(dtype) * scale.to(dtype)
-    levels = _LEVELS.to(stored.device, dtype)
+        return (stored.float() * scale).to(dtype)
+    levels = _levels(stored.device)
     weights = torch.stack([levels[(stored >> 4).int()], levels[(stored & 15).int()]], dim=1).view(-1, _GROUP)
-    return (weights * scale.to(dtype)).flatten()[: shape[0] * shape[1]].view(shape)
+    return (weights * scale).to(dtype).flatten()[: shape[0] * shape[1]].view(shape)
+
+
+@cache
+def _levels(device: torch.device) -> Tensor:
+    return _LEVELS.to(device)
 
 
 def replace_linears(model: nn.Module, kind: Kind, blocks: Sequence[str]) -> None:

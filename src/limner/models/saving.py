@@ -17,6 +17,7 @@ from limner.models.weights import Weights, laid_out, with_prefix
 if TYPE_CHECKING:
     from limner.models.parts import Parts
 
+_SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant", "scaled_fp8")
 _CLIP_LEVELS = ("embeddings.", "encoder.layers.", "final_layer_norm.")
 
 
@@ -42,7 +43,7 @@ def save_file_of(family: Parts, path: Path, dtype: torch.dtype, metadata: dict[s
 
 def _is_left_out(name: str) -> bool:
     """Averages of former training, and the scales of numbers that are whole again."""
-    return name.startswith("model_ema.") or name.endswith((".scale_weight", ".scale_input", "scaled_fp8"))
+    return name.startswith("model_ema.") or name.endswith(_SCALES)
 
 
 def save_folder(family: Parts, path: Path, dtype: torch.dtype) -> None:

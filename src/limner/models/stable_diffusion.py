@@ -80,4 +80,9 @@ class StableDiffusion(Parts):
         return self.denoiser(noisy, timesteps, encoder_hidden_states=cond["text"], return_dict=False)[0]
 
     def blocks_of(self, denoiser: Any) -> list[nn.Module]:
-        return [*denoiser.down_blocks, denoiser.mid_block, *denoiser.up_blocks]
+        out = list[nn.Module]()
+        for block in (*denoiser.down_blocks, denoiser.mid_block, *denoiser.up_blocks):
+            attentions = list(getattr(block, "attentions", ()))
+            for i, resnet in enumerate(block.resnets):
+                out += [resnet, *(attentions[i].transformer_blocks if i < len(attentions) else ())]
+        return out

@@ -2,12 +2,12 @@
 
 While one block computes, the next is already on its way: copied from page-locked memory on a stream of its own. The copies
 are dropped after use, never written back. In the backward pass blocks are computed again (checkpointing) from the last to the
-first, and so the one before is fetched.
+first, and so the one before is fetched. A block must be what is computed again as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,17 +21,20 @@ class BlockSwap:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._places = [list(_places_of(block)) for block in blocks]
-        self._home = [[self._pinned(table[name]) for table, name in places] for places in self._places]
+        self._home: list[list[Tensor]] = []
+        for places in self._places:
+            self._home.append([self._pinned(table[name]) for table, name in places])
+            self._leave(len(self._home) - 1)  # at once: what was not page-locked is let go
         self._coming: dict[int, list[Tensor]] = {}
+        self._done: Any = None  # a CUDA event behind the block that was left last
         self._last = -1
         for number, block in enumerate(blocks):
             block.register_forward_pre_hook(lambda *_, n=number: self._enter(n))
             # a recomputation ends by an exception as soon as it has what it needs
             block.register_forward_hook(lambda *_, n=number: self._leave(n), always_call=True)
-            self._leave(number)
 
     def _pinned(self, tensor: Tensor) -> Tensor:
-        kept = tensor.pin_memory() if self._stream is not None else tensor
+        kept = tensor.detach().pin_memory() if self._stream is not None else tensor
         return nn.Parameter(kept, requires_grad=False) if isinstance(tensor, nn.Parameter) else kept
 
     def _fetch(self, number: int) -> list[Tensor]:
@@ -54,14 +57,18 @@ class BlockSwap:
         self._last = number
         self._coming.clear()  # of a pass that was broken off
         if 0 <= following < len(self._home):
+            if self._done is not None:  # else this process would order all blocks while the device is at the first
+                self._done.synchronize()
             self._coming[following] = self._fetch(following)
 
     def _leave(self, number: int) -> None:
         for (table, name), home in zip(self._places[number], self._home[number], strict=True):
             table[name] = home
+        if self._stream is not None:
+            self._done = torch.cuda.current_stream(self.device).record_event()
 
 
-def _places_of(block: nn.Module) -> Any:
+def _places_of(block: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
     """(table, name) of each of a block's tensors: what its modules look them up in."""
     for module in block.modules():
         for table in (module._parameters, module._buffers):

@@ -103,7 +103,7 @@ def fill(
         raise ValueError(f"{len(lacking)} tensors are missing, the first is {lacking[0]}")
     state = {}
     for there, members in together.items():
-        whole = _turned(_read(weights, there.name, dtype_of(members[0])), there.lies)
+        whole = _turned(_read(weights, there.name), there.lies)
         needed = sum(own[m].numel() for m in members)
         if whole.numel() != needed:
             raise ValueError(f"{there.name} has shape {tuple(whole.shape)}, {needed} numbers are needed")
@@ -125,19 +125,23 @@ def fill(
         model.tie_weights()  # type: ignore[operator]
     for name, buffer in model.named_buffers():
         if buffer.is_meta:  # in no file: transformers makes it when a model is built
-            assert name.endswith("position_ids"), name
+            if not name.endswith("position_ids"):
+                raise ValueError(f"{name} is missing")
             owner = model.get_submodule(name.rpartition(".")[0])
             numbers = torch.arange(buffer.shape[-1], device=device_of(owner))
             owner.register_buffer("position_ids", numbers[None], persistent=False)
     model.eval().requires_grad_(False)
 
 
-def _read(weights: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> Tensor:
-    """A tensor of the file; one that ComfyUI scaled to fit into 8 bits, at its own size again."""
-    scale = f"{name.removesuffix('weight')}scale_weight"
-    if name.endswith(".weight") and scale in weights:
-        return weights[name].to(dtype) * weights[scale].to(dtype)
-    return weights[name]
+def _read(weights: Mapping[str, Tensor], name: str) -> Tensor:
+    """A tensor of the file; one that was scaled to fit into 8 bits (ComfyUI, in two spellings), at its own size again."""
+    stem = name.removesuffix("weight")
+    if name == stem:
+        return weights[name]
+    scales = [weights[s] for s in (f"{stem}scale_weight", f"{stem}weight_scale") if s in weights]
+    if f"{stem}weight_scale_2" in weights or any(s.numel() != 1 for s in scales):
+        raise ValueError(f"{name} is stored with a scale for each of its parts, which is not read yet")
+    return weights[name].float() * scales[0].float() if scales else weights[name]
 
 
 def _turned(tensor: Tensor, lies: Lies) -> Tensor:
