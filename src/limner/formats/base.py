@@ -13,7 +13,7 @@ from limner.disk import read_json
 from limner.errors import wrong
 from limner.formats.header import Header, TensorInfo, read_header
 from limner.formats.original import OPEN_TEXT, SDXL_OPEN_TEXT, SDXL_TEXT, TEXT, UNET, VAE
-from limner.pocket import MODEL as POCKET
+from limner.pocket import MODELS as POCKETS
 
 FIELD = "model.base"
 _CONFIG = "model.config"
@@ -78,7 +78,7 @@ class Base:
 
     @property
     def is_pocket(self) -> bool:
-        return self.path == POCKET
+        return self.path in POCKETS.values()
 
 
 def recognise(source: str, revision: str | None = None, config: Path | None = None, family: str | None = None) -> Base:
@@ -86,8 +86,8 @@ def recognise(source: str, revision: str | None = None, config: Path | None = No
 
     `family` is what a Hugging Face id is taken for that is not here yet; the trainer looks again once it is.
     """
-    if source == "pocket":
-        return _folder(source, POCKET)
+    if source in POCKETS:
+        return _folder(source, POCKETS[source])
     path = Path(os.path.expanduser(source))
     if _is(path, "dir"):
         return _folder(source, path)
