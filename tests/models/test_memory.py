@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 import weakref
@@ -123,7 +122,6 @@ class Watched(BlockSwap):
 
     def _fetch(self, number: int) -> list[Tensor]:
         here = super()._fetch(number)
-        gc.collect()
         self.alive = [r for r in self.alive if r() is not None] + [weakref.ref(t.untyped_storage()) for t in here[:1]]  # type: ignore[arg-type]
         self.most, self.fetched = max(self.most, len(self.alive)), self.fetched + 1
         return here

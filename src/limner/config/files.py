@@ -71,7 +71,7 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _anchored_value(option: Option, value: Any, folder: Path) -> Any:
     is_path = Path in option.types
-    if option.path == "model.base" and isinstance(value, str) and value != "pocket":
+    if option.path == "model.base" and isinstance(value, str) and value not in ("pocket", "pocket-flow"):
         # a local model if something of that name lies beside the file, or in the current folder; else a hub id
         beside = next((f for f in (folder, Path.cwd()) if _exists(f / value)), None)
         is_path, folder = beside is not None, beside or folder

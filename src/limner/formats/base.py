@@ -15,7 +15,7 @@ from limner.errors import wrong
 from limner.formats import single
 from limner.formats.header import read_header
 from limner.formats.known import FAMILIES, Prediction
-from limner.pocket import MODEL as POCKET
+from limner.pocket import MODELS as POCKETS
 
 FIELD = "model.base"
 _CONFIG = "model.config"
@@ -68,7 +68,7 @@ class Base:
 
     @property
     def is_pocket(self) -> bool:
-        return self.path == POCKET
+        return self.path in POCKETS.values()
 
     @property
     def t5(self) -> str | None:
@@ -104,8 +104,8 @@ def recognise(
 
 
 def _recognised(source: str, revision: str | None, config: Path | None, family: str | None) -> Base:
-    if source == "pocket":
-        return _folder(source, POCKET)
+    if source in POCKETS:
+        return _folder(source, POCKETS[source])
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):  # False too where the path is none
         return _folder(source, path)

@@ -17,6 +17,7 @@ from limner.data.likeness import Looks, Search
 from limner.data.survey import Survey, survey
 from limner.errors import wrong
 from limner.formats.base import base_of
+from limner.pocket import MODELS
 from limner.web import places
 from limner.web.context import Context
 
@@ -55,7 +56,7 @@ class Surveys:
                 raise wrong(name, "does not change how a folder is seen.", "Leave it out.")
         folder = self.folder(view)
         base = view.get("model.base", "pocket")
-        if base != "pocket" and os.path.lexists(os.path.expanduser(base)):
+        if base not in MODELS and os.path.lexists(os.path.expanduser(base)):
             base = str(places.resolve(base, self._roots, field="model.base"))
         return config_files.build({}, {**view, "data.path": str(folder), "model.base": base})
 
