@@ -114,7 +114,7 @@ def check_part(path: Path, part: Stored, field: str) -> None:
         raise wrong(field, f"{path.name} holds no {part.title}.", f"Give the path of the {part.title}'s .safetensors file.")
     shape = found[0].shape[:2]
     # as wide and of another vocabulary: Wan's T5, say. Models of unusual width are for their configuration to tell
-    if part.shape is not None and shape[1] == part.shape[1] and shape[0] != part.shape[0]:
+    if part.option != "vae" and part.shape is not None and shape[1] == part.shape[1] and shape[0] != part.shape[0]:
         raise wrong(field, f"{path.name} is another model's {part.title}.", f"Give the {part.title} that belongs to the model.")
 
 
