@@ -16,7 +16,8 @@ import tiny
 from limner.config import files
 from limner.errors import Finding
 from limner.machine import Device, Machine
-from limner.preflight import Records, _needed_mib, examine
+from limner.preflight import Records, examine
+from limner.preflight.output import _needed_mib
 
 CPU = Machine("2.13.0", "cpu", (Device("cpu", "x86", 16_000, True),), 2, 16_000, "")
 GPU = Machine("2.13.0", "12.8", (*CPU.devices, Device("cuda", "GTX 1080", 8_000, False)), 8, 16_000, "")

@@ -125,7 +125,7 @@ def command(*words: Options) -> int:
     machine = _machine()
     if _report(preflight.examine(config, machine)[0]):
         return 2
-    device = config.launch.device or machine.best().kind
+    device = machine.kind(config.launch.device)
     run = jobs.prepare(config)
     print(f"The run folder is {run.path}", file=sys.stderr)
     print(launch.shown(launch.argv(config, run.path, device), launch.environment(config, device)))

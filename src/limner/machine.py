@@ -43,6 +43,10 @@ class Machine:
     memory_mib: int
     gpu_without_torch: str  # name of a GPU that is present but that this torch cannot use, else ""
 
+    def kind(self, asked: str | None) -> str:
+        """The kind of device that is used: the one that was asked for, or the best."""
+        return asked or self.best().kind
+
     def best(self) -> Device:
         """The device that is used when none is asked for."""
         return max(self.devices, key=lambda d: ("cpu", "mps", "cuda").index(d.kind))

@@ -105,7 +105,7 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
 
         torch.set_num_threads(config.launch.num_threads)
     here = machine.describe(runs.home())
-    device = config.launch.device or here.best().kind
+    device = here.kind(config.launch.device)
     facts = here.first(device)
     process = runtime.start(device, defaults.precision(config, device, facts is not None and facts.bf16))
     try:

@@ -13,7 +13,6 @@ from limner.config.model import Model
 from limner.disk import read_json
 from limner.errors import wrong
 from limner.formats import single
-from limner.formats.header import read_header
 from limner.formats.known import FAMILIES, Prediction
 from limner.pocket import MODELS as POCKETS
 
@@ -162,7 +161,7 @@ def _folder(source: str, path: Path) -> Base:
             raise wrong(FIELD, f"{path / name} holds no .safetensors file.", "Download the model again, with safetensors.")
         absent += [] if weights else [name]
         for file in weights:
-            read_header(file, FIELD)
+            single.header_of(file, FIELD)
     if known.prediction == "flow":
         return replace(_flow(source, path, family, "folder", path, FIELD), absent=tuple(absent))
     scheduler = read_json(path / "scheduler" / "scheduler_config.json")

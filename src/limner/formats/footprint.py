@@ -9,7 +9,7 @@ from limner.config import Config, Lora
 from limner.formats.base import Base, weight_files
 from limner.formats.header import TensorInfo
 from limner.formats.known import FAMILIES
-from limner.formats.single import header_of, prefix_of
+from limner.formats.single import header_of
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _STORED_BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}
@@ -75,7 +75,7 @@ def tensors_of(base: Base, part: str) -> dict[str, TensorInfo]:
     if part not in base.others and base.layout == "folder":
         return {n: info for file in weight_files(base.path, part) for n, info in header_of(file).tensors.items()}
     header = header_of(base.others.get(part, base.path))
-    prefix = prefix_of(header, FAMILIES[base.family].parts[part]) or ""
+    prefix = FAMILIES[base.family].parts[part].prefix_in(header.tensors) or ""
     return {n: info for n, info in header.tensors.items() if n.startswith(prefix)}
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -31,6 +32,8 @@ class Header:
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
+    places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Where each tensor's bytes begin and end in the file; empty for a pickled one."""
 
 
 def read_header(path: Path, field: str | None = None) -> Header:
@@ -43,10 +46,10 @@ def read_header(path: Path, field: str | None = None) -> Header:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            start = file.read(8)
-            if len(start) < 8:
+            first = file.read(8)
+            if len(first) < 8:
                 raise damaged("it is too short")
-            (length,) = struct.unpack("<Q", start)
+            (length,) = struct.unpack("<Q", first)
             if length < 2 or length > MAX_HEADER_BYTES or length + 8 > size:
                 raise damaged(f"its header claims {length} bytes, the file has {size}")
             raw = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_table)
@@ -59,24 +62,23 @@ def read_header(path: Path, field: str | None = None) -> Header:
     metadata = raw.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise damaged("its metadata are not text")
-    tensors, places = dict[str, TensorInfo](), list[tuple[int, int]]()
+    tensors, places = dict[str, TensorInfo](), dict[str, tuple[int, int]]()
     for name, entry in raw.items():
         found = _tensor(entry)
         if found is None:
             raise damaged(f"the entry of tensor {printable(repr(name), 60)} is malformed")
-        tensors[name] = found[0]
-        places.append(found[1])
-    end = _end(places)
+        tensors[name], (start, stop) = found
+        places[name] = 8 + length + start, 8 + length + stop
+    end = _end(places.values(), 8 + length)
     if end is None:
         raise damaged("its tensors overlap or leave a gap")
-    if 8 + length + end != size:
-        raise damaged(f"it should have {8 + length + end} bytes and has {size}")
-    return Header(tensors, metadata)
+    if end != size:
+        raise damaged(f"it should have {end} bytes and has {size}")
+    return Header(tensors, metadata, places)
 
 
-def _end(places: list[tuple[int, int]]) -> int | None:
-    """Where the last tensor ends, None unless they lie one behind the other."""
-    end = 0
+def _end(places: Iterable[tuple[int, int]], end: int) -> int | None:
+    """Where the last tensor ends, None unless they lie one behind the other from `end` on."""
     for start, stop in sorted(places):
         if start != end:
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,6 +30,10 @@ class Stored:
     """Whether the model works without."""
     is_apart: bool = False
     """Whether whole models in a single file leave it to a file of its own."""
+
+    def prefix_in(self, names: Container[str]) -> str | None:
+        """The first words of its names in a single file with these names, None if it is not in it."""
+        return next((p for p in self.prefixes if p + self.marker in names), None)
 
 
 @dataclass(frozen=True)

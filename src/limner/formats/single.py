@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,16 @@ def is_pickled(path: Path) -> bool:
 
 def header_of(path: Path, field: str | None = None) -> Header:
     """What a file of either kind holds. Raises UserError if it cannot be trusted, or is of another kind."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return _header_of(path, field, 0, 0)  # which says why
+    return _header_of(path, field, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)  # each look at a configuration asks several times
+def _header_of(path: Path, field: str | None, size: int, changed: int) -> Header:
+    del size, changed
     if is_pickled(path):
         return read_pickled(path, field)
     if path.suffix.lower() != ".safetensors":
@@ -43,7 +54,7 @@ def family_of(header: Header, described: tuple[str, int] | None = None) -> str:
     if any(n.startswith(("lora_unet_", "lora_te", "lora_transformer_")) or ".lora_" in n for n in names):
         return "a LoRA"
     for family, known in FAMILIES.items():
-        if not known.text_width and prefix_of(header, known.parts[known.denoiser]) is not None:
+        if not known.text_width and known.parts[known.denoiser].prefix_in(header.tensors) is not None:
             return family
     widths = {info.shape[1] for n, info in names.items() if _takes_text(n, info)}
     if not widths:
@@ -65,7 +76,7 @@ def family_of(header: Header, described: tuple[str, int] | None = None) -> str:
 def _part_alone(header: Header) -> str:
     for known in FAMILIES.values() if not any(n.startswith(UNET) for n in header.tensors) else ():
         for name, part in known.parts.items():
-            if name != known.denoiser and prefix_of(header, part) is not None:
+            if name != known.denoiser and part.prefix_in(header.tensors) is not None:
                 return f"a {part.title} and nothing else"
     return "no checkpoint that Limner recognises"
 
@@ -85,16 +96,11 @@ def prediction_of(header: Header) -> Prediction | None:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-def prefix_of(header: Header, part: Stored) -> str | None:
-    """The first words of a part's names in a file, None if the part is not in it."""
-    return next((p for p in part.prefixes if p + part.marker in header.tensors), None)
-
-
 def parts_inside(path: Path, known: Known, field: str, *, is_usual: bool) -> list[str]:
     """The parts that a single file holds. Raises UserError if one of them, of the usual size, is not whole."""
     header, inside = header_of(path, field), []
     for name, part in known.parts.items():
-        prefix = prefix_of(header, part)
+        prefix = part.prefix_in(header.tensors)
         if prefix is None:
             continue
         inside.append(name)
@@ -183,7 +189,7 @@ def variant(family: str, header: Header, name: str) -> dict[str, dict[str, Any]]
     Raises UserError if it takes more than noisy pictures.
     """
     part = FAMILIES[family].parts["transformer"]
-    prefix = prefix_of(header, part)
+    prefix = part.prefix_in(header.tensors)
     assert prefix is not None
     shapes = {n.removeprefix(prefix): info.shape for n, info in header.tensors.items() if n.startswith(prefix)}
     found, takes = (_sd3 if family == "sd3" else _flux)(shapes)

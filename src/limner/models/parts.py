@@ -7,7 +7,7 @@ import json
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from diffusers import AutoencoderKL
@@ -95,8 +95,8 @@ class Parts:
                     self.vae.tile_latent_min_size = side * self.vae.tile_latent_min_size // self.vae.tile_sample_min_size
                     self.vae.tile_sample_min_size = side
             else:
-                for text in self.text_parts:
-                    self.text_encoders[text.name] = self._load(text.name, dtype, device)
+                for folder in self._folders(part):
+                    self.text_encoders[folder] = self._load(folder, dtype, device)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -106,10 +106,7 @@ class Parts:
 
     def _remedy(self, part: Part) -> str:
         """What to do about a part that does not load."""
-        own = [
-            f for f in self.base.others if (part == "vae" and f == "vae") or (part == "text" and f.startswith("text_encoder"))
-        ]
-        known = FAMILIES[self.base.family].parts
+        own, known = [f for f in self._folders(part) if f in self.base.others], FAMILIES[self.base.family].parts
         given = ", ".join(f"model.{known[f].option} = {str(self.base.others[f])!r}" for f in own)
         return f"Give a file that belongs to this model; it is {given}." if own else "Download the model again."
 
@@ -130,6 +127,9 @@ class Parts:
     def blocks_of(self, denoiser: Any) -> list[nn.Module]:
         """Those modules of a denoiser that diffusers computes again as a whole (checkpointing), in order of use."""
         raise NotImplementedError
+
+    def _folders(self, part: Part) -> list[str]:
+        return {"denoiser": [self.denoiser_folder], "vae": ["vae"], "text": [t.name for t in self.text_parts]}[part]
 
     def part(self, folder: str, dtype: torch.dtype) -> Any:
         """The model in this folder of a diffusers model: the one in memory, or else one that is read on the CPU in `dtype`."""
@@ -199,8 +199,7 @@ class Parts:
 
     def empty(self) -> dict[str, Any]:
         """All parts by their folders' names, at the sizes of the configuration, without memory: for plans and names."""
-        folders = [self.denoiser_folder, "vae", *(t.name for t in self.text_parts)]
-        return {folder: self._make(folder) for folder in folders}
+        return {folder: self._make(folder) for part in get_args(Part) for folder in self._folders(part)}
 
     def free(self, part: Part) -> None:
         if part == "denoiser":
@@ -217,10 +216,7 @@ class Parts:
         return bool(self.text_encoders) if part == "text" else hasattr(self, part)
 
     def part_files(self, part: Part) -> list[Path]:
-        texts = [t.name for t in self.text_parts]
-        out = dict[Path, None]()
-        for folder in {"denoiser": [self.denoiser_folder], "vae": ["vae"], "text": texts}[part]:
-            out |= dict.fromkeys(self._files(folder))
+        out = dict.fromkeys(file for folder in self._folders(part) for file in self._files(folder))
         if part == "text":
             for text in self.text_parts:
                 out |= dict.fromkeys(f for f in sorted(self._tokenizer_folder(text).glob("*")) if f.suffix in (".json", ".txt"))

@@ -28,7 +28,7 @@ def save_file_of(family: Parts, path: Path, dtype: torch.dtype, metadata: dict[s
     source = Weights([base.path]) if base.layout == "file" else {}
     for folder, part in FAMILIES[base.family].parts.items():
         if base.layout == "file":
-            prefix = next((p for p in part.prefixes if p + part.marker in source), None)
+            prefix = part.prefix_in(source)
         else:
             prefix = None if part.is_apart else part.prefixes[0]
         if prefix is None or folder in base.absent:

@@ -6,8 +6,6 @@ dtype and onto its device: beside the part itself, never more than one tensor is
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limner.formats.header import read_header
 from limner.formats.layout import Lies, Names, There
 from limner.formats.single import is_pickled
 from limner.models.pickled_weights import PickledWeights
@@ -25,6 +24,8 @@ _DTYPES = {
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
+_OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+
 
 class _Safetensors:
     """A safetensors file, read tensor by tensor.
@@ -33,35 +34,28 @@ class _Safetensors:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        self._start = 8 + length
-        self.places: dict[str, Any] = header
+        self._path, self._header = path, read_header(path)
+        self.names = self._header.tensors.keys()
 
     def read(self, name: str) -> Tensor:
-        place = self.places[name]
-        if place["dtype"] not in _DTYPES:
-            raise ValueError(f"{name} is stored as {place['dtype']}, which is not read yet")
-        start, stop = place["data_offsets"]
+        info, (start, stop) = self._header.tensors[name], self._header.places[name]
+        if info.dtype not in _DTYPES:
+            raise ValueError(f"{name} is stored as {info.dtype}, which is not read yet")
         numbers = torch.empty(stop - start, dtype=torch.uint8)
         with self._path.open("rb", buffering=0) as file:
-            file.seek(self._start + start)
+            file.seek(start)
             left = memoryview(numbers.numpy().data)
             while left and (count := file.readinto(left)):
                 left = left[count:]
         if left:
             raise ValueError(f"{self._path.name} ends within {name}")
-        return numbers.view(_DTYPES[place["dtype"]]).view(place["shape"])
+        return numbers.view(_DTYPES[info.dtype]).view(info.shape)
 
 
 class Weights(Mapping[str, Tensor]):
     """The tensors of files by name, read when they are asked for; later files win.
 
-    Raises OSError and ValueError for files that changed since they were recognised, and UserError for a pickled one that is
-    not to be trusted.
+    Raises UserError for files that are not to be trusted, and OSError and ValueError for those that change while they are read.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -72,7 +66,7 @@ class Weights(Mapping[str, Tensor]):
                 self._where |= dict.fromkeys(pickled, pickled.__getitem__)
             else:
                 opened = _Safetensors(file)
-                self._where |= dict.fromkeys(opened.places, opened.read)
+                self._where |= dict.fromkeys(opened.names, opened.read)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._where[name](name)
@@ -109,10 +103,8 @@ def fill(
             raise ValueError(f"{there.name} has shape {tuple(whole.shape)}, {needed} numbers are needed")
         parts = whole.split([len(own[m]) for m in members]) if len(members) > 1 else [whole]
         for member, part in zip(members, parts, strict=True):
-            module, kept = (
-                model.get_submodule(member.rpartition(".")[0]),
-                dtype_of(member) if part.is_floating_point() else part.dtype,
-            )
+            module = model.get_submodule(member.rpartition(".")[0])
+            kept = dtype_of(member) if part.is_floating_point() else part.dtype
             # rows of one tensor shall not share its memory
             tensor = part.reshape(own[member].shape).contiguous().to(device_of(module), kept, copy=len(members) > 1)
             if hasattr(module, "take") and member.endswith(".weight"):
@@ -164,12 +156,12 @@ def laid_out(state: Mapping[str, Tensor], names: Names, dtype: torch.dtype) -> d
     return out
 
 
-def placed(own: Iterable[str], weights: Mapping[str, Any], names: Names | None, prefixes: Sequence[str]) -> dict[str, There]:
+def placed(own: Iterable[str], weights: Mapping[str, Any], names: Names, prefixes: Sequence[str]) -> dict[str, There]:
     """Where a model's tensors lie among `weights`: by `names` behind one of the prefixes, or as diffusers' folders have it,
     whichever fits best."""
     own = list(own)
     options = [{name: There(_in_folder(name, weights)) for name in own}]
-    original = names(own) if names is not None and prefixes else {}
+    original = names(own) if prefixes else {}
     options += [with_prefix(original, prefix) for prefix in prefixes]
     return max(options, key=lambda places: sum(there.name in weights for there in places.values()))
 
@@ -177,9 +169,6 @@ def placed(own: Iterable[str], weights: Mapping[str, Any], names: Names | None, 
 def with_prefix(places: Mapping[str, There], prefix: str) -> dict[str, There]:
     """The places of one part in a file that holds several."""
     return {name: There(prefix + there.name, there.lies) for name, there in places.items()}
-
-
-_OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
 
 def _in_folder(name: str, weights: Mapping[str, Any]) -> str:

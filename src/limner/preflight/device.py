@@ -1,0 +1,76 @@
+"""The machine: its devices, and what they have room for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from limner.config import Config, Lora, defaults
+from limner.errors import Finding
+from limner.formats.footprint import footprint
+from limner.machine import Machine
+from limner.preflight.records import Records
+
+
+def check_device(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    del records
+    if machine is None:
+        return
+    device = machine.kind(config.launch.device)
+    facts = machine.first(device)
+    if facts is None:
+        said = f"this machine has no {device} that torch {machine.torch} (built for {machine.torch_build}) can use."
+        yield Finding("launch.device", said, "Remove the line, or see `limner doctor`.")
+        return
+    if machine.gpu_without_torch and device == "cpu" and config.launch.device is None:
+        said = f"there is a {machine.gpu_without_torch}, but torch {machine.torch} is a CPU build."
+        yield Finding("launch.device", said, "Install a CUDA build of torch; the README says how.", "warning")
+    precision = defaults.precision(config, device, facts.bf16)
+    if precision == "fp16" and device == "cpu":
+        yield Finding("train.precision", "fp16 is hundreds of times slower than fp32 on a CPU.", 'Use "bf16" or "fp32".')
+    if precision == "bf16" and not facts.bf16:
+        yield Finding("train.precision", f"{facts.name} has no bf16.", 'Use "fp16" or "fp32".')
+    count = config.launch.num_processes
+    if device == "cpu" and count > machine.cores:
+        yield Finding("launch.num_processes", f"{count} processes on {machine.cores} cores.", f"Use at most {machine.cores}.")
+    if device != "cpu" and count > machine.count(device):
+        said = f"{count} processes, but {machine.count(device)} {device} device{'s' * (machine.count(device) != 1)}."
+        yield Finding("launch.num_processes", said, f"Use at most {machine.count(device)}.")
+
+
+def check_memory(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    """What is stored otherwise, or elsewhere."""
+    del records
+    memory, adapter = config.memory, config.adapter
+    if memory.quantize != "off":
+        if adapter.trains_base:
+            yield Finding("memory.quantize", "the model itself is trained, which needs whole numbers.", 'Set it to "off".')
+        if isinstance(adapter, Lora) and adapter.dora:
+            yield Finding(
+                "memory.quantize", "DoRA needs the layers' whole weights.", 'Set it to "off", or adapter.dora = false.'
+            )
+    if memory.swap_blocks:
+        if adapter.trains_base:
+            yield Finding("memory.swap_blocks", "the model itself is trained; only frozen weights are swapped.", "Set it to 0.")
+        if not memory.checkpointing or memory.checkpoint_every != 1:
+            said = "without computing every layer again, all weights would stay on the device for the backward pass."
+            yield Finding("memory.swap_blocks", said, "Set memory.checkpointing = true and memory.checkpoint_every = 1.")
+        if machine is not None and machine.kind(config.launch.device) != "cuda":
+            yield Finding("memory.swap_blocks", "there is no GPU to swap to.", "Set it to 0.")
+
+
+def check_weights(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    """Whether the weights alone fit on the device."""
+    base = records.base
+    if base is None or base.path is None or machine is None:
+        return
+    facts = machine.first(machine.kind(config.launch.device))
+    if facts is None or not facts.memory_mib:
+        return
+    records.footprint = weighed = footprint(config, base, defaults.precision(config, facts.kind, facts.bf16))
+    if base.t5 and (config.adapter.text_encoder or not config.memory.cache_text):
+        said = f"all text encoders stay in memory beside the denoiser, T5 among them: {weighed.text_mib} MiB."
+        yield Finding("memory.cache_text", said, "Leave the text encoders untrained and cache_text on.", "warning")
+    if weighed.most_mib > facts.memory_mib and not config.memory.swap_blocks:
+        said = f"the weights alone take {weighed.most_mib} MiB, {facts.name} has {facts.memory_mib}."
+        remedy = "Set memory.quantize (fp8 or nf4), memory.swap_blocks, or a lower adapter.rank."
+        yield Finding("model.base", said, remedy, "warning")

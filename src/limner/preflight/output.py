@@ -1,0 +1,118 @@
+"""Where results go: names, folders, space, trackers."""
+
+from __future__ import annotations
+
+import importlib.util
+import netrc
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from limner import disk, runs
+from limner.config import Config
+from limner.errors import Finding
+from limner.formats.footprint import num_trained
+from limner.machine import Machine
+from limner.preflight.records import Records
+
+_RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+
+
+def check_logging(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    """Trackers that are asked for: whether they are installed, and would be let in."""
+    del machine, records
+    section = config.logging
+    if not section.trackers:
+        return
+    for name in section.trackers:
+        if importlib.util.find_spec(name) is None:
+            yield Finding("logging.trackers", f"{name} is not installed.", f'Run: pip install "limner[{name}]"')
+    if "wandb" in section.trackers and not _wandb_has_key():
+        said = "wandb has no key and is not offline."
+        remedy = (
+            "Set WANDB_API_KEY (and WANDB_BASE_URL for a server of your own), run `wandb login`, or set WANDB_MODE=offline."
+        )
+        yield Finding("logging.trackers", said, remedy)
+    if not section.project.strip() or len(section.project) > 128 or set(section.project) & set("/\\#?%:\n\t"):
+        said = f"{section.project!r} cannot be a project's name."
+        yield Finding("logging.project", said, "Use 1 to 128 characters, none of them / \\ # ? % :")
+
+
+def _wandb_has_key() -> bool:
+    """Whether wandb needs no key, or would find one where it looks for it."""
+    if os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return True
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
+    logins = os.environ.get("NETRC") or "~/.netrc"
+    try:
+        return netrc.netrc(Path(logins).expanduser()).authenticators(host) is not None
+    except (OSError, RuntimeError, netrc.NetrcParseError):
+        return False
+
+
+def check_output(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    """Names that work everywhere, folders that can be written, space for what will be."""
+    del machine
+    name = config.output.name
+    if not name.strip() or name in (".", "..") or name != name.strip() or name.endswith("."):
+        yield Finding("output.name", f"{name!r} cannot be a file name.", "Use letters and digits.")
+    elif any(c in name for c in '/\\:*?"<>|$`\n\t') or name.split(".")[0].lower() in _RESERVED or name.startswith((".", "-")):
+        yield Finding("output.name", f"{name!r} cannot be a file name on every system.", "Use letters, digits, - and _.")
+    elif len(os.fsencode(name)) > 200:
+        yield Finding("output.name", f"is {len(os.fsencode(name))} bytes long.", "Use at most 200 bytes.")
+    yield from _already_there(config)
+    for field, folder in (
+        ("output.path", config.output.path),
+        ("memory.cache_path", config.memory.cache_path),
+        ("LIMNER_HOME", runs.home()),
+    ):
+        if folder is not None:
+            yield from _writable(field, folder)
+    needed = _needed_mib(config, records)
+    free = disk.free_bytes(config.output.path or runs.home()) >> 20
+    if free < needed:
+        yield Finding(
+            "output.path", f"{free} MiB are free, about {needed} MiB are needed.", "Free some space, or choose another disk."
+        )
+
+
+def _already_there(config: Config) -> Iterable[Finding]:
+    """What lies where the finished files shall go, if they go to a folder of the user's."""
+    if config.output.path is None:
+        return
+    makes_folder = config.adapter.trains_base and config.output.layout == "diffusers"
+    target = config.output.path / (config.output.name + ("" if makes_folder else ".safetensors"))
+    if not os.path.lexists(target):
+        return
+    if target.is_dir() and (not makes_folder or not (target / disk.MANIFEST).is_file()):
+        yield Finding("output.name", f"{target} is a folder that Limner did not write.", "Choose another name.")
+    else:
+        yield Finding("output.name", f"{target} exists and will be replaced.", "Choose another name to keep it.", "warning")
+
+
+def _writable(field: str, folder: Path) -> Iterable[Finding]:
+    there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))  # the rest is made when it is needed
+    try:
+        with tempfile.NamedTemporaryFile(dir=there, prefix=disk.TEMPORARY):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        yield Finding(field, f"{folder} cannot be written ({reason}).", "Choose another folder, or change its permissions.")
+
+
+def _needed_mib(config: Config, records: Records) -> int:
+    """About how much the run writes, in MiB: caches, three training states at the peak, the finished file."""
+    base, pictures = records.base, len(records.scan.pictures) if records.scan else 0
+    if base is None or base.path is None:
+        return 200
+    side = (config.data.resolution or base.resolution_px) // base.latent_factor
+    text = 512 * 4096 if base.prediction == "flow" else (75 * config.model.text_chunks + 2) * 2048
+    variants = 2 if config.data.flip else 1
+    caches = pictures * 4 * (variants * 2 * base.latent_channels * side**2 + text)
+    trained = num_trained(config, base)
+    # weights and two moments in float32, and the finished file
+    return (caches + trained * (3 * 12 + 4)) // 2**20 + 50

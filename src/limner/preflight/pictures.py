@@ -1,0 +1,94 @@
+"""The pictures, and how they fall into buckets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from limner.config import Config
+from limner.data.dataset import assemble, bucket_rule
+from limner.data.decode import decode
+from limner.data.scan import scan
+from limner.errors import Finding, UserError
+from limner.machine import Machine
+from limner.preflight.records import Records
+
+
+def check_pictures(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    del machine
+    records.scan = found = scan(config.data, records.may_follow)
+    if config.data.skip_broken:
+        for finding in found.broken[:50]:
+            yield Finding(finding.field, f"{finding.message} It will be skipped.", "", "warning")
+    else:
+        yield from found.broken[:50]
+    if len(found.broken) > 50:
+        severity = "warning" if config.data.skip_broken else "error"
+        said = f"{len(found.broken) - 50} more files are broken."
+        yield Finding("data.path", said, "Mend or remove those above first.", severity)
+    if found.num_barred and config.data.skip_broken:  # the trainer, which knows no allowed folders, would follow them
+        said = f"{found.num_barred} links among the pictures lead outside the allowed folders."
+        yield Finding("data.path", said, "Put the files themselves there, or remove the links.")
+    if not found.pictures:
+        yield Finding("data.path", f"{config.data.path} holds no usable picture.", "Put .png, .jpg, .webp or .bmp files there.")
+    yield from found.warnings
+
+
+def check_depth(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    """Decode every picture, if asked to."""
+    del machine
+    if not records.deep or records.scan is None:
+        return
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for finding in filter(None, pool.map(_fault, (p.path for p in records.scan.pictures))):
+            yield replace(finding, severity="warning", remedy="It will be skipped.") if config.data.skip_broken else finding
+
+
+def _fault(path: str) -> Finding | None:
+    try:
+        decode(path)
+    except UserError as error:
+        return error.findings[0]
+    return None
+
+
+def check_buckets(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    del machine
+    if records.base is None:
+        return
+    data, rule, family_step = config.data, bucket_rule(config, records.base), records.base.bucket_step_px
+    if rule.resolution < rule.step:
+        yield Finding(
+            "data.resolution", f"{rule.resolution} is less than a bucket step of {rule.step}.", f"Use at least {rule.step}."
+        )
+        return
+    if rule.step % records.base.latent_factor:
+        said = f"{rule.step} is not a multiple of {records.base.latent_factor}, the factor of this model's VAE."
+        yield Finding("data.bucket_step_px", said, f"Use {family_step}.")
+        return
+    if rule.step % family_step:
+        said = f"{rule.step} is not a multiple of {family_step}; pictures of odd sizes train less well."
+        if records.base.prediction == "flow":  # its transformer looks at patches of 2x2 latents
+            yield Finding("data.bucket_step_px", f"{rule.step} is not a multiple of {family_step}.", f"Use {family_step}.")
+            return
+        yield Finding("data.bucket_step_px", said, f"Use {family_step}.", "warning")
+    if data.buckets and not (rule.minimum <= rule.resolution <= rule.maximum):
+        said = f"the resolution {rule.resolution} lies outside {rule.minimum}..{rule.maximum}."
+        yield Finding("data.bucket_min_px", said, "Make bucket_min_px smaller or bucket_max_px larger.")
+        return
+    if records.scan is None or not records.scan.pictures:
+        return
+    records.dataset = assemble(config, records.base, records.scan.pictures)
+    longest, limit = max(max(size) for size in records.dataset.bucket_counts()), records.base.max_side_px
+    if limit is not None and longest > limit:
+        said = f"a bucket has a side of {longest} px, this model has places for {limit}."
+        yield Finding("data.resolution", said, "Use a lower resolution, or a lower bucket_max_px.")
+    small = [p.path for p in records.scan.pictures if p.width * p.height < rule.resolution**2 / 4]
+    if small and data.upscale:
+        said = (
+            f"{len(small)} pictures are less than half the resolution and will be blurred, the first is {Path(small[0]).name}."
+        )
+        yield Finding("data.resolution", said, "Use larger pictures or a lower resolution.", "warning")

@@ -1,0 +1,30 @@
+"""What the checks share and learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from limner.config import Config
+from limner.data.dataset import Dataset
+from limner.data.scan import Scan
+from limner.errors import Finding
+from limner.formats.base import Base
+from limner.formats.footprint import Footprint
+from limner.machine import Machine
+
+
+@dataclass
+class Records:
+    """What the checks share: the recognised base model, the scanned pictures, what weights weigh; None where they could not
+    be had."""
+
+    base: Base | None = None
+    scan: Scan | None = None
+    dataset: Dataset | None = None
+    footprint: Footprint | None = None
+    deep: bool = False
+    may_follow: Callable[[str], bool] | None = None
+
+
+Check = Callable[[Config, Machine | None, Records], Iterable[Finding]]

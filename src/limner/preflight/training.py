@@ -1,0 +1,89 @@
+"""What is trained, how long, and what is painted on the way: options that contradict each other, or have no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+from limner.config import Config, Lora
+from limner.config.fields import applies, condition_words, values
+from limner.config.prompts import all_prompts
+from limner.errors import Finding
+from limner.formats.suited import unsuited_prompts
+from limner.machine import Machine
+from limner.preflight.records import Records
+
+
+def check_length(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    del machine
+    if config.train.steps is not None and config.train.epochs is not None:
+        yield Finding("train.epochs", "both steps and epochs are given.", "Remove one of them.")
+    if records.dataset is None:
+        return
+    total, optimizer = records.dataset.total_steps, config.optimizer
+    if optimizer.warmup_steps >= total:
+        said = f"the warm-up of {optimizer.warmup_steps} steps is as long as the whole training of {total}."
+        yield Finding("optimizer.warmup_steps", said, "Make it shorter.")
+    epochs = records.dataset.order.epoch_of(total)
+    for field, every, length, unit in (
+        ("output.save_every_steps", config.output.save_every_steps, total, "steps"),
+        ("sample.every_steps", config.sample.every_steps, total, "steps"),
+        ("output.save_every_epochs", config.output.save_every_epochs, epochs, "epochs"),
+        ("sample.every_epochs", config.sample.every_epochs, epochs, "epochs"),
+    ):
+        if every is not None and every > length:
+            said = f"{every} is more than the {length} {unit} of the run, so it never happens."
+            yield Finding(field, said, "Make it smaller.", "warning")
+
+
+def check_idle(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    """What is set but has no effect, because what it depends on is not (see `when` in the schema)."""
+    del machine, records
+    for option, value in values(config):
+        if value != option.default and not applies(option, config):
+            said = f"has no effect unless {condition_words(option.when)}."
+            yield Finding(option.path, said, "Change that, or remove this.", "warning")
+
+
+def check_adapter(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    del machine, records
+    adapter = config.adapter
+    if not adapter.denoiser and not adapter.text_encoder:
+        yield Finding("adapter.denoiser", "nothing is trained.", "Set adapter.denoiser or adapter.text_encoder to true.")
+    if isinstance(adapter, Lora) and adapter.dora and config.output.lora_names == "diffusers":
+        said = "diffusers means another norm by DoRA's magnitudes than A1111 and ComfyUI."
+        yield Finding("output.lora_names", said, 'Set it to "kohya", or adapter.dora = false.')
+    if adapter.text_encoder and config.memory.cache_text:
+        said = "captions are not cached while the text encoder is trained."
+        yield Finding("memory.cache_text", said, "", "note")
+
+
+def check_preservation(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    del machine, records
+    if config.objective.preserve == "off":
+        return
+    if config.adapter.trains_base:
+        said = "needs the base model beside the trained one, and the base model itself is trained."
+        yield Finding("objective.preserve", said, 'Set it to "off", or adapter.kind = "lora".')
+    if config.adapter.text_encoder:
+        yield Finding(
+            "objective.preserve", "does not work while the text encoder is trained.", "Set adapter.text_encoder = false."
+        )
+    if not config.data.trigger:
+        yield Finding("data.trigger", "is needed by objective.preserve.", "Set it to the word that the captions use.")
+    if not config.data.class_words:
+        yield Finding("data.class_words", "are needed by objective.preserve.", 'Set them, for example ["dog"] for your dog.')
+
+
+def check_prompts(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    del machine
+    section = config.sample
+    resolution, step = (records.base.resolution_px, records.base.bucket_step_px) if records.base else (512, 64)
+    prompts = all_prompts(config, config.data.resolution or resolution, step)
+    if records.base is not None and records.base.path is not None:
+        yield from islice(unsuited_prompts(prompts, records.base, section), 20)
+    asked = section.every_steps is not None or section.every_epochs is not None or section.at_start
+    if asked and not prompts:
+        yield Finding(
+            "sample.prompts", "pictures are to be painted, but there is no prompt.", 'Set sample.prompts = ["..."].', "warning"
+        )
