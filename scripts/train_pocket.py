@@ -437,11 +437,21 @@ def examine(folder: Path, count: int, steps: int = 20, guidance: float = 4.0, gr
         )
         images += [(im * 255).round().astype(np.uint8) for im in out.images]
     if grid is not None:
-        sheet = Image.new("RGB", (64 * 10, 64 * ((min(count, 100) + 9) // 10)))
-        for i, im in enumerate(images[:100]):
-            sheet.paste(Image.fromarray(im), (i % 10 * 64, i // 10 * 64))
-        sheet.save(grid)
+        lay_out(images, grid)
     return score_scenes(images, wanted)
+
+
+def lay_out(images: list[np.ndarray], path: Path) -> None:
+    """The first hundred pictures on one sheet."""
+    sheet = Image.new("RGB", (64 * 10, 64 * ((min(len(images), 100) + 9) // 10)))
+    for i, im in enumerate(images[:100]):
+        sheet.paste(Image.fromarray(im), (i % 10 * 64, i // 10 * 64))
+    sheet.save(path)
+
+
+def report(out: Path, score: dict[str, float]) -> None:
+    (out / "examination.json").write_text(json.dumps(score, indent=2))
+    print(json.dumps(score, indent=2))
 
 
 def main() -> None:
@@ -461,9 +471,7 @@ def main() -> None:
         latents = encode_all(args.out, vae, pixels)
         unet, text = train_unet(args.out, scenes, latents, tokenizer, vae, args.unet_minutes)
         export(args.out / "model", sharpen_decoder(args.out, pixels, args.decoder_minutes), unet, text, tokenizer)
-    report = examine(args.out / "model", 200, grid=args.out / "grid.png")
-    (args.out / "examination.json").write_text(json.dumps(report, indent=2))
-    print(json.dumps(report, indent=2))
+    report(args.out, examine(args.out / "model", 200, grid=args.out / "grid.png"))
 
 
 if __name__ == "__main__":

@@ -23,21 +23,20 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from diffusers.models.attention_processor import Attention
-from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+from limner.config import files
 from limner.config.prompts import Prompt
-from limner.engine import paint
+from limner.engine import paint, sampling
 from limner.engine.runtime import Runtime
-from limner.formats.base import recognise
-from limner.models.family import Conditioning, Family, make
+from limner.models.family import Conditioning, Family
 from limner.pocket import MODEL
 from limner.pocket.exam import held_out_scenes, score_scenes
 from limner.pocket.world import Scene
-from train_pocket import Average, caption_for, encode_all, pictures
+from train_pocket import Average, caption_for, encode_all, lay_out, pictures, report
 
-CPU = torch.device("cpu")
+RUNTIME = Runtime(torch.device("cpu"), "fp32")
 WIDTH, HEADS, BLOCKS, TEXT_WIDTH = 128, 4, 4, 96
 SHIFT = 2.0  # flat pictures are hidden late: the noisiest part, which alone asks the text for the background, needs its share
 BATCH, RATE = 64, 2e-3
@@ -107,10 +106,7 @@ def level_text(family: Family, captions: Sequence[str]) -> None:
 
 
 def load(folder: Path) -> Family:
-    family = make(recognise(str(folder)))
-    for part in ("text", "denoiser", "vae"):
-        family.load(part, torch.float32, CPU)
-    return family
+    return sampling.load_whole(files.build({"model": {"base": str(folder)}}, {}), RUNTIME)
 
 
 # --- 256 equal tokens as one ------------------------------------------------------------------------------------------
@@ -239,14 +235,11 @@ def train(
 
 
 def examine(folder: Path, count: int, grid: Path, steps: int = 20, guidance: float = 4.0) -> dict[str, float]:
-    family, runtime, wanted = load(folder), Runtime(CPU, "fp32"), held_out_scenes(count)
+    family, wanted = load(folder), held_out_scenes(count)
     prompts = [Prompt(c, "", 64, 64, steps, guidance, 1000 + i, None) for i, (_, c) in enumerate(wanted)]
-    encoded = paint.encode_prompts(family, runtime, prompts)
-    images = [np.asarray(paint.to_image(p)) for p in paint.paint(family, runtime, prompts, encoded, together=32)]
-    sheet = Image.new("RGB", (64 * 10, 64 * ((min(count, 100) + 9) // 10)))
-    for i, image in enumerate(images[:100]):
-        sheet.paste(Image.fromarray(image), (i % 10 * 64, i // 10 * 64))
-    sheet.save(grid)
+    encoded = paint.encode_prompts(family, RUNTIME, prompts)
+    images = [np.asarray(paint.to_image(p)) for p in paint.paint(family, RUNTIME, prompts, encoded, together=32)]
+    lay_out(images, grid)
     return score_scenes(images, wanted)
 
 
@@ -268,9 +261,7 @@ def main() -> None:
         latents = encode_all(args.out, family.vae, pixels)
         export(args.out / "model", train(args.out, scenes, latents, family, args.minutes, args.exam_minutes))
     print("folding changes predictions by", folding_error(load(args.out / "model")))
-    report = examine(args.out / "model", 200, args.out / "grid.png")
-    (args.out / "examination.json").write_text(json.dumps(report, indent=2))
-    print(json.dumps(report, indent=2))
+    report(args.out, examine(args.out / "model", 200, args.out / "grid.png"))
 
 
 if __name__ == "__main__":

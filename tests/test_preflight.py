@@ -326,7 +326,6 @@ def test_what_a_flow_cannot_or_ignores(good: dict, tmp_path: Path) -> None:
         ("model.text_chunks", "warning", {"model": {**model, "text_chunks": 3}}),
         ("adapter.conv_rank", "warning", {"adapter": {"conv_rank": 4}}),
         ("adapter.dora", "error", {"adapter": {"dora": True}}),
-        ("output.layout", "error", {"adapter": {"kind": "none", "text_encoder": True}}),
         ("model.clip_g", "warning", {"model": {"base": str(without(model["base"], "text_encoder_2", tmp_path))}}),
         ("model.t5", "note", {"model": {"base": str(without(model["base"], "text_encoder_3", tmp_path))}}),
     ]
@@ -387,3 +386,22 @@ def test_flows_that_are_not_whole_or_plain(good: dict, tmp_path: Path) -> None:
     assert not [f for f in findings if f.field == "model.t5_tokenizer"]
     (model / "scheduler" / "scheduler_config.json").write_text("{}")
     assert "not that of a flow" in said()[0]
+
+
+def test_t5_that_stays_is_warned_of(good: dict, tmp_path: Path) -> None:
+    model = {"base": str(tiny.build(tmp_path / "flux", family="flux"))}
+    for change in ({"adapter": {"text_encoder": True}}, {"memory": {"cache_text": False}}):
+        findings = look(good, model=model, **change)[0]
+        said = [f for f in findings if f.field == "memory.cache_text" and f.severity == "warning"]
+        assert len(said) == 1 and "T5 among them" in said[0].message and said[0].remedy
+    assert not [f for f in look(good, model=model)[0] if f.field == "memory.cache_text"]
+
+
+def test_a_single_file_that_would_leave_out_what_is_trained(good: dict, tmp_path: Path) -> None:
+    """Flux's files hold the transformer alone; Stable Diffusion 3's, made from a folder, everything."""
+    for family, expected in (("flux", ["error"]), ("sd3", [])):
+        model = {"base": str(tiny.build(tmp_path / family, family=family))}
+        for layout, found in (("original", expected), ("diffusers", [])):
+            sections = {"adapter": {"kind": "none", "text_encoder": True}, "output": {"layout": layout}}
+            findings = look(good, model=model, **sections)[0]
+            assert [f.severity for f in findings if f.field == "output.layout"] == found, (family, layout)

@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import tiny
+from headers import parts_beside, published, single_file
 from limner import cli, machine, queue, runner, runs
 from limner.config import files
 from limner.data import undo
@@ -453,6 +454,19 @@ def test_models_are_found_and_recognised(client: TestClient, home: Path, tiny_mo
     assert next(iter(found)) == "pocket" and found["pocket"]["resolution"] == 64
     assert (found["model"]["family"], found["model"]["base"]) == ("sd1", str(home / "models" / "mine" / "model"))
     assert found["broken.safetensors"]["problem"]
+
+
+def test_a_model_that_lacked_its_parts_is_known_once_they_lie_beside_it(client: TestClient, home: Path) -> None:
+    folder = home / "models"
+    folder.mkdir(parents=True)
+    single_file(folder / "dev.safetensors", published("flux"))
+
+    def said() -> dict[str, Any]:
+        return next(m for m in client.get("/api/models").json() if m["name"] == "dev.safetensors")
+
+    assert "holds no VAE" in said()["problem"]
+    parts_beside(folder, 16)
+    assert (said()["problem"], said()["family"]) == ("", "flux")
 
 
 def test_links_that_lead_out_are_not_followed(client: TestClient, pics: Path, root: Path) -> None:

@@ -29,10 +29,10 @@ def unsuited(config: Config, base: Base) -> Iterator[Finding]:
         said = "was trained down to a signal of zero, which Limner does not do yet: very dark and bright pictures suffer."
         yield Finding("model.base", said, "Watch for them in the samples; a model without that suffers nothing.", "warning")
     if base.prediction == "flow":
-        yield from _unsuited_to_a_flow(config, title)
+        yield from _unsuited_to_a_flow(config, base, title)
 
 
-def _unsuited_to_a_flow(config: Config, title: str) -> Iterator[Finding]:
+def _unsuited_to_a_flow(config: Config, base: Base, title: str) -> Iterator[Finding]:
     objective, sample, adapter = config.objective, config.sample, config.adapter
     if objective.prediction is not None:
         yield Finding("objective.prediction", f"{title} predicts the flow's velocity, nothing else.", "Remove the line.")
@@ -51,9 +51,17 @@ def _unsuited_to_a_flow(config: Config, title: str) -> Iterator[Finding]:
             yield Finding("adapter.dora", said, "Set it to false.")
         if adapter.text_encoder:
             yield Finding("adapter.text_encoder", "adapts CLIP; T5 stays as it is.", "", "note")
-    elif config.output.layout == "original" and adapter.text_encoder:
-        said = f"single files of {title} hold no text encoder, and it is trained."
+    elif config.output.layout == "original" and adapter.text_encoder and _leaves_out_text(base):
+        said = "the file that would be written holds no text encoder, and it is trained."
         yield Finding("output.layout", said, 'Set it to "diffusers": the model becomes a folder.')
+
+
+def _leaves_out_text(base: Base) -> bool:
+    """Whether a single file is written without one of the text encoders that can be trained: those that lie in a file of their
+    own stay there, and of a folder those that single files of the family usually leave out."""
+    parts = FAMILIES[base.family].parts
+    texts = [n for n in parts if n.startswith("text_encoder") and n not in (base.t5, *base.absent)]
+    return any(n in base.others if base.layout == "file" else parts[n].is_apart for n in texts)
 
 
 def require_suited(prompts: Sequence[Prompt], base: Base) -> None:

@@ -27,10 +27,8 @@ def save_file_of(family: Parts, path: Path, dtype: torch.dtype, metadata: dict[s
     assert base.path is not None
     source = Weights([base.path]) if base.layout == "file" else {}
     for folder, part in FAMILIES[base.family].parts.items():
-        if base.layout == "file":
-            prefix = part.prefix_in(source)
-        else:
-            prefix = None if part.is_apart else part.prefixes[0]
+        usual = None if part.is_apart else part.prefixes[0]
+        prefix = part.prefix_in(source) if base.layout == "file" else usual
         if prefix is None or folder in base.absent:
             continue
         model, names = family.part(folder, dtype), family.names(folder)

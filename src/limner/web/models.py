@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from limner import runs
-from limner.errors import UserError
+from limner.errors import UserError, wrong
 from limner.formats.base import recognise, weight_files
 from limner.web.context import Context
 
@@ -64,22 +64,25 @@ def _inside(folder: Path, depth: int) -> Iterator[tuple[str, Path]]:
             yield from _inside(Path(entry.path), depth - 1)
 
 
-@lru_cache(maxsize=_MOST * 2)
 def _described(source: str, changed: int) -> dict[str, Any]:
-    """What a model is, or why it cannot be used; read anew when its file has changed."""
-    del changed
+    """What a model is, or why it cannot be used."""
     name = source if source == "pocket" or not os.path.isabs(source) else Path(source).name
     try:
-        base = recognise(source)
-    except UserError as error:
+        return {"base": source, "name": name, "problem": "", **_facts(source, changed)}
+    except UserError as error:  # looked at again next time: what is missing may come to lie beside it
         return {"base": source, "name": name, "problem": error.findings[0].message}
+
+
+@lru_cache(maxsize=_MOST * 2)
+def _facts(source: str, changed: int) -> dict[str, Any]:
+    """What a model is; read anew when its file has changed. Raises UserError if it cannot be used."""
+    del changed
+    base = recognise(source)
     if base.path is None:
-        return {"base": source, "name": name, "problem": "is not complete."}
+        raise wrong("model.base", "is not complete.", "Download it again.")
     files = [base.path] if base.layout == "file" else [f for p in base.path.iterdir() for f in weight_files(base.path, p.name)]
+    files += base.others.values()
     return {
-        "base": source,
-        "name": name,
-        "problem": "",
         "family": base.family,
         "prediction": base.prediction,
         "resolution": base.resolution_px,
