@@ -217,6 +217,25 @@ def test_prompts_that_a_model_cannot_paint_are_refused(folder: Path):
     assert [f.field for f in caught.value.findings] == [p.where for p in wrong]
 
 
+def test_pictures_of_schnell_are_the_pipelines(tmp_path: Path):
+    """Its shift does not grow with the picture; its few steps are even all the same."""
+    folder = tiny.build(tmp_path / "m", family="flux")
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"shift": 1.0, "use_dynamic_shifting": False}))
+    family, pipe, runtime = loaded(folder), pipeline(folder), Runtime(CPU, "fp32")
+    prompt = replace(PROMPT, solver=None, guidance=None, steps=4)
+    ours = next(paint.paint(family, runtime, [prompt], paint.encode_prompts(family, runtime, [prompt])))
+    size = {"width": 32, "height": 24}
+    latents = pipe(
+        prompt.text, **size, num_inference_steps=4, guidance_scale=3.5, generator=torch.Generator().manual_seed(11),
+        output_type="latent", max_sequence_length=512,
+    ).images  # fmt: skip
+    latents = pipe._unpack_latents(latents, **size, vae_scale_factor=pipe.vae_scale_factor)
+    with torch.no_grad():
+        theirs = pipe.vae.decode(latents / 0.5 + 0.1).sample[0].clamp(-1, 1)
+    assert (ours - theirs).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_painted_pictures_are_the_pipelines(unet: Path, tmp_path: Path, kind: str):
     folder = unet

@@ -88,6 +88,8 @@ class Flow:
     log_shift: tuple[float, float, int, int] | None = None
     """For a shift that grows with the picture (Flux): log k at the fewest and the most patches of 2x2 latents, on a line
     between, and how many those are."""
+    least_sigma: float | None = 0.001
+    """Where painting stops last before 0, not shifted yet; None: at 1 / steps."""
     prediction: Literal["flow"] = "flow"
 
     def shifted(self, sigma: Tensor, height: int, width: int) -> Tensor:
@@ -100,9 +102,7 @@ class Flow:
 
     def with_shift(self, k: float) -> Flow:
         """The same flow with this shift for pictures of every size."""
-        if self.log_shift is None:
-            return replace(self, fixed_shift=k)
-        return replace(self, log_shift=(math.log(k), math.log(k), *self.log_shift[2:]))
+        return replace(self, fixed_shift=k, log_shift=None)
 
     def draw(self, x0: Tensor, seed: int, step: int, positions: Sequence[int]) -> Tensor:
         """Logit-normal (arXiv:2403.03206, eq. 19, mean 0, deviation 1), then shifted."""

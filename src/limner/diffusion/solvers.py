@@ -122,10 +122,10 @@ def dpmpp_2m(predict: Predict, draw: Draw, process: Discrete, grid: Grid) -> Ten
 def flow_sigmas(process: Flow, steps: int, height: int, width: int) -> Tensor:
     """Where a solver of the flow stops, (steps + 1,) from 1 to 0: even steps, then shifted, as diffusers' pipelines have it.
 
-    The last step before 0 is 1 / steps where the shift grows with the picture, and else the shifted 1 / 1000.
+    Where the last of them is given, it is shifted before the steps are laid out, and again with them.
     """
-    grows = process.log_shift is not None
-    lowest = 1 / steps if grows else float(process.shifted(torch.tensor(0.001, dtype=torch.float64), height, width))
+    least = process.least_sigma
+    lowest = 1 / steps if least is None else float(process.shifted(torch.tensor(least, dtype=torch.float64), height, width))
     even = torch.linspace(1, lowest, steps, dtype=torch.float64)
     return torch.cat([process.shifted(even, height, width), torch.zeros(1, dtype=torch.float64)]).float()
 

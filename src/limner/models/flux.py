@@ -6,7 +6,6 @@ T5's hidden states are the text; CLIP-L gives one pooled vector. The dev variant
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,9 +38,7 @@ class Flux(Parts):
     def __init__(self, base: Base, keep: Keep) -> None:
         super().__init__(base, keep)
         assert isinstance(self.process, Flow)
-        if self.process.log_shift is None:  # schnell: the same for all sizes, and painted to the end in even steps like dev
-            k = math.log(self.process.fixed_shift)
-            self.process = replace(self.process, fixed_shift=1.0, log_shift=(k, k, 256, 4096))
+        self.process = replace(self.process, least_sigma=None)
 
     def encode_captions(self, captions: Sequence[str]) -> Conditioning:
         pooled = self._encode("text_encoder", captions).pooler_output
