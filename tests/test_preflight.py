@@ -314,7 +314,7 @@ def test_what_a_flow_cannot_or_ignores(good: dict, tmp_path: Path) -> None:
     model = {"base": str(tiny.build(tmp_path / "sd3", family="sd3"))}
     cases = [
         ("objective.prediction", "error", {"objective": {"prediction": "epsilon"}}),
-        ("objective.min_snr_gamma", "error", {"objective": {"min_snr_gamma": 5.0}}),
+        ("objective.weighting", "error", {"objective": {"weighting": "min_snr"}}),
         ("objective.guidance", "warning", {"objective": {"guidance": 1.0}}),
         ("sample.prompts[1]", "error", {"sample": {"prompts": ["a cat --ss k_euler --fs 2", "a cat --ss ddim"]}}),
         ("sample.prompts[0]", "error", {"sample": {"prompts": ["a cat --ss dpmsolver++"]}}),

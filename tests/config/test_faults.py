@@ -43,7 +43,7 @@ precision = "fp8"
 lr = nan
 lrate = 1
 [adapter]
-kind = "loha"
+kind = "lohaha"
 [nope]
 a = 1
 [sample]

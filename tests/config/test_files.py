@@ -201,7 +201,7 @@ TYPED = {
     "optimizer.eps": ["1e-300", "5e-324"],
     "optimizer.weight_decay": ["0.0", "1.0"],
     "train.clip_norm": ["off", "1e+300", "5.0"],
-    "objective.min_snr_gamma": ["5.0"],
+    "objective.weighting": ["min_snr", "debiased"],
     "data.trigger": ["", "true", "1e-4", "[x]", "猫 'x' \"y\"", "two\nlines"],
     "output.author": ["", " "],
     "output.name": ["", "007", "off"],

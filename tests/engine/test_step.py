@@ -112,7 +112,7 @@ def reference(job, prediction: str, gamma: float | None) -> tuple[float, torch.T
 )  # fmt: skip
 def test_loss_and_gradient(tmp_path, family, prediction, gamma):
     model = tiny.build(tmp_path / "model", prediction, family=family)
-    job = job_for(model, tiny.pictures(tmp_path / "p"), objective={"min_snr_gamma": gamma or "off"})
+    job = job_for(model, tiny.pictures(tmp_path / "p"), objective={"weighting": "min_snr", "snr_gamma": gamma} if gamma else {})
     loss = accumulate_gradients(job, STEP)
     expected_loss, expected_gradient = reference(job, prediction, gamma)
     assert float(loss) == pytest.approx(expected_loss, rel=1e-5)

@@ -80,7 +80,7 @@ def test_kohyas_keys() -> None:
 
 
 def test_kohyas_keys_with_the_text_encoder_alone() -> None:
-    raw = {"adapter": {"denoiser": False, "text_encoder": True}, "objective": {"min_snr_gamma": 5.0}}
+    raw = {"adapter": {"denoiser": False, "text_encoder": True}, "objective": {"weighting": "min_snr"}}
     found = adapter_metadata(files.build(raw, {}), {**FACTS, "precision": "bf16", "family": "sdxl", "text_chunks": 1})
     assert (found["ss_clip_skip"], found["ss_max_token_length"]) == ("None", "None")
     assert found["ss_text_encoder_lr"] == "5e-05" and "ss_unet_lr" not in found

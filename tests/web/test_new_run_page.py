@@ -225,7 +225,7 @@ def test_a_kind_sets_what_its_preset_says_and_the_next_takes_it_back(page: Page)
     entry(page, "train.batch_size").fill("6")
     page.get_by_role("radio", name="Object").check()
     expect(entry(page, "adapter.rank")).to_have_value("8")
-    object_values = {"adapter.rank": "8", "optimizer.warmup_steps": "50", "objective.min_snr_gamma": "5.0"}
+    object_values = {"adapter.rank": "8", "optimizer.warmup_steps": "50", "objective.weighting": "min_snr"}
     assert saved(page) == {"train.seed": "3", "train.batch_size": "6"} | object_values
     page.get_by_role("radio", name="Other").check()
     expect(entry(page, "adapter.rank")).to_have_value("")

@@ -6,9 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from limner.config.adapter import Lora, NoAdapter
+from limner.config.adapter import Dylora, EmbeddingOnly, Full, Glora, Ia3, Loha, Lokr, Lora, NoAdapter, Oft
 from limner.config.base import Section
 from limner.config.data import Data
+from limner.config.embedding import Embedding
 from limner.config.launch import Launch
 from limner.config.logging import Logging
 from limner.config.memory import Memory
@@ -18,8 +19,11 @@ from limner.config.optimizer import Optimizer
 from limner.config.output import Output
 from limner.config.sample import Sample
 from limner.config.train import Train
+from limner.config.validation import Validation
 
-Adapter = Annotated[Lora | NoAdapter, Field(discriminator="kind")]
+Adapter = Annotated[
+    Lora | Loha | Lokr | Oft | Ia3 | Glora | Dylora | Full | EmbeddingOnly | NoAdapter, Field(discriminator="kind")
+]
 
 
 class Config(Section):
@@ -31,15 +35,18 @@ class Config(Section):
     model: Model = Model()
     data: Data = Data()
     adapter: Adapter = Lora()
+    embedding: Embedding = Embedding()
     train: Train = Train()
     optimizer: Optimizer = Optimizer()
     objective: Objective = Objective()
     memory: Memory = Memory()
     launch: Launch = Launch()
+    validation: Validation = Validation()
     sample: Sample = Sample()
     output: Output = Output()
     logging: Logging = Logging()
 
 
-__all__ = ["Adapter", "Config", "Data", "Launch", "Logging", "Lora", "Memory", "Model", "NoAdapter", "Objective", "Optimizer"]
-__all__ += ["Output", "Sample", "Section", "Train"]
+__all__ = ["Adapter", "Config", "Data", "Dylora", "Embedding", "EmbeddingOnly", "Full", "Glora", "Ia3", "Launch", "Logging"]
+__all__ += ["Loha", "Lokr", "Lora", "Memory", "Model", "NoAdapter", "Objective", "Oft", "Optimizer", "Output", "Sample"]
+__all__ += ["Section", "Train", "Validation"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from limner.config.base import FilePath, Section, Text, option
+from limner.config.base import FilePath, Section, Text, Texts, option
 
 
 class Model(Section):
@@ -43,6 +43,9 @@ class Model(Section):
     text_chunks: int = option(1, ge=1, le=10, kohya="max_token_length", advanced=True)
     """How many chunks of 75 tokens a caption is read in: 3 for captions of up to 225 tokens (kohya's max_token_length), about
     170 words. What does not fit is cut off. Stable Diffusion 1, 2 and XL; prompts are never cut."""
+
+    merge: Texts = option((), kohya="base_weights", advanced=True)
+    """LoRA files that are merged into the model before it is taught, each alone or with its strength: "style.safetensors @ 0.8"."""
 
     revision: Text | None = option(None, advanced=True)
     """Branch, tag or commit of a Hugging Face id."""

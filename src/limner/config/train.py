@@ -36,3 +36,6 @@ class Train(Section):
 
     ema: Annotated[float, Field(gt=0, lt=1)] | Literal["off"] = option("off", advanced=True)
     """Decay of an exponential moving average of the trained weights, which is then what checkpoints hold; "off" for none."""
+
+    ema_device: Literal["same", "cpu"] = option("same", advanced=True, when="train.ema")
+    """Where the average is kept: beside the weights, or in the computer's memory."""

@@ -138,7 +138,9 @@ def batch_loss(job: Training, batch: Batch, step: int) -> Tensor:
     with job.runtime.autocast():
         cond = batch.cond if batch.cond is not None else family.encode_captions(batch.captions) | batch.told
         pred = family.predict(noisy, t, cond)
-    weight = snr_weight(process, t, process.prediction, job.config.objective.min_snr_gamma)
+    weight = snr_weight(
+        process, t, process.prediction, job.config.objective.snr_gamma if job.config.objective.weighting == "min_snr" else "off"
+    )
     loss = per_sample_loss(pred, process.target(x0, noise, t)) * weight
     weight_of_base = job.config.objective.preserve
     if weight_of_base != "off" and batch.class_cond is not None:

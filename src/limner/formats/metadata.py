@@ -82,7 +82,7 @@ def adapter_metadata(config: Config, facts: Mapping[str, Any]) -> dict[str, str]
         "ss_max_token_length": 75 * facts["text_chunks"] if facts["text_chunks"] > 1 else None,
         "ss_seed": config.train.seed,
         "ss_cache_latents": config.memory.cache_latents,
-        "ss_min_snr_gamma": None if config.objective.min_snr_gamma == "off" else config.objective.min_snr_gamma,
+        "ss_min_snr_gamma": config.objective.snr_gamma if config.objective.weighting == "min_snr" else None,
         "ss_loss_type": "l2",
         "ss_resolution": f"({facts['resolution']}, {facts['resolution']})",
         "ss_flip_aug": config.data.flip,

@@ -36,8 +36,9 @@ def _unsuited_to_a_flow(config: Config, base: Base, title: str) -> Iterator[Find
     objective, sample, adapter = config.objective, config.sample, config.adapter
     if objective.prediction is not None:
         yield Finding("objective.prediction", f"{title} predicts the flow's velocity, nothing else.", "Remove the line.")
-    if objective.min_snr_gamma != "off":
-        yield Finding("objective.min_snr_gamma", f"has no meaning for the flow of {title}.", 'Set it to "off".')
+    if objective.weighting in ("min_snr", "soft_min_snr", "debiased", "v_as_epsilon"):
+        said = f"{objective.weighting} has no meaning for the flow of {title}."
+        yield Finding("objective.weighting", said, 'Set "uniform", "sigma_sqrt" or "cosmap".')
     if config.model.text_chunks > 1:
         said = f"has no effect: how much {title} reads of a caption is settled."
         yield Finding("model.text_chunks", said, "Remove it.", "warning")
