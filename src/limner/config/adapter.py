@@ -25,8 +25,8 @@ class _Layers(_Kind):
     """Adapt the text encoder as well. Captions are then encoded anew at every step."""
 
     rules: Texts = option((), kohya="block_dims", advanced=True)
-    """Exceptions for some layers, one text each: a pattern of their names with * and ?, a colon, and what holds there: "off", or
-    any of rank=, alpha= and lr_factor=, which multiplies the learning rate. "denoiser.up_blocks.*: rank=8 lr_factor=0.5";
+    """Exceptions for some layers, one text each: a pattern of their names with * and ?, a colon, and what holds there: "off",
+    or any of rank=, alpha= and lr_factor=, which multiplies the learning rate. "denoiser.up_blocks.*: rank=8 lr_factor=0.5";
     "denoiser.mid_block.*: off". Of several that fit a layer, later ones take precedence."""
 
     module_dropout: float = option(0.0, ge=0, lt=1, kohya="module_dropout", advanced=True)

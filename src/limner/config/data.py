@@ -21,8 +21,8 @@ class Data(Section):
     the trigger's place, a drawn one for each picture at each step."""
 
     metadata: FilePath | None = option(None, kohya="in_json", advanced=True)
-    """A .json or .jsonl file of captions and tags, as kohya's finetuning tab and Hugging Face's folders have them. A picture that
-    it does not name takes its caption as otherwise."""
+    """A .json or .jsonl file of captions and tags, as kohya's finetuning tab and Hugging Face's folders have them. A picture
+    that it does not name takes its caption as otherwise."""
 
     subsets: FilePath | None = option(None, kohya="dataset_config", advanced=True)
     """A dataset file of sd-scripts (.toml or .json): several folders, each with settings of its own. They take precedence over

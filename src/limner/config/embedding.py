@@ -1,4 +1,4 @@
-"""[embedding]: a new word for the text encoder, learnt alone (textual inversion) or together with an adapter (pivotal tuning)."""
+"""[embedding]: a new word for the text encoder, learnt alone (textual inversion) or beside an adapter (pivotal tuning)."""
 
 from __future__ import annotations
 

@@ -45,7 +45,8 @@ class Model(Section):
     170 words. What does not fit is cut off. Stable Diffusion 1, 2 and XL; prompts are never cut."""
 
     merge: Texts = option((), kohya="base_weights", advanced=True)
-    """LoRA files that are merged into the model before it is taught, each alone or with its strength: "style.safetensors @ 0.8"."""
+    """LoRA files that are merged into the model before it is taught, each alone or with its strength: "style.safetensors @
+    0.8"."""
 
     revision: Text | None = option(None, advanced=True)
     """Branch, tag or commit of a Hugging Face id."""

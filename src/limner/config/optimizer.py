@@ -24,11 +24,11 @@ class Optimizer(Section):
         "adamw", "adamw_8bit", "paged_adamw_8bit", "lion", "lion_8bit", "adafactor", "prodigy", "dadapt_adam", "dadapt_lion",
         "schedule_free", "came", "muon", "sgd", "other",
     ] = option("adamw", kohya="optimizer_type")  # fmt: skip
-    """The optimiser. AdamW (arXiv:1711.05101) is the usual one; its 8-bit form needs a quarter of the memory, the paged one moves
-    to the computer's memory when the GPU is full. Adafactor (arXiv:1804.04235) and CAME (arXiv:2307.02047) need little memory;
-    Lion (arXiv:2302.06675) wants a learning rate a third to a tenth as high; Prodigy (arXiv:2306.06101) and D-Adaptation
-    (arXiv:2301.07733) find the rate themselves; schedule_free (arXiv:2405.15682) wants no schedule; Muon turns each update into
-    an orthogonal matrix. "other": the class of optimizer.class_path."""
+    """The optimiser. AdamW (arXiv:1711.05101) is the usual one; its 8-bit form needs a quarter of the memory, the paged one
+    moves to the computer's memory when the GPU is full. Adafactor (arXiv:1804.04235) and CAME (arXiv:2307.02047) need little
+    memory; Lion (arXiv:2302.06675) wants a learning rate a third to a tenth as high; Prodigy (arXiv:2306.06101) and
+    D-Adaptation (arXiv:2301.07733) find the rate themselves; schedule_free (arXiv:2405.15682) wants no schedule; Muon turns
+    each update into an orthogonal matrix. "other": the class of optimizer.class_path."""
 
     class_path: Text | None = option(None, kohya="optimizer_type", advanced=True, when="optimizer.kind = other")
     """A class of torch.optim, pytorch_optimizer, transformers, bitsandbytes, schedulefree, prodigyopt or prodigyplus, such as
@@ -59,15 +59,15 @@ class Optimizer(Section):
     """Share of the last update that goes on (Nesterov)."""
 
     in_backward: bool = option(False, kohya="fused_backward_pass", advanced=True)
-    """Move each weight as soon as its gradient is there, and forget the gradient: the memory of all gradients is saved. Not with
-    train.accumulation, train.clip_norm or several processes."""
+    """Move each weight as soon as its gradient is there, and forget the gradient: the memory of all gradients is saved. Not
+    with train.accumulation, train.clip_norm or several processes."""
 
     schedule: Literal[
         "constant", "linear", "cosine", "cosine_restarts", "polynomial", "inverse_sqrt", "warmup_stable_decay", "piecewise",
         "adafactor",
     ] = option("cosine", kohya="lr_scheduler")  # fmt: skip
-    """How the learning rate changes after the warm-up: not at all; down along a line, half a cosine, several of them, or a power;
-    by 1 / sqrt(step); staying and then falling at the end; in given pieces; or as Adafactor's paper has it."""
+    """How the learning rate changes after the warm-up: not at all; down along a line, half a cosine, several of them, or a
+    power; by 1 / sqrt(step); staying and then falling at the end; in given pieces; or as Adafactor's paper has it."""
 
     warmup_steps: int = option(0, ge=0, le=10_000_000, kohya="lr_warmup_steps")
     """Steps over which the learning rate rises from zero."""

@@ -6,7 +6,8 @@ from limner.config.base import FilePath, Section, option
 
 
 class Validation(Section):
-    """The loss on held-out pictures, always at the same timesteps and with the same noise. It changes nothing in the training."""
+    """The loss on held-out pictures, always at the same timesteps and with the same noise. It changes nothing in the
+    training."""
 
     share: float = option(0.0, ge=0, le=0.5, kohya="validation_split", advanced=True)
     """Share of the pictures that is held out, drawn by the seed; 0 holds out none."""
