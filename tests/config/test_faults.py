@@ -60,7 +60,7 @@ base = "a\\u0007"
         assert f"{path}, line {line}" in found[field].message, found[field]
         assert found[field].remedy
     assert found["train.precision"].remedy == 'Expected: "fp32" or "bf16" or "fp16".'
-    assert found["adapter.kind"].remedy == "Choose one of: lora, none."
+    assert found["adapter.kind"].remedy == "Choose one of: lora, loha, lokr, oft, ia3, glora, dylora, full, embedding, none."
     assert found["optimizer.lrate"].remedy == "Did you mean optimizer.lr?"
 
 
@@ -82,9 +82,9 @@ WRONG = [
 WRONG += ['"\\u001b[2J"', '"' + "x" * 20_001 + '"', "[" * 200 + "]" * 200]
 
 
-@pytest.mark.parametrize("option", walk(), ids=lambda o: f"{o.path}-{o.tag}")
+@pytest.mark.parametrize("option", walk(), ids=lambda o: f"{o.path}-{o.tags}")
 def test_a_wrong_value_names_its_field_and_line(option) -> None:
-    kind = f'kind = "{option.tag}"\n' if option.tag else ""
+    kind = f'kind = "{option.tags[0]}"\n' if option.tags else ""
     for value in WRONG:
         text = f"[{option.section}]\n{kind}{option.name} = {value}\n"
         try:
@@ -92,7 +92,7 @@ def test_a_wrong_value_names_its_field_and_line(option) -> None:
         except UserError as error:
             [finding] = error.findings
             assert finding.field == option.path
-            assert f"x, line {3 if option.tag else 2}" in finding.message
+            assert f"x, line {3 if option.tags else 2}" in finding.message
         else:
             assert _is_right(option, value), value
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from limner.config import Config, Lora, NoAdapter, files
-from limner.config.fields import Option, walk
+from limner.config.fields import Option, section_types, walk
 from limner.errors import UserError
 
+KINDS = [tag for _, tag, _ in section_types() if tag]
 TEXTS = [
     "",
     "a cat",
@@ -55,7 +56,7 @@ def _random_value(option: Option, rng: random.Random) -> Any:
 def _raw(rng: random.Random, tag: str, share: float = 1.0) -> dict[str, dict[str, Any]]:
     raw: dict[str, dict[str, Any]] = {"adapter": {"kind": tag}}
     for option in walk():
-        if option.name != "kind" and option.tag in (None, tag) and rng.random() < share:
+        if option.name != "kind" and (not option.tags or tag in option.tags) and rng.random() < share:
             raw.setdefault(option.section, {})[option.name] = _random_value(option, rng)
     return raw
 
@@ -66,19 +67,19 @@ def test_the_default_config_survives_being_written() -> None:
     assert _read_back(Config(), with_help=False) == _read_back(Config(), advanced=False) == Config()
 
 
-@pytest.mark.parametrize("tag", ["lora", "none"])
+@pytest.mark.parametrize("tag", KINDS)
 def test_every_option_survives_being_written(tag: str) -> None:
     config = files.build(_raw(random.Random(1), tag), {})
     assert _read_back(config) == config
     for option in walk():
-        if option.tag in (None, tag):
+        if not option.tags or tag in option.tags:
             assert hasattr(getattr(config, option.section), option.name)
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_random_configs_survive_being_written(seed: int) -> None:
     rng = random.Random(seed)
-    config = files.build(_raw(rng, rng.choice(["lora", "none"]), rng.random()), {})
+    config = files.build(_raw(rng, rng.choice(KINDS), rng.random()), {})
     for options in ({}, {"with_help": False}, {"advanced": False}):
         assert _read_back(config, **options) == config
 
@@ -169,7 +170,7 @@ def test_the_order_of_overrides_does_not_matter() -> None:
 def test_the_reference_page_names_every_option_once() -> None:
     page = files.render_reference()
     for path in {o.path for o in walk()}:
-        assert page.count(f"### {path}\n") == sum(o.path == path for o in walk()) + (path == "adapter.kind"), path
+        assert page.count(f"### {path}\n") == sum(o.path == path for o in walk()), path
 
 
 def test_all_faults_of_overrides_come_at_once() -> None:
@@ -182,11 +183,11 @@ def test_all_faults_of_overrides_come_at_once() -> None:
 def _values(rng: random.Random, tag: str) -> dict[str, str]:
     """A valid typed text for every option of a variant, drawn from all that it may be."""
     raw = _raw(rng, tag)
-    by_path = {o.path: o for o in walk() if o.tag in (None, tag)}
+    by_path = {o.path: o for o in walk() if not o.tags or tag in o.tags}
     return {path: files.as_typed(o, raw[o.section][o.name]) for path, o in by_path.items() if o.name in raw[o.section]}
 
 
-@pytest.mark.parametrize("tag", ["lora", "none"])
+@pytest.mark.parametrize("tag", KINDS)
 @pytest.mark.parametrize("seed", range(15))
 def test_typed_values_survive_config_and_toml(seed: int, tag: str) -> None:
     config = files.build({}, _values(random.Random(seed), tag))

@@ -12,8 +12,6 @@ class _Kind(Section):
     trains_base: ClassVar[bool] = False
     """Whether the base model's own weights are trained: they are kept in full then, and saved as a whole model."""
 
-    kind: str
-
 
 class _Layers(_Kind):
     """What all adapters of the model's layers have."""

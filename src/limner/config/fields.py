@@ -6,7 +6,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -19,10 +19,13 @@ from limner.config import Config
 
 @dataclass(frozen=True)
 class Option:
-    """One option. It is identified by (path, tag): the tag says under which `kind` of its section it exists."""
+    """One option. It is identified by (path, tags): the tags say under which kinds of its section it exists, () under all.
+
+    What several kinds declare in the same words is one option, which keeps its value when the kind is changed.
+    """
 
     path: str
-    tag: str | None
+    tags: tuple[str, ...]
     help: str
     default: Any
     types: tuple[type, ...]
@@ -49,6 +52,10 @@ class Option:
     @property
     def is_list(self) -> bool:
         return tuple in self.types
+
+    def is_of(self, section: BaseModel) -> bool:
+        """Whether it exists in a section as this one is."""
+        return not self.tags or getattr(section, "kind", None) in self.tags
 
     def range_words(self) -> str:
         """The allowed range in words, "" where there is none."""
@@ -82,28 +89,28 @@ def section_types(model: type[BaseModel] = Config) -> Iterator[tuple[str, str | 
 def walk(model: type[BaseModel] = Config) -> Iterator[Option]:
     """Every option, in the order of declaration; a tagged section's `kind` comes once, with all its values."""
     sections = list(section_types(model))
+    found = dict[Option, list[str]]()
     for name, tag, variant in sections:
-        tags = [t for n, t, _ in sections if n == name and t is not None]
+        kinds = [t for n, t, _ in sections if n == name and t is not None]
+        if kinds and tag == kinds[0]:
+            found[_kind_option(name, kinds, model.model_fields[name], sections)] = []
         for field_name, info in variant.model_fields.items():
-            if tag is not None and field_name == "kind":
-                if tag == tags[0]:
-                    yield _kind_option(name, tags, model.model_fields[name], sections)
-                continue
-            yield _option(f"{name}.{field_name}", tag, info)
+            if tag is None or field_name != "kind":
+                found.setdefault(_option(f"{name}.{field_name}", info), []).extend([tag] if tag else [])
+    return (replace(option, tags=tuple(tags)) for option, tags in found.items())
 
 
 def values(config: BaseModel) -> Iterator[tuple[Option, Any]]:
     """Every option that a configuration has, with its value: those of other kinds are left out."""
     for option in walk(type(config)):
         section = getattr(config, option.section)
-        if option.tag in (None, getattr(section, "kind", None)):
+        if option.is_of(section):
             yield option, getattr(section, option.name)
 
 
 def applies(option: Option, config: BaseModel) -> bool:
     """Whether an option can have an effect: its section is of its kind, and what it depends on is set."""
-    kind = getattr(getattr(config, option.section), "kind", None)
-    return option.tag in (None, kind) and holds(option.when, config)
+    return option.is_of(getattr(config, option.section)) and holds(option.when, config)
 
 
 def holds(when: str, config: BaseModel) -> bool:
@@ -142,11 +149,11 @@ def _kind_option(
     doc = " ".join(f'"{t}": {" ".join((v.__doc__ or "").split())}' for n, t, v in sections if n == name)
     default = field.default.kind if field.default is not PydanticUndefined else tags[0]
     return Option(
-        f"{name}.kind", None, doc, default, (), tuple(tags), None, None, (False, False), False, "", "", False, False, ""
+        f"{name}.kind", (), doc, default, (), tuple(tags), None, None, (False, False), False, "", "", False, False, ""
     )
 
 
-def _option(path: str, tag: str | None, info: FieldInfo) -> Option:
+def _option(path: str, info: FieldInfo) -> Option:
     kinds, choices, optional, inner = _flatten(info.annotation)
     limits = {
         k: getattr(m, k) for m in (*info.metadata, *inner) for k in ("ge", "gt", "le", "lt") if getattr(m, k, None) is not None
@@ -154,7 +161,7 @@ def _option(path: str, tag: str | None, info: FieldInfo) -> Option:
     extra: dict[str, Any] = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
     return Option(
         path=path,
-        tag=tag,
+        tags=(),
         help=" ".join((info.description or "").split()),
         default=info.default,
         types=kinds,

@@ -7,7 +7,7 @@ import json
 import re
 import textwrap
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -236,10 +236,11 @@ def _finding(path: str, error: Any, text: str, source: str) -> Finding:
     kind, value = error["type"], error.get("input")
     if kind == "extra_forbidden":
         known = _options_by_path().get(path)
-        if known and known[0].tag:
+        if known and known[0].tags:
             where = _where(path, text, source)
-            said = f"does not apply here; it belongs to kind {known[0].tag!r}{f' ({where})' if where else ''}."
-            return Finding(path, said, f'Remove it, or set {known[0].section}.kind = "{known[0].tag}".')
+            kinds = list(dict.fromkeys(tag for option in known for tag in option.tags))
+            said = f"does not apply here; it belongs to kind {', '.join(map(repr, kinds))}{f' ({where})' if where else ''}."
+            return Finding(path, said, f'Remove it, or set {known[0].section}.kind = "{kinds[0]}".')
         return _unknown(path, text, source)
     where = _where(path, text, source)
     options = _options_by_path().get(path)
@@ -289,12 +290,14 @@ def _lines(option: Option, value: Any, with_help: bool) -> list[str]:
 def render(config: Config, with_help: bool = True, advanced: bool = True) -> str:
     """A configuration as TOML, complete, every option under its help. Reading it back gives an equal configuration."""
     out: list[str] = []
-    for name, tag, variant in section_types():
+    for name, _, variant in section_types():
         section = getattr(config, name)
         if type(section) is not variant:
             continue
         out += ["", f"[{name}]", *(_comment(" ".join((variant.__doc__ or "").split())) if with_help else [])]
-        for option in _section_options(name, tag):
+        for option in walk():
+            if option.section != name or not option.is_of(section):
+                continue
             value = getattr(section, option.name)
             if option.advanced and not advanced and value == option.default:
                 continue
@@ -311,10 +314,6 @@ def render_changes(config: Config) -> str:
     return "\n\n".join("\n".join([f"[{name}]", *lines]) for name, lines in out.items()) + "\n"
 
 
-def _section_options(name: str, tag: str | None) -> Iterable[Option]:
-    return [o for o in walk() if o.section == name and (o.tag == tag or o.name == "kind")]
-
-
 def render_reference() -> str:
     """The reference page of all options, in Markdown."""
     out = [
@@ -323,16 +322,15 @@ def render_reference() -> str:
         "Made from the schema by `limner config docs`. An option's name is its flag: `--optimizer.lr 1e-4`.",
         "",
     ]
-    for name, tag, variant in section_types():
-        out += [
-            f"## {name}{f' (kind = {tag!r})' if tag else ''}".replace("'", '"'),
-            "",
-            " ".join((variant.__doc__ or "").split()),
-            "",
-        ]
-        for option in _section_options(name, tag):
+    for name in dict.fromkeys(name for name, _, _ in section_types()):
+        out += [f"## {name}", ""]
+        out += [x for n, tag, v in section_types() if n == name and not tag for x in (" ".join((v.__doc__ or "").split()), "")]
+        for option in walk():
+            if option.section != name:
+                continue
             default = "not given" if option.default is None else f"`{_toml(option.default)}`"
-            facts = [option.type_words(), option.range_words(), option.unit, f"default {default}"]
+            kinds = f"for kind {', '.join(option.tags)}" if option.tags else ""
+            facts = [kinds, option.type_words(), option.range_words(), option.unit, f"default {default}"]
             kohya = f"kohya: `{option.kohya}`{' (the opposite)' if option.inverted else ''}" if option.kohya else ""
             facts += [kohya, "advanced" if option.advanced else ""]
             out += [f"### {option.path}", "", option.help, "", "*" + "; ".join(f for f in facts if f) + "*", ""]

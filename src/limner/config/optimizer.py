@@ -85,12 +85,12 @@ class Optimizer(Section):
     schedule_cycles: int = option(
         1, ge=1, le=1000, kohya="lr_scheduler_num_cycles", advanced=True, when="optimizer.schedule = cosine_restarts"
     )
-    """How many cosines."""
+    """How many cosines follow one another."""
 
     schedule_power: float = option(
         1.0, gt=0, le=20, kohya="lr_scheduler_power", advanced=True, when="optimizer.schedule = polynomial"
     )
-    """The power."""
+    """The power of the polynomial: 1 is a line."""
 
     schedule_timescale: int | None = option(
         None, ge=1, le=10_000_000, kohya="lr_scheduler_timescale", advanced=True, when="optimizer.schedule = inverse_sqrt"

@@ -38,7 +38,7 @@ def _option(option: Option, words: Words) -> dict[str, Any]:
     """One option. What is empty or false is left out: the browser reads it as such. So is a default that is not given."""
     said = {
         "path": option.path,
-        "tag": option.tag,
+        "tags": option.tags,
         "input": _input(option),
         "help": words(option.help),
         "optional": option.optional,

@@ -94,7 +94,7 @@ export const clear = () => keep(empty);
 
 // --- what applies ---
 
-const isHere = (option) => !option.tag || option.tag === textOf(`${option.section}.kind`);
+const isHere = (option) => !option.tags || option.tags.includes(textOf(`${option.section}.kind`));
 
 // The text in effect: what was typed, if its option applies, else the default.
 export function textOf(path) {
