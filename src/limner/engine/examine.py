@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +39,11 @@ def examine(lora: Path, num_scenes: int) -> tuple[dict, Painted, Painted]:
     family = sampling.load_whole(Config(), runtime)
     asked = [(scene, seed) for scene in exam.thing_scenes()[1] for seed in range(exam.NUM_SEEDS)]
     wanted = exam.held_out_scenes(num_scenes)
-    prompts = [_prompt(scene.caption, 100 + seed) for scene, seed in asked]
-    others = [_prompt(caption, 1000 + i) for i, (_, caption) in enumerate(wanted)]
-    before = Painted(_paint(family, runtime, prompts), _paint(family, runtime, others))
+    things = [(scene.caption, 100 + seed) for scene, seed in asked]
+    others = [(caption, 1000 + i) for i, (_, caption) in enumerate(wanted)]
+    before = Painted(paint_all(family, runtime, things), paint_all(family, runtime, others))
     sampling.load_lora(family, lora)
-    after = Painted(_paint(family, runtime, prompts), _paint(family, runtime, others))
+    after = Painted(paint_all(family, runtime, things), paint_all(family, runtime, others))
     training = [np.asarray(Image.open(p).convert("RGB")) for p in sorted(PICTURES.glob("*.png"))]
     distances = exam.nearest_distances(after.thing, training)
     backgrounds = [scene.background for scene, _ in asked]
@@ -60,11 +61,9 @@ def examine(lora: Path, num_scenes: int) -> tuple[dict, Painted, Painted]:
     return report, before, after
 
 
-def _prompt(text: str, seed: int) -> Prompt:
-    return Prompt(text, "", 64, 64, STEPS, GUIDANCE, seed, "ddim")
-
-
-def _paint(family: Family, runtime: Runtime, prompts: list[Prompt]) -> list[np.ndarray]:
+def paint_all(family: Family, runtime: Runtime, asked: Sequence[tuple[str, int]]) -> list[np.ndarray]:
+    """What the model makes of (prompt, seed) pairs, as 8-bit RGB."""
+    prompts = [Prompt(text, "", 64, 64, STEPS, GUIDANCE, seed, "ddim") for text, seed in asked]
     encoded = paint.encode_prompts(family, runtime, prompts)
     return [np.asarray(paint.to_image(p)) for p in paint.paint(family, runtime, prompts, encoded, together=_TOGETHER)]
 
