@@ -95,7 +95,7 @@ def test_orders_of_convergence(solver, least, most):
             asked.append(noisy)
             return best(noisy, t)
 
-        grid = Grid(tuple(range(801, 200, -stride)), ALPHAS[0], stride)
+        grid = Grid(tuple(range(801, 200, -stride)), ALPHAS[0], tuple(range(801 - stride, 200 - stride, -stride)))
         SOLVERS[solver][0](predict, lambda: noise, Discrete(ALPHAS), grid)
         errors.append(float((asked[-1] - led_to(noise, 801, ALPHAS[201])).abs().max()))
     assert least < errors[0] / errors[1] < most and least < errors[2] / errors[3] < most, errors
