@@ -70,7 +70,7 @@ def pyramid(noise: Tensor, levels: int, discount: float, seed: int, step: int, p
 
 
 def perturbed(noise: Tensor, gamma: Tensor, seed: int, step: int, positions: Sequence[int]) -> Tensor:
-    """noise + gamma xi with gamma (B,) and xi standard normal (arXiv:2301.11706): what the model is shown, while it is asked for
-    the noise alone."""
+    """noise + gamma xi with gamma (B,) and xi standard normal (arXiv:2301.11706): what the model is shown, while it is asked
+    for the noise alone."""
     parts = [torch.randn(noise.shape[1:], generator=generator(seed, "perturbation", step, p)) for p in positions]
     return noise + gamma.view(-1, 1, 1, 1) * torch.stack(parts).to(noise.device, noise.dtype, non_blocking=True)
