@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from limner.diffusion.draws import noise_like, posterior_sample, uniform_timesteps
+from limner.diffusion.draws import noise_like, posterior_sample
 
-CPU = torch.device("cpu")
 X = torch.zeros(4, 4, 6, 5)
 
 
@@ -16,14 +15,6 @@ def test_noise_is_the_same_however_a_step_is_cut():
     assert torch.equal(together, pieces)
     assert torch.equal(noise_like(X[:2], 7, 3, [2, 0]), together[[2, 0]])
     assert together.flatten(1).std(1).min() > 0.5 and len({row.sum().item() for row in together}) == 4
-
-
-def test_timesteps_are_the_same_however_a_step_is_cut():
-    together = uniform_timesteps(1000, 7, 3, range(8), CPU)
-    assert together.tolist() == [uniform_timesteps(1000, 7, 3, [i], CPU).item() for i in range(8)]
-    drawn = torch.cat([uniform_timesteps(10, 0, step, range(8), CPU) for step in range(100)])
-    counts = torch.bincount(drawn, minlength=10)
-    assert counts.min() > 50 and len(counts) == 10  # 80 expected of each
 
 
 def test_seed_step_and_purpose_part_the_draws():

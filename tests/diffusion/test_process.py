@@ -1,4 +1,4 @@
-"""The discrete process and its losses against float64 formulas written out here."""
+"""The processes against float64 formulas written out here."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
-from limner.diffusion.loss import per_sample_loss, snr_weight
-from limner.diffusion.process import Discrete, discrete_from
+from limner.diffusion.process import Discrete, Flow, discrete_from, process_from
 
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 T = torch.tensor([0, 1, 250, 999])
@@ -72,30 +72,51 @@ def test_the_target_leads_back_to_x0(prediction):
     assert torch.allclose(found, x0, atol=1e-10)
 
 
-def test_snr_and_its_weights():
-    process = discrete_from(SCHEDULER)
+def test_snr():
     expected = [alphas()[t] / (1 - alphas()[t]) for t in T]
-    assert process.snr(T).tolist() == pytest.approx(expected, rel=1e-3)
-    snr = process.snr(T).tolist()
-    eps = snr_weight(process, T, "epsilon", 5.0).tolist()
-    assert eps == pytest.approx([min(v, 5.0) / v for v in snr], rel=1e-5)
-    assert eps[0] < 0.01 and eps[-1] == 1.0
-    v = snr_weight(process, T, "v_prediction", 5.0).tolist()
-    assert v == pytest.approx([min(value, 5.0) / (value + 1) for value in snr], rel=1e-5)
-    assert snr_weight(process, T, "epsilon", "off") == 1.0
+    assert discrete_from(SCHEDULER).snr(T).tolist() == pytest.approx(expected, rel=1e-3)
 
 
-def test_weight_at_zero_terminal_snr_is_a_number():
-    process = Discrete(torch.tensor([0.9, 0.0]))
-    assert snr_weight(process, torch.tensor([1]), "epsilon", 5.0).tolist() == [1.0]
-    assert snr_weight(process, torch.tensor([1]), "v_prediction", 5.0).tolist() == [0.0]
+@pytest.mark.parametrize("beta_schedule", ["scaled_linear", "linear"])
+def test_zero_terminal_snr(beta_schedule):
+    """arXiv:2305.08891, algorithm 1, in its own words: betas to alphas to their bars, shifted, scaled, and squared."""
+    given = {**SCHEDULER, "beta_schedule": beta_schedule}
+    before = discrete_from(given).alphas_cumprod.double()
+    process = process_from(given, "v_prediction", zero_snr=True)
+    assert isinstance(process, Discrete) and process.has_zero_snr and not discrete_from(given).has_zero_snr
+    root = [math.sqrt(a) for a in before.tolist()]
+    first, last = root[0], root[-1]
+    expected = [((a - last) * first / (first - last)) ** 2 for a in root]
+    assert process.alphas_cumprod.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-12)
+    assert process.alphas_cumprod[-1] == 0 and process.alphas_cumprod[0] == pytest.approx(before[0].item(), rel=1e-6)
+    assert (process.alphas_cumprod.diff() < 0).all() and process.prediction == "v_prediction"
 
 
-def test_loss_is_each_samples_mean_in_float32():
-    pred, target, _ = tensors()
-    expected = ((pred.double() - target.double()) ** 2).mean((1, 2, 3))
-    assert torch.allclose(per_sample_loss(pred, target).double(), expected, rtol=1e-6)
-    half = per_sample_loss(pred.half(), target)
-    assert half.dtype == torch.float32 and torch.allclose(half.double(), expected, rtol=1e-2)
-    large = per_sample_loss(torch.full((1, 4, 8, 8), 300.0).half(), torch.zeros(1, 4, 8, 8))
-    assert math.isclose(large.item(), 90_000)  # beyond what float16 holds
+def test_zero_terminal_snr_is_diffusers():
+    theirs = DDIMScheduler(**SCHEDULER, rescale_betas_zero_snr=True).alphas_cumprod
+    ours = discrete_from(SCHEDULER).with_zero_snr().alphas_cumprod
+    assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_the_last_timestep_is_pure_noise():
+    process = discrete_from(SCHEDULER, "v_prediction").with_zero_snr()
+    x0, noise, pred = tensors()
+    last = torch.full((4,), 999)
+    noisy = process.add_noise(x0, noise, last)
+    assert torch.equal(noisy, noise)
+    assert torch.equal(process.target(x0, noise, last), -x0)
+    assert torch.equal(process.denoised(pred, noisy, last), -pred)
+    assert process.snr(last).tolist() == [0.0] * 4
+
+
+def test_a_flow_is_a_straight_line():
+    """x = (1 - sigma) x0 + sigma noise with t = 1000 sigma; the target is noise - x0 everywhere."""
+    process, (x0, noise, pred) = Flow(3.0), tensors()
+    t = torch.tensor([0.5, 120.0, 700.0, 1000.0])
+    sigma = (t.double() / 1000).view(4, 1, 1, 1)
+    x0_, noise_, pred_ = (v.double() for v in (x0, noise, pred))
+    noisy = (1 - sigma) * x0_ + sigma * noise_
+    assert torch.allclose(process.add_noise(x0, noise, t).double(), noisy, atol=1e-6)
+    assert torch.allclose(process.target(x0, noise, t).double(), noise_ - x0_, atol=1e-6)
+    assert torch.allclose(process.denoised(pred, noisy.float(), t).double(), noisy - sigma * pred_, atol=1e-5)
+    assert torch.allclose(process.snr(t).double(), ((1 - sigma) / sigma).square().flatten(), rtol=1e-4)

@@ -13,7 +13,7 @@ from diffusers import (
 
 from limner.config import prompts
 from limner.diffusion.process import Discrete, discrete_from
-from limner.diffusion.solvers import SOLVERS, Draw, Grid, ddim, leading_grid, multistep_grid, solve
+from limner.diffusion.solvers import SOLVERS, Draw, Grid, ddim, leading_grid, multistep_grid, solve, trailing_grid
 
 SCHEDULER = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
@@ -95,7 +95,7 @@ def test_orders_of_convergence(solver, least, most):
             asked.append(noisy)
             return best(noisy, t)
 
-        grid = Grid(tuple(range(801, 200, -stride)), ALPHAS[0], stride)
+        grid = Grid(tuple(range(801, 200, -stride)), ALPHAS[0], tuple(range(801 - stride, 200 - stride, -stride)))
         SOLVERS[solver][0](predict, lambda: noise, Discrete(ALPHAS), grid)
         errors.append(float((asked[-1] - led_to(noise, 801, ALPHAS[201])).abs().max()))
     assert least < errors[0] / errors[1] < most and least < errors[2] / errors[3] < most, errors
@@ -154,3 +154,45 @@ def test_a_perfect_prediction_gives_the_picture_back():
     found = ddim(lambda *_: eps, lambda: start, process, grid)
     last = process.add_noise(x0, eps, torch.tensor([0, 0]))  # set_alpha_to_one = False ends at the first timestep's noise
     assert (found - last).abs().max() < 1e-4
+
+
+# A process that ends in pure noise is painted from its last timestep on (arXiv:2305.08891).
+
+ZERO = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
+@pytest.mark.parametrize("steps", [2, 10, 20])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_solvers_from_pure_noise_are_diffusers(solver, steps):
+    process = discrete_from(SCHEDULER, "v_prediction").with_zero_snr()
+    ours = solve(predict, draws(), process, SCHEDULER, steps, solver)
+    theirs = diffusers_result(KINDS[solver], "v_prediction", steps, **ZERO)
+    assert ours.isfinite().all()
+    assert (ours - theirs).abs().max() / theirs.abs().max() < 2e-3  # theirs rescales in float32, and starts beside 0
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_solvers_from_pure_noise_lead_where_they_should(solver):
+    """With the best guess of Gaussian pictures; the brightness, which only pure noise leaves open, is theirs."""
+    process = discrete_from(SCHEDULER, "v_prediction").with_zero_snr()
+
+    def best_v(noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        alpha = process.alphas_cumprod.double()[t].view(-1, 1, 1, 1)
+        x0 = MEAN + alpha.sqrt() * DEVIATION**2 * (noisy - alpha.sqrt() * MEAN) / (alpha * DEVIATION**2 + 1 - alpha)
+        eps = torch.where(alpha == 0, noisy, (noisy - alpha.sqrt() * x0) / (1 - alpha).sqrt())
+        return alpha.sqrt() * eps - (1 - alpha).sqrt() * x0
+
+    draw = draws(1, 4, 64, 64)
+    options = {**SCHEDULER, "set_alpha_to_one": True}
+    found = solve(best_v, lambda: draw().double(), process, options, 100, solver)
+    assert abs(found.mean() - MEAN) < 0.03 and abs(found.std() - DEVIATION) < 0.05
+
+
+def test_the_trailing_grid_is_diffusers():
+    process = discrete_from(SCHEDULER)
+    for steps in (1, 3, 7, 20, 50, 999, 1000):
+        scheduler = DDIMScheduler(**SCHEDULER, timestep_spacing="trailing")
+        scheduler.set_timesteps(steps)
+        grid = trailing_grid(process, steps, SCHEDULER)
+        assert list(grid.timesteps) == list(dict.fromkeys(scheduler.timesteps.tolist())), steps
+        assert grid.following == (*grid.timesteps[1:], -1) and grid.timesteps[0] == 999

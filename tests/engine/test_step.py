@@ -13,7 +13,7 @@ from PIL import Image
 
 import tiny
 from limner.config import Lora
-from limner.diffusion.draws import noise_like, uniform_timesteps
+from limner.diffusion.draws import noise_like
 from limner.engine.journal import Journal
 from limner.engine.prepare import prepare
 from limner.engine.runtime import Runtime
@@ -83,7 +83,7 @@ def reference(job, prediction: str, gamma: float | None) -> tuple[float, torch.T
     alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
     losses = []
     for position, (i, x0, eps, cond) in enumerate(shown(job)):
-        t = int(uniform_timesteps(1000, 7, STEP, [position], CPU))
+        t = int(torch.randint(1000, (), generator=torch.Generator().manual_seed(mix(7, "timestep", STEP, position))))
         a, s = math.sqrt(alphas[t]), math.sqrt(1 - alphas[t])
         told = None
         if "pooled" in cond:  # SDXL, arXiv:2307.01952, section 2.2: sizes before and after, and where it was cut between

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,9 @@ FACTS = {
     "file_alpha": 8.0,
     "precision": "fp32",
     "family": "sd1",
+    "has_zero_snr": False,
+    "flow_shift": None,
+    "takes_guidance": False,
     "clip_skip": 2,
     "text_chunks": 3,
     "resolution": 512,
@@ -87,6 +91,81 @@ def test_kohyas_keys_with_the_text_encoder_alone() -> None:
     assert (found["ss_min_snr_gamma"], found["ss_mixed_precision"], found["ss_max_grad_norm"]) == ("5.0", "bf16", "1.0")
     assert adapter_metadata(files.build({"data": {"flip": True}}, {}), FACTS)["ss_flip_aug"] == "True"
     assert found["ss_network_module"] == "networks.lora" and found["ss_network_args"] == "{}"
+
+
+# An option, and the keys that say it; of all others a plain run says nothing.
+PLAIN = {
+    "ss_noise_offset": "None", "ss_noise_offset_random_strength": "False", "ss_adaptive_noise_scale": "None",
+    "ss_multires_noise_iterations": "None", "ss_ip_noise_gamma": "None", "ss_ip_noise_gamma_random_strength": "False",
+    "ss_zero_terminal_snr": "False", "ss_min_snr_gamma": "None", "ss_debiased_estimation": "False", "ss_loss_type": "l2",
+    "ss_huber_schedule": "None", "ss_huber_c": "None", "ss_huber_scale": "None",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ({}, {}),
+        ({"noise_offset": 0.05}, {"ss_noise_offset": "0.05"}),
+        ({"noise_offset_random": True}, {}),
+        (
+            {"noise_offset": 0.05, "noise_offset_random": True, "noise_offset_adaptive": -0.1},
+            {"ss_noise_offset": "0.05", "ss_noise_offset_random_strength": "True", "ss_adaptive_noise_scale": "-0.1"},
+        ),
+        (
+            {"pyramid_levels": 6, "pyramid_discount": 0.4},
+            {"ss_multires_noise_iterations": "7", "ss_multires_noise_discount": "0.4"},
+        ),
+        (
+            {"input_perturbation": 0.1, "input_perturbation_random": True},
+            {"ss_ip_noise_gamma": "0.1", "ss_ip_noise_gamma_random_strength": "True"},
+        ),
+        ({"weighting": "min_snr", "snr_gamma": 3.0}, {"ss_min_snr_gamma": "3.0"}),
+        ({"weighting": "soft_min_snr"}, {}),
+        ({"weighting": "debiased"}, {"ss_debiased_estimation": "True"}),
+        ({"loss": "l1"}, {"ss_loss_type": "l1"}),
+        (
+            {"loss": "huber", "huber_schedule": "snr", "huber_threshold": 0.2},
+            {"ss_loss_type": "huber", "ss_huber_schedule": "snr", "ss_huber_c": "0.2", "ss_huber_scale": "1.0"},
+        ),
+    ],
+)
+def test_the_objective_in_kohyas_keys(objective: dict, expected: dict) -> None:
+    found = adapter_metadata(files.build({"objective": objective}, {}), FACTS)
+    assert {k: found[k] for k in PLAIN | expected} == PLAIN | expected
+    assert "ss_timestep_sampling" not in found and "ss_guidance_scale" not in found
+
+
+def test_a_model_trained_down_to_pure_noise_says_so() -> None:
+    """Whether it was asked for or is the base model's way."""
+    assert adapter_metadata(files.build({}, {}), FACTS | {"has_zero_snr": True})["ss_zero_terminal_snr"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("objective", "shift", "expected"),
+    [
+        ({}, "resolution", ("flux_shift", "none", "None", "1.0")),
+        ({}, 3.0, ("shift", "none", "3.0", "1.0")),
+        ({"logit_std": 0.8}, 1.0, ("sigmoid", "none", "1.0", "0.8")),
+        ({"logit_mean": 0.5}, 1.0, ("sigma", "logit_normal", "1.0", "1.0")),
+        ({"timesteps": "uniform"}, 1.0, ("uniform", "none", "1.0", "None")),
+        ({"timesteps": "uniform"}, 2.5, ("sigma", "uniform", "2.5", "None")),
+        ({"timesteps": "mode"}, 1.0, ("sigma", "mode", "1.0", "None")),
+        ({"weighting": "sigma_sqrt"}, 3.0, ("shift", "sigma_sqrt", "3.0", "1.0")),
+    ],
+)
+def test_how_a_flows_timesteps_are_drawn_in_kohyas_keys(objective: dict, shift: Any, expected: tuple) -> None:
+    facts = {**FACTS, "family": "flux", "prediction": "flow", "flow_shift": shift, "takes_guidance": True}
+    found = adapter_metadata(files.build({"objective": objective}, {}), facts)
+    names = ("ss_timestep_sampling", "ss_weighting_scheme", "ss_discrete_flow_shift", "ss_sigmoid_scale")
+    assert tuple(found[n] for n in names) == expected
+    assert (found["ss_model_prediction_type"], found["ss_guidance_scale"]) == ("raw", "1.0")
+    assert found["ss_mode_scale"] == ("1.29" if objective.get("timesteps") == "mode" else "None")
+
+
+def test_the_range_of_timesteps_in_stabilitys_keys() -> None:
+    config = files.build({"objective": {"least_timestep": 200, "most_timestep": 700}}, {})
+    assert model_spec(config, FACTS)["modelspec.timestep_range"] == "200,700"
 
 
 def test_stabilitys_keys() -> None:

@@ -116,7 +116,7 @@ def applies(option: Option, config: BaseModel) -> bool:
 def holds(when: str, config: BaseModel) -> bool:
     """Whether a condition holds: "a.b", "not a.b", "a.b = word", "not a.b = word", joined by "and", these by "or"; no brackets.
 
-    An option is set unless it is not given, false, "off" or empty. `holds` in static/store.js says the same in the browser.
+    An option is set unless it is not given, false, 0, "off" or empty. `holds` in static/store.js says the same in the browser.
     """
     return not when or any(all(_is_met(atom, config) for atom in way.split(" and ")) for way in when.split(" or "))
 
@@ -125,7 +125,7 @@ def _is_met(atom: str, config: BaseModel) -> bool:
     path, _, word = atom.removeprefix("not ").partition(" = ")
     section, _, name = path.partition(".")
     value = getattr(getattr(config, section), name, None)
-    met = value == word if word else value is not None and value is not False and value not in ("off", "", ())
+    met = value == word if word else value not in (None, False, 0, "off", "", ())
     return met != atom.startswith("not ")
 
 

@@ -34,8 +34,8 @@ class Objective(Section):
     huber_schedule: Literal["constant", "exponential", "snr"] = option(
         "constant", kohya="huber_schedule", advanced=True, when=_HUBER
     )
-    """Whether that threshold is the same for all timesteps, falls from 1 as noise grows, or follows the signal-to-noise
-    ratio."""
+    """Whether that threshold is the same for all timesteps, falls from 1 as noise grows, or follows the signal-to-noise ratio
+    from 1 down."""
 
     weighting: Literal["uniform", "min_snr", "soft_min_snr", "debiased", "v_as_epsilon", "sigma_sqrt", "cosmap"] = option(
         "uniform", kohya="min_snr_gamma", advanced=True

@@ -21,15 +21,11 @@ def noise_like(x0: Tensor, seed: int, step: int, positions: Sequence[int]) -> Te
     return torch.stack(parts).to(x0.device, x0.dtype, non_blocking=True)
 
 
-def uniform_timesteps(num_timesteps: int, seed: int, step: int, positions: Sequence[int], device: torch.device) -> Tensor:
-    """Timesteps (B,) drawn evenly from 0..num_timesteps-1."""
-    drawn = [int(torch.randint(num_timesteps, (), generator=generator(seed, "timestep", step, p))) for p in positions]
-    return torch.tensor(drawn).to(device, non_blocking=True)
-
-
-def normals(seed: int, step: int, positions: Sequence[int]) -> Tensor:
-    """Standard normal numbers (B,) on the CPU, from which continuous timesteps are made."""
-    return torch.stack([torch.randn((), generator=generator(seed, "timestep", step, p)) for p in positions])
+def strengths(most: float, is_random: bool, purpose: str, seed: int, step: int, positions: Sequence[int]) -> Tensor:
+    """`most` for each sample, or a number drawn evenly from 0 to `most` for each; (B,) on the CPU."""
+    if not is_random:
+        return torch.full((len(positions),), most)
+    return most * torch.stack([torch.rand((), generator=generator(seed, purpose, step, p)) for p in positions])
 
 
 def posterior_sample(mean: Tensor, deviation: Tensor, seed: int, step: int, positions: Sequence[int]) -> Tensor:

@@ -8,16 +8,16 @@ x_t = (1 - sigma) x0 + sigma noise, sigma = t / 1000.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from limner.diffusion.draws import normals, uniform_timesteps
-
 Prediction = Literal["epsilon", "v_prediction", "flow"]
+
+FLUX_LOG_SHIFT = (0.5, 1.15, 256, 4096)
+"""`Flow.log_shift` of Flux.1 dev."""
 
 
 class Process(Protocol):
@@ -25,7 +25,8 @@ class Process(Protocol):
 
     @property
     def prediction(self) -> Prediction: ...
-    def draw(self, x0: Tensor, seed: int, step: int, positions: Sequence[int]) -> Tensor: ...
+    @property
+    def num_timesteps(self) -> int: ...
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor: ...
     def denoised(self, pred: Tensor, noisy: Tensor, t: Tensor) -> Tensor: ...
@@ -43,9 +44,17 @@ class Discrete:
     def num_timesteps(self) -> int:
         return len(self.alphas_cumprod)
 
-    def draw(self, x0: Tensor, seed: int, step: int, positions: Sequence[int]) -> Tensor:
-        """The timesteps to train at, one for each sample, drawn evenly."""
-        return uniform_timesteps(self.num_timesteps, seed, step, positions, x0.device)
+    @property
+    def has_zero_snr(self) -> bool:
+        """Whether nothing of the picture is left at the last timestep."""
+        return float(self.alphas_cumprod[-1]) == 0
+
+    def with_zero_snr(self) -> Discrete:
+        """The same process, its last timestep pure noise (arXiv:2305.08891, algorithm 1): sqrt(alphas_cumprod) shifted to end
+        at 0, and scaled to start where it did."""
+        a = self.alphas_cumprod.double().sqrt()
+        a = (a - a[-1]) * a[0] / (a[0] - a[-1])
+        return replace(self, alphas_cumprod=a.square().to(self.alphas_cumprod.dtype))
 
     def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.alphas_cumprod.to(t.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
@@ -92,6 +101,10 @@ class Flow:
     """Where painting stops last before 0, not shifted yet; None: at 1 / steps."""
     prediction: Literal["flow"] = "flow"
 
+    @property
+    def num_timesteps(self) -> int:
+        return 1000
+
     def shifted(self, sigma: Tensor, height: int, width: int) -> Tensor:
         """Sigmas for latents of this size."""
         k = self.fixed_shift
@@ -104,10 +117,9 @@ class Flow:
         """The same flow with this shift for pictures of every size."""
         return replace(self, fixed_shift=k, log_shift=None)
 
-    def draw(self, x0: Tensor, seed: int, step: int, positions: Sequence[int]) -> Tensor:
-        """Logit-normal (arXiv:2403.03206, eq. 19, mean 0, deviation 1), then shifted."""
-        sigma = torch.sigmoid(normals(seed, step, positions))
-        return (1000 * self.shifted(sigma, *x0.shape[-2:])).to(x0.device, non_blocking=True)
+    def with_resolution_shift(self) -> Flow:
+        """The same flow with a shift that grows with the picture: its own where it has one, else Flux.1 dev's."""
+        return self if self.log_shift is not None else replace(self, fixed_shift=1.0, log_shift=FLUX_LOG_SHIFT)
 
     def _sigma(self, t: Tensor, like: Tensor) -> Tensor:
         return (t / 1000).to(like.dtype).view(-1, *[1] * (like.ndim - 1))
@@ -129,14 +141,16 @@ class Flow:
         return (1000 / t - 1).square()
 
 
-def process_from(scheduler: dict[str, Any], prediction: Prediction | None = None) -> Discrete | Flow:
-    """The process that a diffusers scheduler configuration describes."""
+def process_from(scheduler: dict[str, Any], prediction: Prediction | None = None, zero_snr: bool = False) -> Discrete | Flow:
+    """The process that a diffusers scheduler configuration describes; one that is no flow down to pure noise if asked."""
     if prediction == "flow":
         if not scheduler.get("use_dynamic_shifting"):
             return Flow(scheduler["shift"])
-        shifts = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
-        return Flow(1.0, (*shifts, scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)))
-    return discrete_from(scheduler, prediction)
+        low, high, fewest, most = FLUX_LOG_SHIFT
+        shifts = scheduler.get("base_shift", low), scheduler.get("max_shift", high)
+        return Flow(1.0, (*shifts, scheduler.get("base_image_seq_len", fewest), scheduler.get("max_image_seq_len", most)))
+    process = discrete_from(scheduler, prediction)
+    return process.with_zero_snr() if zero_snr else process
 
 
 def discrete_from(scheduler: dict[str, Any], prediction: Prediction | None = None) -> Discrete:

@@ -23,7 +23,8 @@ class Grid:
 
     timesteps: tuple[int, ...]
     final_alpha: Tensor
-    stride: int
+    following: tuple[int, ...]
+    """Where DDIM steps to from each; below 0 is `final_alpha`."""
 
 
 def leading_grid(process: Discrete, steps: int, scheduler: dict) -> Grid:
@@ -31,8 +32,19 @@ def leading_grid(process: Discrete, steps: int, scheduler: dict) -> Grid:
     stride = process.num_timesteps // steps
     offset = scheduler.get("steps_offset", 0)
     timesteps = tuple(min(i * stride + offset, process.num_timesteps - 1) for i in reversed(range(steps)))
-    one = scheduler.get("set_alpha_to_one", True)
-    return Grid(timesteps, torch.tensor(1.0) if one else process.alphas_cumprod[0], stride)
+    return Grid(timesteps, _final_alpha(process, scheduler), tuple(t - stride for t in timesteps))
+
+
+def trailing_grid(process: Discrete, steps: int, scheduler: dict) -> Grid:
+    """diffusers' "trailing" spacing: from the last timestep on, which a process that ends in pure noise must start from
+    (arXiv:2305.08891, section 3.3)."""
+    count = process.num_timesteps
+    timesteps = tuple(dict.fromkeys(round(count - i * count / steps) - 1 for i in range(steps)))
+    return Grid(timesteps, _final_alpha(process, scheduler), (*timesteps[1:], -1))
+
+
+def _final_alpha(process: Discrete, scheduler: dict) -> Tensor:
+    return torch.tensor(1.0) if scheduler.get("set_alpha_to_one", True) else process.alphas_cumprod[0]
 
 
 def multistep_grid(process: Discrete, steps: int, scheduler: dict) -> Grid:
@@ -47,9 +59,8 @@ def multistep_grid(process: Discrete, steps: int, scheduler: dict) -> Grid:
 def ddim(predict: Predict, draw: Draw, process: Discrete, grid: Grid) -> Tensor:
     """Deterministic DDIM (arXiv:2010.02502, eq. 12 with sigma 0)."""
     x = draw()
-    for step in grid.timesteps:
+    for step, before in zip(grid.timesteps, grid.following, strict=True):
         t = torch.full((len(x),), step, device=x.device)
-        before = step - grid.stride
         alpha = process.alphas_cumprod[step].to(x)
         alpha_before = (process.alphas_cumprod[before] if before >= 0 else grid.final_alpha).to(x)
         pred = predict(x, t)
@@ -63,8 +74,8 @@ def ddim(predict: Predict, draw: Draw, process: Discrete, grid: Grid) -> Tensor:
 
 
 def _sigmas(process: Discrete, grid: Grid, like: Tensor) -> Tensor:
-    """Sigma at the grid's timesteps, and 0 behind them."""
-    alphas = process.alphas_cumprod[list(grid.timesteps)]
+    """Sigma at the grid's timesteps, and 0 behind them. That of pure noise is infinite; 4096 stands for it, as in diffusers."""
+    alphas = process.alphas_cumprod[list(grid.timesteps)].clamp(min=2**-24)
     return torch.cat([((1 - alphas) / alphas).sqrt(), torch.zeros(1)]).to(like)
 
 
@@ -154,4 +165,5 @@ def solve(
         noise = draw()
         return flow_euler(predict, noise, flow_sigmas(process, steps, *noise.shape[-2:]))
     function, grid = SOLVERS[solver or "ddim"]
-    return function(predict, draw, process, grid(process, steps, scheduler))
+    spaced = trailing_grid if process.has_zero_snr else grid
+    return function(predict, draw, process, spaced(process, steps, scheduler))

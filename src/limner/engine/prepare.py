@@ -18,6 +18,7 @@ from limner.data import scan
 from limner.data.cache import Cache
 from limner.data.dataset import Dataset, assemble
 from limner.data.decode import decode
+from limner.diffusion.timesteps import shift_of, timesteps_of
 from limner.engine import paint
 from limner.engine.journal import Journal
 from limner.engine.runtime import DTYPES, Runtime
@@ -47,6 +48,8 @@ def find_base(config: Config) -> Base:
         raise UserError(errors)
     if config.objective.prediction is not None:
         base = replace(base, prediction=config.objective.prediction)
+    if config.objective.zero_terminal_snr:
+        base = replace(base, has_zero_snr=True)
     if KNOWN[base.family].skips_layers:
         base = replace(base, clip_skip=section.clip_skip or 1)
     return base if base.prediction == "flow" else replace(base, text_chunks=section.text_chunks)
@@ -232,6 +235,9 @@ def metadata_facts(
         "started_at": started,
         "family": base.family,
         "prediction": base.prediction,
+        "has_zero_snr": base.has_zero_snr,
+        "flow_shift": shift_of(timesteps_of(config.objective, family.process)),
+        "takes_guidance": base.takes_guidance,
         "clip_skip": base.clip_skip,
         "text_chunks": base.text_chunks,
         "lr": rate,

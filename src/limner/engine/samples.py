@@ -35,6 +35,10 @@ class Batch:
     """The same pictures under class words, for output preservation."""
     captions: list[str]
     positions: list[int]
+    mask: Tensor | None = None
+    """(B, 1, h, w) at the latents' size, from 0 to 1: how much each place counts."""
+    weight: Tensor | None = None
+    """(B,): how much each picture counts."""
 
 
 @dataclass

@@ -79,6 +79,8 @@ def paint_one(*, model: str, lora: Path | None, strength: float, out: Path, devi
     require_suited(prompts, base)
     if lora is not None and KNOWN[base.family].skips_layers:
         base = replace(base, clip_skip=_clip_skip_of(lora))
+    if lora is not None and base.prediction != "flow" and _ends_in_noise(lora):
+        base = replace(base, has_zero_snr=True)
     family = families.make(base)
     # one part after the other: together they need not fit
     family.load("text", runtime.dtype, runtime.device)
@@ -101,6 +103,11 @@ def _clip_skip_of(lora: Path) -> int:
     """The layer of CLIP that a LoRA was trained with, as its file says; the last if it says none."""
     said = read_header(lora, "--lora").metadata.get("ss_clip_skip", "") if lora.is_file() else ""
     return int(said) if said.isdecimal() and 1 <= int(said) <= 12 else 1
+
+
+def _ends_in_noise(lora: Path) -> bool:
+    """Whether a LoRA was trained down to pure noise, and must be painted with so."""
+    return lora.is_file() and read_header(lora, "--lora").metadata.get("ss_zero_terminal_snr") == "True"
 
 
 def best_device() -> str:

@@ -16,8 +16,10 @@ from limner.adapters.adapter import Adapter
 from limner.config import Config
 from limner.config.prompts import Prompt
 from limner.data.dataset import Dataset
-from limner.diffusion.draws import noise_like
-from limner.diffusion.loss import per_sample_loss, snr_weight
+from limner.diffusion.loss import huber_threshold, per_sample_loss
+from limner.diffusion.noise import training_noise
+from limner.diffusion.timesteps import Timesteps, timesteps_of
+from limner.diffusion.weighting import timestep_weight
 from limner.engine import checkpoint, paint
 from limner.engine.journal import Journal, diverged
 from limner.engine.optim import Average, make_optimizer, schedule_factor, set_learning_rates
@@ -47,6 +49,7 @@ class Training:
     stop_requested: Callable[[], bool]
     written: list[str] = field(default_factory=list)
     """Checkpoints written on the way, oldest first."""
+    timesteps: Timesteps = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     average: Average | None = field(init=False, default=None)
     params: list[torch.nn.Parameter] = field(init=False)
@@ -54,6 +57,7 @@ class Training:
     """Keeps small gradients from vanishing in float16; does nothing in other precisions."""
 
     def __post_init__(self) -> None:
+        self.timesteps = timesteps_of(self.config.objective, self.family.process)
         groups = self.adapter.parameter_groups(self.config.optimizer, self.learning_rate)
         self.params = [p for g in groups for p in g["params"]]
         self.optimizer = make_optimizer(self.config.optimizer, groups, self.runtime.device)
@@ -130,22 +134,38 @@ def accumulate_gradients(job: Training, step: int) -> Tensor:
 
 def batch_loss(job: Training, batch: Batch, step: int) -> Tensor:
     """The weighted loss of each picture, shape (B,)."""
-    family, process, seed = job.family, job.family.process, job.config.train.seed
+    process, section, seed = job.family.process, job.config.objective, job.config.train.seed
     x0 = draw_latents(batch, seed, step)
-    noise = noise_like(x0, seed, step, batch.positions)
-    t = process.draw(x0, seed, step, batch.positions)
-    noisy = process.add_noise(x0, noise, t)
-    with job.runtime.autocast():
-        cond = batch.cond if batch.cond is not None else family.encode_captions(batch.captions) | batch.told
-        pred = family.predict(noisy, t, cond)
-    weight = snr_weight(
-        process, t, process.prediction, job.config.objective.snr_gamma if job.config.objective.weighting == "min_snr" else "off"
-    )
-    loss = per_sample_loss(pred, process.target(x0, noise, t)) * weight
-    weight_of_base = job.config.objective.preserve
-    if weight_of_base != "off" and batch.class_cond is not None:
-        loss = loss + weight_of_base * preservation_loss(job, noisy, t, batch.class_cond)
+    noise, shown_noise = training_noise(x0, section, seed, step, batch.positions)
+    t = job.timesteps.draw(x0, seed, step, batch.positions)
+    noisy = process.add_noise(x0, shown_noise, t)
+    loss = prediction_loss(job, batch, noisy, process.target(x0, noise, t), t)
+    if batch.weight is not None:
+        loss = loss * batch.weight
+    if section.preserve != "off" and batch.class_cond is not None:
+        loss = loss + section.preserve * preservation_loss(job, noisy, t, batch.class_cond)
     return loss
+
+
+def prediction_loss(job: Training, batch: Batch, noisy: Tensor, target: Tensor, t: Tensor) -> Tensor:
+    """How wrong the model is about each picture, weighed by its timestep, shape (B,)."""
+    process, section = job.family.process, job.config.objective
+    with job.runtime.autocast():
+        cond = batch.cond if batch.cond is not None else job.family.encode_captions(batch.captions) | batch.told
+        pred = job.family.predict(noisy, t, cond)
+    threshold = huber_threshold(process, t, section.huber_threshold, section.huber_schedule)
+    loss = per_sample_loss(pred, target, section.loss, threshold, batch.mask)
+    return loss * timestep_weight(process, t, section.weighting, section.snr_gamma, section.v_share)
+
+
+def loss_at(job: Training, batch: Batch, noise: Tensor, t: Tensor) -> Tensor:
+    """The loss of each picture with this noise (B, C, H, W) at these timesteps (B,), as the objective measures it; shape (B,).
+
+    Draws nothing: the latents are the posteriors' means. What only teaching needs is left out: noise beside the target's,
+    the pictures' weights, preservation.
+    """
+    process, x0 = job.family.process, batch.mean
+    return prediction_loss(job, batch, process.add_noise(x0, noise, t), process.target(x0, noise, t), t)
 
 
 def preservation_loss(job: Training, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:

@@ -164,9 +164,12 @@ def _folder(source: str, path: Path) -> Base:
             single.header_of(file, FIELD)
     if known.prediction == "flow":
         return replace(_flow(source, path, family, "folder", path, FIELD), absent=tuple(absent))
-    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
-    zero = isinstance(scheduler, dict) and bool(scheduler.get("rescale_betas_zero_snr"))
-    return Base(source, path, "folder", family, *_facts(path), has_zero_snr=zero)
+    return Base(source, path, "folder", family, *_facts(path), has_zero_snr=_says_zero_snr(path))
+
+
+def _says_zero_snr(folder: Path) -> bool:
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    return isinstance(scheduler, dict) and bool(scheduler.get("rescale_betas_zero_snr"))
 
 
 def _family_of_folder(source: str, path: Path) -> str:
@@ -278,7 +281,8 @@ def _file(source: str, path: Path, config: Path | None) -> Base:
     if config is not None and known.prediction == "flow":
         return replace(_flow(source, path, found, "file", config, _CONFIG), config=config)
     if config is not None:
-        return Base(source, path, "file", found, *_facts(config, _CONFIG), config=config)
+        zero = "ztsnr" in header.tensors or _says_zero_snr(config)
+        return Base(source, path, "file", found, *_facts(config, _CONFIG), config=config, has_zero_snr=zero)
     if known.prediction == "flow":
         variant = single.variant(found, header, path.name)
         told = variant["transformer"].get("guidance_embeds", False)

@@ -17,6 +17,7 @@ from typing import Any
 
 from limner.config import Config, Lora
 from limner.formats.known import FAMILIES
+from limner.formats.objective_keys import objective_keys
 
 ARCHITECTURES = {
     ("sd1", "epsilon"): "stable-diffusion-v1",
@@ -82,8 +83,6 @@ def adapter_metadata(config: Config, facts: Mapping[str, Any]) -> dict[str, str]
         "ss_max_token_length": 75 * facts["text_chunks"] if facts["text_chunks"] > 1 else None,
         "ss_seed": config.train.seed,
         "ss_cache_latents": config.memory.cache_latents,
-        "ss_min_snr_gamma": config.objective.snr_gamma if config.objective.weighting == "min_snr" else None,
-        "ss_loss_type": "l2",
         "ss_resolution": f"({facts['resolution']}, {facts['resolution']})",
         "ss_flip_aug": config.data.flip,
         "ss_enable_bucket": config.data.buckets,
@@ -94,6 +93,7 @@ def adapter_metadata(config: Config, facts: Mapping[str, Any]) -> dict[str, str]
         "ss_sd_model_name": facts["model_name"],
         "ss_new_sd_model_hash": facts["model_hash"],
     }
+    values |= objective_keys(config.objective, facts)
     return {k: _text(v) for k, v in values.items() if not (v is None and k in ("ss_unet_lr", "ss_text_encoder_lr"))}
 
 
@@ -113,7 +113,7 @@ def model_spec(config: Config, facts: Mapping[str, Any], suffix: str = "/lora") 
         "trigger_phrase": config.data.trigger,
         "date": datetime.datetime.fromtimestamp(float(facts["saved_at"]), datetime.UTC).isoformat(timespec="seconds"),
         "prediction_type": _KOHYA_PREDICTION[facts["prediction"]],
-        "timestep_range": "0,1000",
+        "timestep_range": f"{config.objective.least_timestep},{config.objective.most_timestep}",
     }
     return {f"modelspec.{k}": str(v) for k, v in values.items() if v is not None}
 

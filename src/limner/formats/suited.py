@@ -12,6 +12,7 @@ from limner.config.prompts import Prompt
 from limner.errors import Finding, UserError
 from limner.formats.base import Base
 from limner.formats.known import FAMILIES
+from limner.formats.objectives import unsuited_objective
 
 
 def unsuited(config: Config, base: Base) -> Iterator[Finding]:
@@ -25,20 +26,13 @@ def unsuited(config: Config, base: Base) -> Iterator[Finding]:
     if config.model.clip_skip is not None and not FAMILIES[base.family].skips_layers:
         said = f"has no effect: which layers count is settled for {title}."
         yield Finding("model.clip_skip", said, "Remove it.", "warning")
-    if base.has_zero_snr:
-        said = "was trained down to a signal of zero, which Limner does not do yet: very dark and bright pictures suffer."
-        yield Finding("model.base", said, "Watch for them in the samples; a model without that suffers nothing.", "warning")
+    yield from unsuited_objective(config, base)
     if base.prediction == "flow":
         yield from _unsuited_to_a_flow(config, base, title)
 
 
 def _unsuited_to_a_flow(config: Config, base: Base, title: str) -> Iterator[Finding]:
-    objective, sample, adapter = config.objective, config.sample, config.adapter
-    if objective.prediction is not None:
-        yield Finding("objective.prediction", f"{title} predicts the flow's velocity, nothing else.", "Remove the line.")
-    if objective.weighting in ("min_snr", "soft_min_snr", "debiased", "v_as_epsilon"):
-        said = f"{objective.weighting} has no meaning for the flow of {title}."
-        yield Finding("objective.weighting", said, 'Set "uniform", "sigma_sqrt" or "cosmap".')
+    sample, adapter = config.sample, config.adapter
     if config.model.text_chunks > 1:
         said = f"has no effect: how much {title} reads of a caption is settled."
         yield Finding("model.text_chunks", said, "Remove it.", "warning")

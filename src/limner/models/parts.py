@@ -69,7 +69,7 @@ class Parts:
         fallback = own / "scheduler" / "scheduler_config.json"
         self.scheduler = json.loads((scheduler if scheduler.exists() else fallback).read_text(encoding="utf-8"))
         self.scheduler |= base.described.get("scheduler", {})
-        self.process = process_from(self.scheduler, base.prediction)
+        self.process = process_from(self.scheduler, base.prediction, base.has_zero_snr)
         self.text_parts = tuple(t for t in type(self).text_parts if t.name not in base.absent)
         self.trainable_text = [t.name for t in self.text_parts if not t.is_t5]
         self.tokenizers = {t.name: t.load_tokenizer(self._tokenizer_folder(t)) for t in self.text_parts}

@@ -35,6 +35,8 @@ def save_file_of(family: Parts, path: Path, dtype: torch.dtype, metadata: dict[s
         state |= laid_out(model.state_dict(), lambda own, names=names, p=prefix: with_prefix(names(own), p), dtype)
     # what such files hold beside the model: the schedule, marks, unused layers
     state |= {name: source[name] for name in source if name not in state and not _is_left_out(name)}
+    if base.has_zero_snr:
+        state |= {mark: torch.zeros(0) for mark in ("v_pred", "ztsnr")}  # by these ComfyUI and others know it
     family.complete(state)
     save_file(state, path, metadata)
 
@@ -53,7 +55,11 @@ def save_folder(family: Parts, path: Path, dtype: torch.dtype) -> None:
     for text in family.text_parts:
         parts[text.tokenizer] = family.tokenizers[text.name]
     parts |= {name.replace("text_encoder", "tokenizer"): None for name in base.absent}
-    described = family.scheduler if base.prediction == "flow" else {**family.scheduler, "prediction_type": base.prediction}
+    described = dict(family.scheduler)
+    if base.prediction != "flow":
+        described["prediction_type"] = base.prediction
+    if base.has_zero_snr:
+        described |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     parts["scheduler"] = getattr(diffusers, family.scheduler_class).from_config(described)
     getattr(diffusers, family.pipeline)(**parts, **family.without).save_pretrained(path, safe_serialization=True)
     for text in family.text_parts:

@@ -22,6 +22,7 @@ CHECKS: tuple[Check, ...] = (
     pictures.check_depth,
     pictures.check_buckets,
     training.check_length,
+    training.check_timesteps,
     training.check_idle,
     training.check_adapter,
     device.check_memory,

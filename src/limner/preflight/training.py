@@ -36,6 +36,14 @@ def check_length(config: Config, machine: Machine | None, records: Records) -> I
             yield Finding(field, said, "Make it smaller.", "warning")
 
 
+def check_timesteps(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    del machine, records
+    least, most = config.objective.least_timestep, config.objective.most_timestep
+    if least >= most:
+        said = f"there is no timestep from {least} to below {most}."
+        yield Finding("objective.least_timestep", said, "Make it smaller than objective.most_timestep.")
+
+
 def check_idle(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     """What is set but has no effect, because what it depends on is not (see `when` in the schema)."""
     del machine, records

@@ -114,7 +114,7 @@ function isMet(atom) {
   const negated = atom.startsWith("not ");
   const [path, word] = (negated ? atom.slice(4) : atom).split(" = ");
   const text = textOf(path);
-  const met = word ? text === word : !["", "false", "off", "[]"].includes(text);
+  const met = word ? text === word : !["false", "off", "[]"].includes(text) && Number(text) !== 0;
   return met !== negated;
 }
 
