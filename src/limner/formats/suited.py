@@ -39,6 +39,9 @@ def _unsuited_to_a_flow(config: Config, base: Base, title: str) -> Iterator[Find
     if objective.weighting in ("min_snr", "soft_min_snr", "debiased", "v_as_epsilon"):
         said = f"{objective.weighting} has no meaning for the flow of {title}."
         yield Finding("objective.weighting", said, 'Set "uniform", "sigma_sqrt" or "cosmap".')
+    if config.embedding.token is not None:
+        said = f"words cannot be learnt for {title}, only for Stable Diffusion 1, 2 and XL."
+        yield Finding("embedding.token", said, "Remove it, and teach a LoRA with data.trigger.")
     if config.model.text_chunks > 1:
         said = f"has no effect: how much {title} reads of a caption is settled."
         yield Finding("model.text_chunks", said, "Remove it.", "warning")
