@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from functools import cache
 
 import pytest
 import torch
@@ -39,10 +40,18 @@ def section(request):
     return SECTIONS[request.param]
 
 
-def load(folder):
+@cache
+def _loaded(folder):
     family = families.make(recognise(str(folder)))
     family.load("text", torch.float32, CPU)
     family.load("denoiser", torch.float32, CPU)
+    return family
+
+
+def load(folder):
+    """A freshly loaded family; copied, which is faster than reading it again."""
+    family = copy.copy(_loaded(folder))
+    family.denoiser, family.text_encoders = copy.deepcopy((family.denoiser, family.text_encoders))
     return family
 
 
@@ -155,7 +164,7 @@ def test_it_begins_as_the_words_given(folder):
     family = load(folder)
     adapter = attached(family, word=Embedding(token="zibbo", vectors=2, initial="house cat"))
     for name, vectors in adapter.vectors.items():
-        rows = family.text_encoders[name].state_dict()["embeddings.token_embedding.weight"]
+        rows = family.text_encoders[name].get_input_embeddings().weight
         assert torch.equal(vectors, rows[clip_tokenizer()("house cat", add_special_tokens=False).input_ids])
     # as many as one word's: the caption with the word in its place is encoded alike
     short = attached(load(folder), word=Embedding(token="zibbo", initial="house"))
@@ -217,16 +226,13 @@ def test_all_its_vectors_have_the_weight_of_a_prompts_brackets(tiny_model):
     attached(family, word=Embedding(token="zibbo", vectors=2))
     weighted, plain = (family.encode_prompt(p, "")[0]["text"] for p in ("a (zibbo:1.5) house", "a zibbo house"))
     factors = torch.tensor([1, 1, 1.5, 1.5, *[1] * 73])[None, :, None]
-    expected = plain * factors
-    assert torch.allclose(weighted, expected * (plain.mean() / expected.mean()), atol=1e-5)
+    assert torch.allclose(weighted, plain * factors, atol=1e-6)  # an untaught norm's mean is zero: nothing to bring back
 
 
 def test_its_places_count_towards_a_captions_length(tiny_model):
     family = load(tiny_model)
-    assert not family.is_too_long("cat " * 74 + "zibbo".upper()[:1])
-    adapter = attached(family, word=Embedding(token="zibbo", vectors=3))
+    attached(family, word=Embedding(token="zibbo", vectors=3))
     assert family.is_too_long("cat " * 73 + "zibbo") and not family.is_too_long("cat " * 72 + "zibbo")
-    adapter.detach()
 
 
 @pytest.mark.parametrize("end", [2, END])
@@ -242,7 +248,7 @@ def test_the_pooled_vector_is_that_of_the_end(tmp_path, end):
     found = family.encode_captions([WITH])["pooled"]
     # the same by hand: the embeddings given, the hidden state at the first end, the projection
     tokens = [i for i, _ in family._tokens(family.text_parts[1], [(WITH, 1.0)])]
-    rows = encoder.state_dict()["embeddings.token_embedding.weight"]
+    rows = encoder.get_input_embeddings().weight
     ids = torch.tensor([49406, *tokens, END, *[0] * (75 - len(tokens))])
     given = rows[ids.clamp(min=0)]
     for place in (ids < 0).nonzero().flatten():
