@@ -54,6 +54,53 @@ def test_a_good_configuration_has_no_findings_and_leaves_what_was_learnt(good: d
 
 
 CASES: list[tuple[str, str, str, dict[str, dict[str, Any]]]] = [
+    ("embedding.token", "error", "no word is given", {"adapter": {"kind": "embedding"}}),
+    ("embedding.token", "error", "cannot be a word", {"embedding": {"token": "my cat"}}),
+    ("embedding.token", "error", "cannot be a word", {"embedding": {"token": "(cat"}}),
+    ("embedding.token", "error", "cannot be a word", {"embedding": {"token": ""}}),
+    ("embedding.token", "error", "no caption contains 'pict'", {"embedding": {"token": "pict"}}),
+    ("embedding.initial", "error", "is empty", {"embedding": {"token": "picture", "initial": " "}}),
+    ("embedding.lr", "warning", "no effect unless embedding.token is set", {"embedding": {"lr": 1e-3}}),
+    ("memory.cache_text", "note", "while a word is learnt", {"embedding": {"token": "Picture"}}),
+    (
+        "output.name",
+        "note",
+        "call an embedding by its file's name",
+        {"embedding": {"token": "picture"}, "adapter": {"kind": "embedding"}},
+    ),
+    (
+        "optimizer.lr",
+        "warning",
+        "no effect unless adapter.kind is not",
+        {"embedding": {"token": "picture"}, "adapter": {"kind": "embedding"}, "optimizer": {"lr": 1e-3}},
+    ),
+    (
+        "output.lora_names",
+        "warning",
+        "no effect unless",
+        {"embedding": {"token": "picture"}, "adapter": {"kind": "embedding"}, "output": {"lora_names": "diffusers"}},
+    ),
+    (
+        "objective.preserve",
+        "error",
+        "a word changes nothing",
+        {
+            "embedding": {"token": "picture"},
+            "adapter": {"kind": "embedding"},
+            "objective": {"preserve": 1.0},
+            "data": {"trigger": "picture", "class_words": ["cat"]},
+        },
+    ),
+    (
+        "data.trigger",
+        "warning",
+        "stays in the captions with class words",
+        {
+            "embedding": {"token": "picture"},
+            "objective": {"preserve": 1.0},
+            "data": {"trigger": "number", "class_words": ["cat"]},
+        },
+    ),
     ("logging.project", "warning", "no effect unless logging.trackers", {"logging": {"project": "cats"}}),
     ("logging.run_name", "warning", "no effect unless logging.trackers", {"logging": {"run_name": "cats"}}),
     ("model.base", "error", "neither a folder", {"model": {"base": "no such/thing at all"}}),
@@ -405,3 +452,28 @@ def test_a_single_file_that_would_leave_out_what_is_trained(good: dict, tmp_path
             sections = {"adapter": {"kind": "none", "text_encoder": True}, "output": {"layout": layout}}
             findings = look(good, model=model, **sections)[0]
             assert [f.severity for f in findings if f.field == "output.layout"] == found, (family, layout)
+
+
+def test_a_word_beside_others_names_both_files_that_it_replaces(good: dict, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("cat.safetensors", "cat_embedding.safetensors"):
+        (tmp_path / "out" / name).touch()
+    given = {"output": {"path": str(tmp_path / "out"), "name": "cat"}}
+    findings, _ = look(good, **given, embedding={"token": "picture"})
+    assert [f.message.split("/")[-1] for f in findings if f.field == "output.name"] == [
+        "cat.safetensors exists and will be replaced.",
+        "cat_embedding.safetensors exists and will be replaced.",
+    ]
+    findings, _ = look(good, **given)
+    assert [f.field for f in findings] == ["output.name"]
+
+
+def test_a_word_may_come_from_what_is_put_around_captions(good: dict) -> None:
+    findings, _ = look(good, embedding={"token": "zibbo"}, data={**good["data"], "caption_prefix": "a Zibbo,"})
+    assert not [f for f in findings if f.field == "embedding.token"]
+
+
+def test_a_flow_learns_no_words(tmp_path: Path, good: dict) -> None:
+    model = tiny.build(tmp_path / "flow", family="sd3")
+    findings, _ = look(good, model={"base": str(model)}, embedding={"token": "picture"})
+    assert any(f.field == "embedding.token" and f.severity == "error" and "only for Stable" in f.message for f in findings)

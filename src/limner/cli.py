@@ -139,6 +139,7 @@ def sample(
     model: str = "pocket",
     lora: Path | None = None,
     strength: float = 1.0,
+    embedding: str | None = None,
     out: Path = Path("sample.png"),
     negative: str = "",
     width: int | None = None,
@@ -149,11 +150,11 @@ def sample(
     solver: str | None = None,
     device: Literal["cpu", "cuda", "mps"] | None = None,
 ) -> int:
-    """Paint one picture from a prompt, with or without a LoRA."""
+    """Paint one picture from a prompt, with or without a LoRA and an embedding (--embedding FILE, or FILE=word)."""
     from limner.engine import sampling
 
     return sampling.paint_one(
-        model=model, lora=lora, strength=strength, out=out, device=device,
+        model=model, lora=lora, strength=strength, embedding=embedding, out=out, device=device,
         values={"prompt": prompt, "negative": negative, "width": width, "height": height, "steps": steps,
                 "guidance": guidance, "seed": seed, "solver": solver},
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from torch import Tensor
 
 from limner.config import Adapter as Section
-from limner.config import Optimizer
+from limner.config import Embedding, Optimizer
 
 if TYPE_CHECKING:
     from limner.models.family import Family
@@ -51,11 +51,26 @@ class Adapter(Protocol):
         ...
 
 
-ADAPTERS: dict[str, str] = {"lora": "limner.adapters.lora:LoraAdapter", "none": "limner.adapters.none:NoAdapter"}
+ADAPTERS: dict[str, str] = {
+    "lora": "limner.adapters.lora:LoraAdapter",
+    "none": "limner.adapters.none:NoAdapter",
+    "embedding": "limner.adapters.embedding:EmbeddingAdapter",
+}
 """Kind -> where its class is."""
 
 
-def make(section: Section) -> Adapter:
-    """The adapter that a config section describes, not attached yet."""
-    module, _, name = ADAPTERS[section.kind].partition(":")
-    return getattr(importlib.import_module(module), name)(section)
+def make(section: Section, embedding: Embedding = Embedding()) -> Adapter:
+    """The adapter that the config sections describe, not attached yet: a given word is learnt beside whatever else is."""
+    if section.kind == "embedding":
+        return _class_of("embedding")(embedding)
+    adapter = _class_of(section.kind)(section)
+    if embedding.token is None:
+        return adapter
+    from limner.adapters.together import Together
+
+    return Together(adapter, _class_of("embedding")(embedding))
+
+
+def _class_of(kind: str) -> Any:
+    module, _, name = ADAPTERS[kind].partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -46,6 +46,11 @@ class Config(Section):
     output: Output = Output()
     logging: Logging = Logging()
 
+    @property
+    def trains_text(self) -> bool:
+        """Whether what captions become changes as the training goes on: they are then encoded anew at every step."""
+        return self.adapter.text_encoder or self.embedding.token is not None
+
 
 __all__ = ["Adapter", "Config", "Data", "Dylora", "Embedding", "EmbeddingOnly", "Full", "Glora", "Ia3", "Launch", "Logging"]
 __all__ += ["Loha", "Lokr", "Lora", "Memory", "Model", "NoAdapter", "Objective", "Oft", "Optimizer", "Output", "Sample"]

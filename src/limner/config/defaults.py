@@ -9,16 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from limner.config import Config, Optimizer
+from limner.config import Config, Embedding, Optimizer
 
 _LEARNING_RATES = {"lora": 1e-4, "none": 5e-6}
 _POCKET_LEARNING_RATES = {"lora": 1e-3, "none": 2e-4}
+_EMBEDDING_RATE = 5e-3  # textual inversion's own (arXiv:2208.01618)
+_FIND_THEIR_RATE = ("prodigy", "dadapt_adam", "dadapt_lion")
 _SHOWINGS = 100
 _MIN_STEPS, _MAX_STEPS = 500, 3000
 
 
 def learning_rate(config: Config, is_pocket: bool) -> float:
-    """The denoiser's learning rate."""
+    """The denoiser's learning rate; the word's where nothing else is trained."""
+    if config.adapter.kind == "embedding":
+        return embedding_rate(config.embedding, config.optimizer)
     if config.optimizer.lr is not None:
         return config.optimizer.lr
     kind = config.adapter.kind
@@ -28,6 +32,13 @@ def learning_rate(config: Config, is_pocket: bool) -> float:
 def text_encoder_rate(optimizer: Optimizer, lr: float) -> float:
     """The text encoder's learning rate; `lr` is the denoiser's."""
     return optimizer.text_encoder_lr or lr / 2
+
+
+def embedding_rate(section: Embedding, optimizer: Optimizer) -> float:
+    """The learning rate of an embedding's vectors."""
+    if section.lr is not None:
+        return section.lr
+    return 1.0 if optimizer.kind in _FIND_THEIR_RATE else _EMBEDDING_RATE
 
 
 def total_steps(config: Config, num_pictures: int) -> int | None:

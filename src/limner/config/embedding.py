@@ -18,4 +18,4 @@ class Embedding(Section):
     """Ordinary words whose vectors the new ones begin as. Those of a neutral sign when not given."""
 
     lr: float | None = option(None, gt=0, le=10, advanced=True, when="embedding.token")
-    """Learning rate of the vectors. 5e-3 when not given."""
+    """Learning rate of the vectors. 5e-3 when not given, 1 for optimisers that find the rate themselves."""

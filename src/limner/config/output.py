@@ -34,7 +34,7 @@ class Output(Section):
     dtype: Literal["fp32", "fp16", "bf16"] = option("fp16", kohya="save_precision")
     """Precision of the numbers in the file."""
 
-    lora_names: Literal["kohya", "diffusers"] = option("kohya", when="not adapter.kind = none")
+    lora_names: Literal["kohya", "diffusers"] = option("kohya", when="not adapter.kind = none and not adapter.kind = embedding")
     """What the layers are called in a LoRA file: as kohya's trainer has it, which ComfyUI, A1111 and diffusers read, or as
     diffusers and PEFT do themselves."""
 

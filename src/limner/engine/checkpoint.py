@@ -14,12 +14,14 @@ from torch import Tensor
 
 from limner import disk
 from limner.adapters.adapter import Adapter
+from limner.adapters.together import Together
 from limner.config import Config
 from limner.engine.optim import Average, load_state_tensors, state_tensors
 from limner.engine.runtime import DTYPES
 from limner.errors import wrong
+from limner.formats.embedding_file import file_name
 from limner.formats.header import read_header
-from limner.formats.metadata import adapter_metadata, add_hashes, model_spec
+from limner.formats.metadata import TRIGGER, adapter_metadata, add_hashes, model_spec
 from limner.models.family import Family
 
 _KEPT_STATES = 2
@@ -38,20 +40,30 @@ def checkpoint_name(config: Config, step: int, total: int) -> str:
     return config.output.name if step >= total else f"{config.output.name}-step{step:08d}"
 
 
-def save_checkpoint(config: Config, family: Family, adapter: Adapter, folder: Path, facts: dict[str, Any]) -> Path:
-    """Write the weights to use at this step, whole or not at all; returns the file, or the folder of a whole model."""
+def save_checkpoint(config: Config, family: Family, adapter: Adapter, folder: Path, facts: dict[str, Any]) -> list[Path]:
+    """Write the weights to use at this step, each file whole or not at all. Returns the files: the first, or the folder of a
+    whole model, is the checkpoint; an embedding learnt beside it follows."""
     name = checkpoint_name(config, facts["step"], facts["total_steps"])
+    paths = [_save_main(config, family, adapter, folder / name, facts)]
+    if isinstance(adapter, Together):
+        paths.append(folder / file_name(name))
+        write_embedding(paths[-1], adapter.embedding.exported(), config, facts)
+    return paths
+
+
+def _save_main(config: Config, family: Family, adapter: Adapter, target: Path, facts: dict[str, Any]) -> Path:
+    """Write the whole model, the adapter, or the embedding where it is all that is learnt; returns the file or folder."""
     dtype = DTYPES[config.output.dtype]
     if config.adapter.trains_base and config.output.layout == "diffusers":
-        path = folder / name
-        disk.write_folder(path, lambda temporary: family.save(temporary, dtype))
-        return path
-    path = folder / f"{name}.safetensors"
+        disk.write_folder(target, lambda temporary: family.save(temporary, dtype))
+        return target
+    path = target.with_name(f"{target.name}.safetensors")
     if config.adapter.trains_base:
         with disk.replacing(path) as temporary:
             family.save_file(temporary, dtype, model_spec(config, facts, suffix=""))
         return path
-    write_adapter(path, adapter.exported(config.output.lora_names), config, facts)
+    write = write_embedding if config.adapter.kind == "embedding" else write_adapter
+    write(path, adapter.exported(config.output.lora_names), config, facts)
     return path
 
 
@@ -67,6 +79,14 @@ def write_adapter(path: Path, state: dict[str, Tensor], config: Config, facts: d
         save_file(tensors, temporary, kohya | add_hashes(temporary) | model_spec(config, facts))
 
 
+def write_embedding(path: Path, state: dict[str, Tensor], config: Config, facts: dict[str, Any]) -> None:
+    """An embedding file with its metadata; kohya writes no keys of its own into one."""
+    tensors = {k: v.cpu().to(DTYPES[config.output.dtype]).contiguous() for k, v in state.items()}
+    spec = model_spec(config, facts, suffix="/textual-inversion") | {TRIGGER: str(config.embedding.token)}
+    with disk.replacing(path) as temporary:
+        save_file(tensors, temporary, spec)
+
+
 def prune_checkpoints(config: Config, folder: Path, written: list[str]) -> list[str]:
     """Delete the oldest of the checkpoints this run wrote on the way, beyond those to keep; returns the names left."""
     keep = config.output.keep_last
@@ -78,6 +98,8 @@ def prune_checkpoints(config: Config, folder: Path, written: list[str]) -> list[
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+        if config.adapter.kind != "embedding" and config.embedding.token is not None:
+            (folder / file_name(name)).unlink(missing_ok=True)
     return written[-keep:]
 
 

@@ -12,6 +12,7 @@ import torch
 
 from limner import disk, runs
 from limner.adapters import adapter as adapters
+from limner.adapters.embedding import remarks
 from limner.config import Config, defaults
 from limner.config.prompts import Prompt, all_prompts
 from limner.data import scan
@@ -132,10 +133,6 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     if runtime.is_main:
         disk.write_json(run.path / "plan.json", plan(dataset, base, rate, runtime))
 
-    too_long = [p for p in dataset.pictures if family.is_too_long(p.caption)]
-    if too_long:
-        said = f"{len(too_long)} captions are too long and cut off, the first is that of {Path(too_long[0].path).name}"
-        journal.event("warning", message=said)
     encoded = _encode(samples, prompts, journal, _watched(run, runtime, journal, stop_requested))
     journal.say(phase="loading", steps=dataset.total_steps)
     dtype = torch.float32 if config.adapter.trains_base else runtime.dtype
@@ -144,14 +141,25 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
         family.load("text", dtype, runtime.device)
     if not config.memory.cache_latents:
         family.load("vae", family.keep.vae_dtype, runtime.device)
-    adapter = adapters.make(config.adapter)
+    adapter = adapters.make(config.adapter, config.embedding)
     adapter.attach(family, config.train.seed)
+    _warn_of_words(config, dataset, family, journal)
     if config.memory.checkpointing:
         family.enable_checkpointing(text=samples.trains_text)
     facts = metadata_facts(config, dataset, family, cache, rate, runtime) if runtime.is_main else {}
     return Training(
         config, run, runtime, journal, family, adapter, dataset, samples, rate, facts, prompts, encoded, stop_requested
     )
+
+
+def _warn_of_words(config: Config, dataset: Dataset, family: Family, journal: Journal) -> None:
+    """What only a tokenizer can tell of captions and of the word to be learnt, which takes its places in them."""
+    for said in remarks(family, config.embedding) if config.embedding.token is not None else ():
+        journal.event("warning", message=said)
+    too_long = [p for p in dataset.pictures if family.is_too_long(p.caption)]
+    if too_long:
+        said = f"{len(too_long)} captions are too long and cut off, the first is that of {Path(too_long[0].path).name}"
+        journal.event("warning", message=said)
 
 
 def _with_copied_prompts(config: Config, run: Run) -> Config:

@@ -57,7 +57,7 @@ class Samples:
 
     def __post_init__(self) -> None:
         memory = self.config.memory
-        self.trains_text = getattr(self.config.adapter, "text_encoder", False)
+        self.trains_text = self.config.trains_text
         self.caches_text = memory.cache_text and not self.trains_text
         pictures, fits = self.dataset.pictures, self.dataset.fits
         self._vae = [self.cache.content_hash(f) for f in self.family.part_files("vae")] if memory.cache_latents else []

@@ -11,17 +11,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from limner import disk
+from limner.adapters.embedding import PREFIX, EmbeddingAdapter
 from limner.adapters.lora import LoraAdapter, section_of
 from limner.adapters.peft_names import from_diffusers, is_in_diffusers_names
 from limner.adapters.stacks import parted
-from limner.config import Config, files
+from limner.config import Config, Embedding, files
 from limner.config.prompts import all_prompts
 from limner.engine import paint, prepare
 from limner.engine.runtime import Runtime
 from limner.errors import wrong
+from limner.formats.embedding_file import by_encoder
 from limner.formats.header import read_header
 from limner.formats.known import FAMILIES as KNOWN
 from limner.formats.lora_file import require_family
+from limner.formats.metadata import TRIGGER
 from limner.formats.suited import require_suited
 from limner.models import family as families
 from limner.models.family import Family
@@ -63,7 +66,41 @@ def load_lora(family: Family, path: Path, strength: float = 1.0) -> LoraAdapter 
     return adapter
 
 
-def paint_one(*, model: str, lora: Path | None, strength: float, out: Path, device: str | None, values: dict[str, Any]) -> int:
+def load_embedding(family: Family, asked: str) -> EmbeddingAdapter:
+    """Attach an embedding file, given as FILE or FILE=word, to the text encoders, which must be loaded.
+
+    Without a word it is called as its file says, else by the file's name. Raises UserError if it is for another model.
+    """
+    name, _, word = asked.partition("=") if not Path(asked).is_file() else (asked, "", "")
+    path = Path(name)
+    if not path.is_file():
+        raise wrong("--embedding", f"{path} is not a file.", "Give the path of an embedding's .safetensors file.")
+    if not family.trainable_text or family.base.prediction == "flow":
+        raise wrong("--embedding", "this model takes none.", "Use Stable Diffusion 1, 2 or XL.")
+    said = read_header(path, "--embedding").metadata.get(TRIGGER)
+    try:
+        state = by_encoder(load_file(path), family.trainable_text, "--embedding")
+    except (OSError, SafetensorError) as error:
+        raise wrong("--embedding", f"{path.name} cannot be read ({error}).", "Download or copy it again.") from None
+    first = next(iter(state.values()))
+    if any(t.ndim != 2 or len(t) != len(first) for t in state.values()):
+        raise wrong("--embedding", f"{path.name} holds no embedding.", "Give a .safetensors file of vectors.")
+    adapter = EmbeddingAdapter(Embedding.model_construct(token=word or said or path.stem, vectors=len(first)))
+    adapter.attach(family, 0)
+    adapter.load_state_dict({PREFIX + encoder: vectors.float() for encoder, vectors in state.items()})
+    return adapter
+
+
+def paint_one(
+    *,
+    model: str,
+    lora: Path | None,
+    strength: float,
+    embedding: str | None,
+    out: Path,
+    device: str | None,
+    values: dict[str, Any],
+) -> int:
     """`limner sample`: one prompt, one PNG."""
     if out.suffix.lower() != ".png":
         raise wrong("--out", f"{out.name} does not end in .png.", "Pictures are written as PNG.")
@@ -86,6 +123,8 @@ def paint_one(*, model: str, lora: Path | None, strength: float, out: Path, devi
     family.load("text", runtime.dtype, runtime.device)
     if lora is not None:
         load_lora(family, lora, strength)
+    if embedding is not None:
+        load_embedding(family, embedding)
     encoded = paint.encode_prompts(family, runtime, prompts)
     family.free("text")
     family.load("denoiser", runtime.dtype, runtime.device)

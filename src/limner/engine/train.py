@@ -230,14 +230,15 @@ def save_weights(job: Training, step: int) -> None:
         refuse_non_finite(job, step)
         folder = checkpoint.output_folder(job.config, job.run.checkpoints)
         facts = job.facts | {"step": step, "epoch": job.dataset.order.epoch_of(step), "saved_at": time.time()}
-        path = checkpoint.save_checkpoint(job.config, job.family, job.adapter, folder, facts)
+        path, *others = checkpoint.save_checkpoint(job.config, job.family, job.adapter, folder, facts)
         if averaged:
             with_average(job)
-        checkpoint.verify(path)
-        job.journal.event("checkpoint", step=step, path=str(path))
+        for written in (path, *others):
+            checkpoint.verify(written)
+        job.journal.event("checkpoint", step=step, path=str(path), **({"embedding": str(others[0])} if others else {}))
         if step < total:
-            written = [*(n for n in job.written if n != path.name), path.name]
-            job.written = checkpoint.prune_checkpoints(job.config, folder, written)
+            names = [*(n for n in job.written if n != path.name), path.name]
+            job.written = checkpoint.prune_checkpoints(job.config, folder, names)
     job.runtime.barrier()
     job.journal.say(phase="training", progress=(step, total))
 

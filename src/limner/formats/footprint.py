@@ -45,7 +45,7 @@ def footprint(config: Config, base: Base, precision: str) -> Footprint:
     is_trained = config.adapter.trains_base and config.adapter.denoiser
     vae = _numbers(parts["vae"]) * BYTES[memory.vae_dtype]
     stays = 0 if memory.cache_latents else vae
-    stays += text * width if config.adapter.text_encoder or not memory.cache_text else 0
+    stays += text * width if config.trains_text or not memory.cache_text else 0
     return Footprint(
         _mib(text * width),
         _mib(vae),

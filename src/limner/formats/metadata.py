@@ -30,6 +30,7 @@ ARCHITECTURES = {
     ("flux", "flow"): "flux-1-dev",
 }
 BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sd3": "sd3", "flux": "flux1"}
+TRIGGER = "modelspec.trigger_phrase"
 _MODULES = {"sd3": "networks.lora_sd3", "flux": "networks.lora_flux"}
 _IMPLEMENTATIONS = {"flux": "https://github.com/black-forest-labs/flux"}
 _KOHYA_PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "flow": None}
@@ -110,7 +111,7 @@ def model_spec(config: Config, facts: Mapping[str, Any], suffix: str = "/lora") 
         "description": out.description,
         "license": out.license,
         "tags": ", ".join(out.tags) or None,
-        "trigger_phrase": config.data.trigger,
+        "trigger_phrase": config.data.trigger or config.embedding.token,
         "date": datetime.datetime.fromtimestamp(float(facts["saved_at"]), datetime.UTC).isoformat(timespec="seconds"),
         "prediction_type": _KOHYA_PREDICTION[facts["prediction"]],
         "timestep_range": f"{config.objective.least_timestep},{config.objective.most_timestep}",

@@ -33,6 +33,9 @@ def unsuited(config: Config, base: Base) -> Iterator[Finding]:
 
 def _unsuited_to_a_flow(config: Config, base: Base, title: str) -> Iterator[Finding]:
     sample, adapter = config.sample, config.adapter
+    if config.embedding.token is not None:
+        said = f"words cannot be learnt for {title}, only for Stable Diffusion 1, 2 and XL."
+        yield Finding("embedding.token", said, "Remove it, and teach a LoRA with data.trigger.")
     if config.model.text_chunks > 1:
         said = f"has no effect: how much {title} reads of a caption is settled."
         yield Finding("model.text_chunks", said, "Remove it.", "warning")

@@ -7,10 +7,10 @@ adapted. It knows nothing of data, adapters, optimisers or runs.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from limner.diffusion.process import Discrete, Flow
 from limner.formats.base import Base
 from limner.models.quantized import Kind
+from limner.models.words import Words
 
 Part = Literal["text", "vae", "denoiser"]
 Conditioning = dict[str, Tensor]
@@ -71,6 +72,10 @@ class Family(Protocol):
     text_encoders: dict[str, nn.Module]
     trainable_text: Sequence[str]
     """Those of them that can be trained: T5 is not."""
+    tokenizers: Mapping[str, Any]
+    """Of each text encoder, loaded or not."""
+    words: Words
+    """What captions and prompts may hold besides the tokenizers' own words, where the denoiser attends to CLIP."""
 
     def load(self, part: Part, dtype: torch.dtype, device: torch.device) -> None:
         """Bring a part into memory, as `keep` has it. Raises UserError if its file does not hold what it should."""

@@ -27,6 +27,7 @@ from limner.models.family import Conditioning, Keep, Part, Target
 from limner.models.quantized import replace_linears
 from limner.models.swapping import BlockSwap
 from limner.models.weights import Weights, fill, placed
+from limner.models.words import Words
 
 CONFIGS = Path(__file__).parent / "configs"
 _TILE_PX = 512
@@ -63,6 +64,7 @@ class Parts:
         self.device = torch.device("cpu")
         self.denoiser_folder = FAMILIES[base.family].denoiser
         self.text_encoders: dict[str, nn.Module] = {}
+        self.words: Words = {}
         own = CONFIGS / base.family
         self._configs = base.path if base.layout == "folder" else base.config or own
         scheduler = self._configs / "scheduler" / "scheduler_config.json"

@@ -17,6 +17,7 @@ from limner.models.emphasis import Pieces
 from limner.models.encoders import TextEncoder
 from limner.models.family import Conditioning, Part
 from limner.models.parts import Parts
+from limner.models.words import token_ids
 
 
 class StableDiffusion(Parts):
@@ -57,7 +58,7 @@ class StableDiffusion(Parts):
     def _tokens(self, text: TextEncoder, pieces: Pieces) -> list[tuple[int, float]]:
         """Token ids with their weights, without start and end."""
         tokenizer = self.tokenizers[text.name]
-        return [(token, weight) for piece, weight in pieces for token in tokenizer(piece, add_special_tokens=False).input_ids]
+        return [(token, weight) for piece, weight in pieces for token in token_ids(piece, self.words, tokenizer)]
 
     def _conditioning(self, texts: Sequence[Pieces], count: int) -> Conditioning:
         """What texts become in `count` chunks each."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from limner.config import Config
 from limner.errors import Finding, UserError
 from limner.machine import Machine
-from limner.preflight import device, model, output, pictures, training
+from limner.preflight import device, model, output, pictures, training, word
 from limner.preflight.records import Check, Records
 
 __all__ = ["Records", "examine"]
@@ -25,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     training.check_timesteps,
     training.check_idle,
     training.check_adapter,
+    word.check_word,
     device.check_memory,
     model.check_family,
     training.check_preservation,

@@ -67,7 +67,7 @@ def check_weights(config: Config, machine: Machine | None, records: Records) -> 
     if facts is None or not facts.memory_mib:
         return
     records.footprint = weighed = footprint(config, base, defaults.precision(config, facts.kind, facts.bf16))
-    if base.t5 and (config.adapter.text_encoder or not config.memory.cache_text):
+    if base.t5 and (config.trains_text or not config.memory.cache_text):
         said = f"all text encoders stay in memory beside the denoiser, T5 among them: {weighed.text_mib} MiB."
         yield Finding("memory.cache_text", said, "Leave the text encoders untrained and cache_text on.", "warning")
     if weighed.most_mib > facts.memory_mib and not config.memory.swap_blocks:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from limner import disk, runs
 from limner.config import Config
 from limner.errors import Finding
+from limner.formats.embedding_file import file_name
 from limner.formats.footprint import num_trained
 from limner.machine import Machine
 from limner.preflight.records import Records
@@ -85,7 +86,13 @@ def _already_there(config: Config) -> Iterable[Finding]:
     if config.output.path is None:
         return
     makes_folder = config.adapter.trains_base and config.output.layout == "diffusers"
-    target = config.output.path / (config.output.name + ("" if makes_folder else ".safetensors"))
+    name = config.output.name
+    yield from _in_the_way(config.output.path / (name if makes_folder else f"{name}.safetensors"), makes_folder)
+    if config.adapter.kind != "embedding" and config.embedding.token is not None:
+        yield from _in_the_way(config.output.path / file_name(name), False)
+
+
+def _in_the_way(target: Path, makes_folder: bool) -> Iterable[Finding]:
     if not os.path.lexists(target):
         return
     if target.is_dir() and (not makes_folder or not (target / disk.MANIFEST).is_file()):

@@ -56,13 +56,14 @@ def check_idle(config: Config, machine: Machine | None, records: Records) -> Ite
 def check_adapter(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine, records
     adapter = config.adapter
-    if not adapter.denoiser and not adapter.text_encoder:
+    if not adapter.denoiser and not adapter.text_encoder and adapter.kind != "embedding":
         yield Finding("adapter.denoiser", "nothing is trained.", "Set adapter.denoiser or adapter.text_encoder to true.")
     if isinstance(adapter, Lora) and adapter.dora and config.output.lora_names == "diffusers":
         said = "diffusers means another norm by DoRA's magnitudes than A1111 and ComfyUI."
         yield Finding("output.lora_names", said, 'Set it to "kohya", or adapter.dora = false.')
-    if adapter.text_encoder and config.memory.cache_text:
-        said = "captions are not cached while the text encoder is trained."
+    if config.trains_text and config.memory.cache_text:
+        what = "the text encoder is trained" if adapter.text_encoder else "a word is learnt"
+        said = f"captions are not cached while {what}."
         yield Finding("memory.cache_text", said, "", "note")
 
 
