@@ -31,8 +31,8 @@ class NoAdapter:
         if self.section.text_encoder:
             self.parts |= {name: family.text_encoders[name] for name in family.trainable_text}
         for part in self.parts.values():
-            # weights that are trained are kept in float32; autocast gives the speed
-            part.float().requires_grad_(True)
+            # weights that are trained are kept in float32 unless asked otherwise; autocast gives the speed
+            part.to(torch.float32 if self.section.weights == "fp32" else torch.bfloat16).requires_grad_(True)
 
     def detach(self) -> None:
         for part in self.parts.values():

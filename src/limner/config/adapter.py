@@ -12,6 +12,11 @@ class _Kind(Section):
     trains_base: ClassVar[bool] = False
     """Whether the base model's own weights are trained: they are kept in full then, and saved as a whole model."""
 
+    @property
+    def trains_in_fp32(self) -> bool:
+        """Whether the base model is loaded in float32, because its weights are trained so."""
+        return False
+
 
 class _Layers(_Kind):
     """What all adapters of the model's layers have."""
@@ -199,4 +204,9 @@ class NoAdapter(_Kind):
 
     weights: Literal["fp32", "bf16"] = option("fp32", kohya="full_bf16", advanced=True)
     """Precision of the weights that are trained. In bf16, half the memory, updates are rounded up or down at random, so that
-    small ones are not lost (stochastic rounding, arXiv:2010.06192)."""
+    small ones are not lost (stochastic rounding, arXiv:2010.06192). For adamw, lion, adafactor, came and sgd, with
+    train.precision = "bf16"."""
+
+    @property
+    def trains_in_fp32(self) -> bool:
+        return self.weights == "fp32"

@@ -10,11 +10,12 @@ import json
 from collections.abc import Sequence
 
 from limner.config import Config, Embedding, Optimizer
+from limner.config.optimizers import facts
 
 _LEARNING_RATES = {"lora": 1e-4, "none": 5e-6}
 _POCKET_LEARNING_RATES = {"lora": 1e-3, "none": 2e-4}
+_LION_SHARE = 1 / 3  # arXiv:2302.06675, section 5: 3 to 10 times smaller than AdamW's
 _EMBEDDING_RATE = 5e-3  # textual inversion's own (arXiv:2208.01618)
-_FIND_THEIR_RATE = ("prodigy", "dadapt_adam", "dadapt_lion")
 _SHOWINGS = 100
 _MIN_STEPS, _MAX_STEPS = 500, 3000
 
@@ -25,20 +26,23 @@ def learning_rate(config: Config, is_pocket: bool) -> float:
         return embedding_rate(config.embedding, config.optimizer)
     if config.optimizer.lr is not None:
         return config.optimizer.lr
+    if facts(config.optimizer).finds_rate:
+        return 1.0
     kind = config.adapter.kind
-    return _POCKET_LEARNING_RATES[kind] if is_pocket else _LEARNING_RATES[kind]
+    rate = _POCKET_LEARNING_RATES[kind] if is_pocket else _LEARNING_RATES[kind]
+    return rate * _LION_SHARE if config.optimizer.kind in ("lion", "lion_8bit") else rate
 
 
 def text_encoder_rate(optimizer: Optimizer, lr: float) -> float:
     """The text encoder's learning rate; `lr` is the denoiser's."""
-    return optimizer.text_encoder_lr or lr / 2
+    return optimizer.text_encoder_lr or (lr if facts(optimizer).finds_rate else lr / 2)
 
 
 def embedding_rate(section: Embedding, optimizer: Optimizer) -> float:
     """The learning rate of an embedding's vectors."""
     if section.lr is not None:
         return section.lr
-    return 1.0 if optimizer.kind in _FIND_THEIR_RATE else _EMBEDDING_RATE
+    return 1.0 if facts(optimizer).finds_rate else _EMBEDDING_RATE
 
 
 def total_steps(config: Config, num_pictures: int) -> int | None:

@@ -16,7 +16,9 @@ from limner import disk
 from limner.adapters.adapter import Adapter
 from limner.adapters.together import Together
 from limner.config import Config
-from limner.engine.optim import Average, load_state_tensors, state_tensors
+from limner.engine.average import Average
+from limner.engine.one_by_one import OneByOne
+from limner.engine.optimizer_state import pack, unpack
 from limner.engine.runtime import DTYPES
 from limner.errors import wrong
 from limner.formats.embedding_file import file_name
@@ -116,17 +118,24 @@ def verify(path: Path) -> None:
 
 
 def save_state(
-    folder: Path, step: int, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None, extra: dict[str, Any]
+    folder: Path,
+    step: int,
+    adapter: Adapter,
+    optimizer: torch.optim.Optimizer | OneByOne,
+    average: Average | None,
+    extra: dict[str, Any],
 ) -> None:
     """Write everything that resuming at `step` needs, then prune older states."""
 
     def fill(temporary: Path) -> None:
         weights = {k: v.detach().cpu().contiguous().clone() for k, v in adapter.state_dict().items()}
         save_file(weights, temporary / "weights.safetensors")
-        save_file({k: v.contiguous().clone() for k, v in state_tensors(optimizer).items()}, temporary / "optimizer.safetensors")
+        tensors, told = pack(optimizer)
+        save_file(tensors, temporary / "optimizer.safetensors")
+        (temporary / "optimizer.json").write_text(json.dumps(told), encoding="utf-8")
         if average is not None:
             save_file({str(i): v.cpu() for i, v in enumerate(average.values)}, temporary / "average.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"step": step, "version": 1, **extra}), encoding="utf-8")
+        (temporary / "state.json").write_text(json.dumps({"step": step, "version": 2, **extra}), encoding="utf-8")
 
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:08d}"
@@ -162,13 +171,16 @@ def refuse_other_circumstances(saved: dict[str, Any], here: dict[str, Any]) -> N
         raise wrong("run", f"it cannot go on as it began: {said}.", "Bring back what was there, or start a new run.")
 
 
-def load_state(path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer, average: Average | None) -> dict[str, Any]:
+def load_state(
+    path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer | OneByOne, average: Average | None
+) -> dict[str, Any]:
     """Take over a training state; returns its `state.json`. Raises UserError, with nothing changed silently, if a part of
     it is missing."""
     try:
         facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
         adapter.load_state_dict(load_file(path / "weights.safetensors"))
-        load_state_tensors(optimizer, load_file(path / "optimizer.safetensors"))
+        told = json.loads((path / "optimizer.json").read_text(encoding="utf-8"))
+        unpack(optimizer, load_file(path / "optimizer.safetensors"), told)
         if average is not None:
             saved = load_file(path / "average.safetensors")
             for i, value in enumerate(average.values):

@@ -135,7 +135,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
 
     encoded = _encode(samples, prompts, journal, _watched(run, runtime, journal, stop_requested))
     journal.say(phase="loading", steps=dataset.total_steps)
-    dtype = torch.float32 if config.adapter.trains_base else runtime.dtype
+    dtype = torch.float32 if config.adapter.trains_in_fp32 else runtime.dtype
     family.load("denoiser", dtype, runtime.device)
     if samples.trains_text or not samples.caches_text:
         family.load("text", dtype, runtime.device)

@@ -21,10 +21,13 @@ from limner.diffusion.noise import training_noise
 from limner.diffusion.timesteps import Timesteps, timesteps_of
 from limner.diffusion.weighting import timestep_weight
 from limner.engine import checkpoint, paint
+from limner.engine.average import Average, evaluation_weights
 from limner.engine.journal import Journal, diverged
-from limner.engine.optim import Average, make_optimizer, schedule_factor, set_learning_rates
+from limner.engine.one_by_one import OneByOne
+from limner.engine.optimizers import make_optimizer, set_learning_rates
 from limner.engine.runtime import Runtime
 from limner.engine.samples import Batch, Samples, draw_latents
+from limner.engine.schedules import schedule_factor
 from limner.models.family import Conditioning, Family
 from limner.runs import Run
 
@@ -50,7 +53,7 @@ class Training:
     written: list[str] = field(default_factory=list)
     """Checkpoints written on the way, oldest first."""
     timesteps: Timesteps = field(init=False)
-    optimizer: torch.optim.Optimizer = field(init=False)
+    optimizer: torch.optim.Optimizer | OneByOne = field(init=False)
     average: Average | None = field(init=False, default=None)
     params: list[torch.nn.Parameter] = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
@@ -60,10 +63,11 @@ class Training:
         self.timesteps = timesteps_of(self.config.objective, self.family.process)
         groups = self.adapter.parameter_groups(self.config.optimizer, self.learning_rate)
         self.params = [p for g in groups for p in g["params"]]
-        self.optimizer = make_optimizer(self.config.optimizer, groups, self.runtime.device)
+        self.optimizer = make_optimizer(self.config.optimizer, groups, self.runtime.device, self.config.train.seed)
         self.scaler = torch.amp.GradScaler(self.runtime.device.type, enabled=self.runtime.precision == "fp16")
         if self.config.train.ema != "off":
-            self.average = Average(self.params, self.config.train.ema)
+            device = torch.device("cpu") if self.config.train.ema_device == "cpu" else None
+            self.average = Average(self.params, self.config.train.ema, device)
 
     def circumstances(self) -> dict[str, Any]:
         """What must be the same when the run is resumed, or its numbers would be others."""
@@ -84,13 +88,15 @@ def train(job: Training, first_step: int) -> bool:
     if is_sample_due(job, step) and not has_samples(job, step):
         sample(job, step)
     while step < total:
-        loss = accumulate_gradients(job, step)
-        job.scaler.unscale_(job.optimizer)
+        rates = set_learning_rates(job.optimizer, schedule_factor(config.optimizer, step, total))
+        if isinstance(job.optimizer, OneByOne):
+            job.optimizer.now = step
+        loss = accumulate_gradients(job, step)  # may move the weights already: optimizer.in_backward
+        job.scaler.unscale_(job.optimizer)  # pyright: ignore[reportArgumentType] (in fp16 it is a real one)
         norm = None
         if config.train.clip_norm != "off":
             norm = torch.nn.utils.clip_grad_norm_(job.params, config.train.clip_norm)
-        rates = set_learning_rates(job.optimizer, schedule_factor(config.optimizer, step, total))
-        job.scaler.step(job.optimizer)
+        job.scaler.step(job.optimizer)  # pyright: ignore[reportArgumentType]
         job.scaler.update()
         job.optimizer.zero_grad(set_to_none=True)
         if job.average is not None:
@@ -213,26 +219,17 @@ def sample_path(job: Training, step: int, number: int) -> Path:
     return job.run.samples / f"step-{step:08d}_{number:02d}.png"
 
 
-def with_average(job: Training) -> bool:
-    """Put the averaged weights in place, if there are any; returns whether it must be undone by calling it again."""
-    if job.average is not None:
-        job.average.swap()
-    return job.average is not None
-
-
 def save_weights(job: Training, step: int) -> None:
     """Write a checkpoint and prune older ones."""
     total = job.dataset.total_steps
     job.journal.flush()
     job.journal.say(phase="saving", step=step)
     if job.runtime.is_main:
-        averaged = with_average(job)
-        refuse_non_finite(job, step)
         folder = checkpoint.output_folder(job.config, job.run.checkpoints)
         facts = job.facts | {"step": step, "epoch": job.dataset.order.epoch_of(step), "saved_at": time.time()}
-        path, *others = checkpoint.save_checkpoint(job.config, job.family, job.adapter, folder, facts)
-        if averaged:
-            with_average(job)
+        with evaluation_weights(job.optimizer, job.params, job.average):
+            refuse_non_finite(job, step)
+            path, *others = checkpoint.save_checkpoint(job.config, job.family, job.adapter, folder, facts)
         for written in (path, *others):
             checkpoint.verify(written)
         job.journal.event("checkpoint", step=step, path=str(path), **({"embedding": str(others[0])} if others else {}))
@@ -271,10 +268,8 @@ def sample(job: Training, step: int) -> None:
     job.journal.flush()
     job.journal.say(phase="sampling", progress=(0, len(job.prompts)), step=step)
     if job.runtime.is_main:
-        averaged = with_average(job)
-        paint_previews(job, step)
-        if averaged:
-            with_average(job)
+        with evaluation_weights(job.optimizer, job.params, job.average):
+            paint_previews(job, step)
     job.runtime.barrier()
     job.journal.say(phase="training", progress=(step, job.dataset.total_steps))
 

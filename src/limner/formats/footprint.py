@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 
 from limner.config import Config, Lora
+from limner.config.optimizers import facts
 from limner.formats.base import Base, weight_files
 from limner.formats.header import TensorInfo
 from limner.formats.known import FAMILIES
@@ -14,7 +15,6 @@ from limner.formats.single import header_of
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _STORED_BYTES = {"fp8": 1.0, "int8": 1.0, "nf4": 0.5 + 4 / 64}
 _BLOCKS = ("transformer_blocks.", "double_blocks.", "single_blocks.", "joint_blocks.")
-_TRAINED_BYTES = 16  # weight, gradient and two moments in float32
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,17 @@ def footprint(config: Config, base: Base, precision: str) -> Footprint:
         _mib(text * width),
         _mib(vae),
         0 if is_trained else _mib(_numbers(denoiser) * width - saved),
-        _mib(num_trained(config, base) * _TRAINED_BYTES),
+        _mib(num_trained(config, base) * trained_bytes(config)),
         _mib(stays),
     )
+
+
+def trained_bytes(config: Config) -> float:
+    """Of each trained number: weight, gradient and the optimiser's state; the average, if it is kept beside them."""
+    weight = 4 if config.adapter.trains_in_fp32 or not config.adapter.trains_base else 2
+    gradient = 0 if config.optimizer.in_backward else weight
+    average = 4 if config.train.ema != "off" and config.train.ema_device == "same" else 0
+    return weight + gradient + facts(config.optimizer).state_bytes + average
 
 
 def num_trained(config: Config, base: Base) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from limner.config import Config, Lora
+from limner.config.optimizers import kohya_name
 from limner.formats.known import FAMILIES
 from limner.formats.objective_keys import objective_keys
 
@@ -69,9 +70,9 @@ def adapter_metadata(config: Config, facts: Mapping[str, Any]) -> dict[str, str]
         "ss_max_train_steps": facts["total_steps"],
         "ss_steps": facts["step"],
         "ss_epoch": facts["epoch"],
-        "ss_lr_warmup_steps": config.optimizer.warmup_steps,
-        "ss_lr_scheduler": config.optimizer.schedule,
-        "ss_optimizer": "torch.optim.AdamW",
+        "ss_lr_warmup_steps": config.optimizer.num_warmup_steps(facts["total_steps"]),
+        "ss_lr_scheduler": config.optimizer.kohya_schedule(),
+        "ss_optimizer": kohya_name(config.optimizer),
         "ss_max_grad_norm": 0.0 if config.train.clip_norm == "off" else config.train.clip_norm,
         "ss_network_module": "lycoris.kohya" if lora.dora else _MODULES.get(facts["family"], "networks.lora"),
         "ss_network_dim": lora.rank,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from limner.config import Config
 from limner.errors import Finding, UserError
 from limner.machine import Machine
-from limner.preflight import device, model, output, pictures, training, word
+from limner.preflight import device, model, optimizer, output, pictures, training, word
 from limner.preflight.records import Check, Records
 
 __all__ = ["Records", "examine"]
@@ -23,6 +23,9 @@ CHECKS: tuple[Check, ...] = (
     pictures.check_buckets,
     training.check_length,
     training.check_timesteps,
+    optimizer.check_optimizer,
+    optimizer.check_one_by_one,
+    optimizer.check_schedule,
     training.check_idle,
     training.check_adapter,
     word.check_word,

@@ -20,10 +20,7 @@ def check_length(config: Config, machine: Machine | None, records: Records) -> I
         yield Finding("train.epochs", "both steps and epochs are given.", "Remove one of them.")
     if records.dataset is None:
         return
-    total, optimizer = records.dataset.total_steps, config.optimizer
-    if optimizer.warmup_steps >= total:
-        said = f"the warm-up of {optimizer.warmup_steps} steps is as long as the whole training of {total}."
-        yield Finding("optimizer.warmup_steps", said, "Make it shorter.")
+    total = records.dataset.total_steps
     epochs = records.dataset.order.epoch_of(total)
     for field, every, length, unit in (
         ("output.save_every_steps", config.output.save_every_steps, total, "steps"),
