@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from limner.data.scan import MAX_PIXELS
+from limner.data.headers import MAX_PIXELS
 from limner.errors import wrong
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Image.open would start other programs for some formats

@@ -50,7 +50,7 @@ def plain(caption: str, data: Data) -> str:
 
 
 def shown(caption: str, data: Data, draw: Draw, *, epoch: int, step: int) -> str:
-    """The caption as it is shown this time. `epoch` and `step` count from 0; with `data.wildcards` it may have several lines."""
+    """The caption as it is shown this time. Of several lines (`data.wildcards`) one is drawn. `epoch`, `step`: from 0."""
     if is_dropped(data, draw, epoch):
         return ""
     if data.wildcards:
