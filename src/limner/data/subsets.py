@@ -166,13 +166,13 @@ def _translated(where: str, values: dict[str, Any], data: Data, faults: list[Fin
         out["masks"] = "alpha" if alpha else data.masks if data.masks == "folder" else "off"
     if "resolution" in values:
         size = values["resolution"]
-        width, height = size if isinstance(size, list) and len(size) == 2 else (size, size)
-        if not all(isinstance(s, int) and s > 0 for s in (width, height)):
+        sides: list[Any] = size if isinstance(size, list) and len(size) == 2 else [size, size]
+        if not all(isinstance(side, int) and side > 0 for side in sides):
             faults.append(_fault(where, f"resolution = {size!r} is neither a number nor [width, height]."))
-        elif width != height and not values.get("enable_bucket", data.buckets):
+        elif sides[0] != sides[1] and not values.get("enable_bucket", data.buckets):
             faults.append(_fault(where, f"resolution = {size!r}: without buckets all pictures are cut square."))
         else:
-            out["resolution"] = isqrt(width * height)
+            out["resolution"] = isqrt(sides[0] * sides[1])
     return out
 
 
