@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from limner.config import Config, defaults
+from limner.config import Config, Data, defaults
 from limner.data.buckets import Buckets, Fit
 from limner.data.plan import Order, repeated
 from limner.data.scan import Picture
+from limner.errors import wrong
 from limner.formats.base import Base
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The pictures of a run in their fixed order, with how each is cut and when each is shown."""
+    """The pictures of a run in their fixed order, with how each is cut and when each is shown.
 
-    pictures: list[Picture]
-    fits: list[Fit]
+    A picture that is shown at several resolutions stands there several times. Class pictures come behind the others.
+    """
+
+    pictures: Sequence[Picture]
+    fits: Sequence[Fit]
     buckets: Buckets
+    """The rule of the configuration's own resolution."""
     order: Order
     total_steps: int
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures, each once."""
+        return len({id(p) for p in self.pictures})
 
     def fingerprint(self) -> str:
         """A hash of what decides the order and the content of every step, as far as headers and captions tell."""
@@ -43,35 +55,70 @@ class Dataset:
 
 
 def bucket_rule(config: Config, base: Base) -> Buckets:
-    """The bucket rule with everything that was not given filled in from the base model."""
-    data = config.data
-    resolution = data.resolution or base.resolution_px
-    return Buckets(
-        resolution=resolution,
-        step=data.bucket_step_px or base.bucket_step_px,
-        minimum=data.bucket_min_px or resolution // 2,
-        maximum=data.bucket_max_px or resolution * 2,
-        enabled=data.buckets,
-        upscale=data.upscale,
-    )
+    """The bucket rule of the configuration's own resolution."""
+    return bucket_rules(config.data, base)[0]
 
 
-def assemble(config: Config, base: Base, pictures: list[Picture]) -> Dataset:
+def bucket_rules(data: Data, base: Base) -> list[Buckets]:
+    """A rule for each resolution, the first one first, with all that was not given filled in from the base model."""
+    return [
+        Buckets(
+            resolution=resolution,
+            step=data.bucket_step_px or base.bucket_step_px,
+            minimum=data.bucket_min_px or resolution // 2,
+            maximum=data.bucket_max_px or resolution * 2,
+            enabled=data.buckets,
+            upscale=data.upscale,
+        )
+        for resolution in dict.fromkeys([data.resolution or base.resolution_px, *more_resolutions(data)])
+    ]
+
+
+def more_resolutions(data: Data) -> list[int]:
+    """Raises UserError for one that is none."""
+    for text in data.more_resolutions:
+        if not (text.isascii() and text.isdigit() and 32 <= int(text[:9]) <= 4096):
+            said = f"{text!r} is no resolution."
+            raise wrong("data.more_resolutions", said, 'Give whole numbers of px from 32 to 4096, such as ["768"].')
+    return [int(text) for text in data.more_resolutions]
+
+
+def assemble(config: Config, base: Base, pictures: Sequence[Picture]) -> Dataset:
     """Sort the pictures into buckets and lay down their order."""
-    rule = bucket_rule(config, base)
-    sizes = rule.sizes()
-    by_size: dict[tuple[int, int], Fit] = {}
-    for p in pictures:
-        if (p.width, p.height) not in by_size:
-            by_size[p.width, p.height] = rule.fit(p.width, p.height, sizes)
-    fits = [by_size[p.width, p.height] for p in pictures]
-    numbers = {bucket: i for i, bucket in enumerate(sorted({f.bucket for f in fits}))}
+    entries, fits = list[Picture](), list[Fit]()
+    rules = {id(d): bucket_rules(d, base) for d in _settings(config, pictures)}
+    known: dict[tuple[Buckets, int, int], Fit] = {}
+    sizes = {rule: rule.sizes() for found in rules.values() for rule in found}
+    for p, rule in _shown(config, pictures, rules):
+        key = rule, p.width, p.height
+        if (fit := known.get(key)) is None:
+            fit = known[key] = rule.fit(p.width, p.height, sizes[rule])
+        entries.append(p)
+        fits.append(fit)
+    numbers = {bucket: i for i, bucket in enumerate(sorted({f.bucket for f in known.values()}))}
     order = Order(
-        items=repeated([p.repeats for p in pictures]),
-        buckets=tuple(numbers[f.bucket] for f in fits),
+        items=repeated([p.repeats for p in entries]),
+        buckets=array("I", (numbers[f.bucket] for f in fits)),
         batch_size=config.train.batch_size,
         micro_batches_per_step=config.train.accumulation * config.launch.num_processes,
         seed=config.train.seed,
     )
     steps = defaults.total_steps(config, len(pictures))
-    return Dataset(pictures, fits, rule, order, steps if steps is not None else order.steps(config.train.epochs or 1))
+    steps = steps if steps is not None else order.steps(config.train.epochs or 1)
+    return Dataset(entries, fits, bucket_rule(config, base), order, steps)
+
+
+def _shown(config: Config, pictures: Sequence[Picture], rules: dict[int, list[Buckets]]) -> Iterator[tuple[Picture, Buckets]]:
+    """Each picture with each of its rules: all at their first resolution, then at their next; class pictures last."""
+    for is_class in (False, True):
+        for turn in range(max(map(len, rules.values()))):
+            for p in pictures:
+                own = rules[id(p.settings(config.data))]
+                if p.is_class == is_class and turn < len(own):
+                    yield p, own[turn]
+
+
+def _settings(config: Config, pictures: Sequence[Picture]) -> list[Data]:
+    """The [data] of the configuration, and those of subsets."""
+    subsets = {p.subset for p in pictures if p.subset is not None}
+    return [config.data, *(s.data for s in subsets)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from limner.data.scan import MAX_PIXELS
+from limner.data.headers import MAX_PIXELS
 from limner.errors import wrong
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Image.open would start other programs for some formats
@@ -31,6 +31,22 @@ def decode(path: str | Path, least: tuple[int, int] | None = None) -> Image.Imag
     except _DAMAGE as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise wrong(str(path), f"does not open ({reason}).", "Replace or remove it, or set data.skip_broken = true.") from None
+
+
+def opacity(path: str | Path) -> Image.Image | None:
+    """How opaque the picture is, upright, as greys (255: wholly); None if it has no transparency. Raises as `decode`."""
+    try:
+        with Image.open(path, formats=_FORMATS) as opened:
+            if not has_transparency(opened):
+                return None
+            return _upright(opened).convert("RGBA").getchannel("A")
+    except _DAMAGE as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise wrong(str(path), f"does not open ({reason}).", "Replace or remove it, or set data.skip_broken = true.") from None
+
+
+def has_transparency(picture: Image.Image) -> bool:
+    return picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info
 
 
 _TURNS = {
@@ -56,7 +72,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16") or picture.mode == "I":
         # 16-bit greys: Pillow's own conversion clips at 255 instead of scaling
         return Image.fromarray((np.asarray(picture, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+    if has_transparency(picture):
         picture = picture.convert("RGBA")
         ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, picture).convert("RGB")

@@ -9,21 +9,42 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from limner.data import masks
 from limner.data.buckets import Fit
 from limner.data.decode import decode
+from limner.data.looks import PLAIN, Look, colour_matrix
 
 
-def load(path: str | Path, fit: Fit) -> Tensor:
-    """The picture as pixels (3, H, W) in [-1, 1], upright, resized (Lanczos) and cut from the centre.
+def load(path: str | Path, fit: Fit, look: Look = PLAIN) -> Tensor:
+    """The picture as pixels (3, H, W) in [-1, 1], upright, resized (Lanczos), cut, coloured and mirrored as `look` says.
 
     Raises UserError for a picture that does not open.
     """
     picture = decode(path, least=fit.resized)
     picture = picture.resize(_covering(picture, fit), Image.Resampling.LANCZOS)
-    left, top = Fit(fit.bucket, picture.size).crop
+    array = np.asarray(_cut(picture, fit, look), dtype=np.float32)
+    pixels = torch.from_numpy(array / 127.5 - 1.0).permute(2, 0, 1).contiguous()
+    return pixels if look.colour is None else _coloured(pixels, look.colour)
+
+
+def load_mask(mask: str, path: str, fit: Fit, look: Look = PLAIN) -> Tensor | None:
+    """The mask of the picture at `path` (1, H, W) in 0..1, brought along the same way; None where there is nothing to mask."""
+    picture = masks.opened(mask, path)
+    if picture is None:
+        return None
+    picture = picture.resize(_covering(picture, fit), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.asarray(_cut(picture, fit, look), dtype=np.float32) / 255.0)[None].contiguous()
+
+
+def _cut(picture: Image.Image, fit: Fit, look: Look) -> Image.Image:
+    left, top = look.cut(fit.bucket, picture.size)
     picture = picture.crop((left, top, left + fit.bucket[0], top + fit.bucket[1]))
-    array = np.asarray(picture, dtype=np.float32)
-    return torch.from_numpy(array / 127.5 - 1.0).permute(2, 0, 1).contiguous()
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if look.mirrored else picture
+
+
+def _coloured(pixels: Tensor, colour: tuple[float, float, float]) -> Tensor:
+    matrix = torch.tensor(colour_matrix(*colour), dtype=torch.float32)
+    return (torch.einsum("ij,jhw->ihw", matrix, pixels + 1) - 1).clamp(-1, 1)
 
 
 def _covering(picture: Image.Image, fit: Fit) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -10,7 +11,7 @@ from math import ceil
 from limner.randomness import permutation
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity: its tuples may be long
+@dataclass(frozen=True, eq=False)  # compared by identity: its sequences may be long
 class Order:
     """Micro-batches of a data set, epoch after epoch, without end.
 
@@ -19,8 +20,8 @@ class Order:
     into steps of `micro_batches_per_step` (accumulation x processes), across the ends of epochs.
     """
 
-    items: tuple[int, ...]
-    buckets: tuple[int, ...]
+    items: Sequence[int]
+    buckets: Sequence[int]
     batch_size: int
     micro_batches_per_step: int
     seed: int
@@ -40,6 +41,15 @@ class Order:
     def epoch_of(self, step: int) -> int:
         """Epochs completed before step `step` (from 0)."""
         return step * self.micro_batches_per_step // self.num_micro_batches
+
+    def epoch_at(self, step: int, position: int) -> int:
+        """The epoch (from 0) to which a place in a step's global batch belongs: a step may begin in one and end in the next."""
+        first = step * self.micro_batches_per_step
+        for number in range(first, first + self.micro_batches_per_step):
+            position -= len(self._micro_batch(number))
+            if position < 0:
+                return number // self.num_micro_batches
+        raise IndexError("no such place in the step")
 
     def epoch(self, epoch: int) -> list[tuple[int, ...]]:
         """The micro-batches of one epoch: pictures shuffled within their buckets, then the batches shuffled."""
@@ -68,6 +78,6 @@ def _cached_epoch(order: Order, epoch: int) -> list[tuple[int, ...]]:
     return order.epoch(epoch)
 
 
-def repeated(repeats: Sequence[int]) -> tuple[int, ...]:
+def repeated(repeats: Sequence[int]) -> array[int]:
     """Picture indices, each as often as it is shown in an epoch."""
-    return tuple(i for i, n in enumerate(repeats) for _ in range(n))
+    return array("I", (i for i, n in enumerate(repeats) for _ in range(n)))

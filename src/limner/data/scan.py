@@ -12,16 +12,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import imagesize
-
 from limner.config import Data
+from limner.data import metadata, subsets, tags
+from limner.data.headers import first_bytes, size_of
+from limner.data.metadata import Metadata
+from limner.data.remembered import MANY, Remembered
+from limner.data.subset import Subset
 from limner.errors import Finding, wrong
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-MAX_PIXELS = 64_000_000
 MAX_CAPTION_BYTES = 1 << 20
 _MANY_REPEATS = 200
 _KOHYA_FOLDER = re.compile(r"([0-9]{1,6})_(.*)", re.ASCII | re.DOTALL)
+_LINES = re.compile(r"[\r\n\u2028]+")
+
+MayFollow = Callable[[str], bool] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,18 @@ class Picture:
     width: int
     height: int
     caption: str
+    """As it is written; of several lines only with `data.wildcards`. What is shown is made of it by `data.tags`."""
     repeats: int
+    subset: Subset | None = None
+    """What holds for it in the place of the configuration's [data]; None: that does."""
+
+    def settings(self, data: Data) -> Data:
+        """Its own [data], given the configuration's."""
+        return data if self.subset is None else self.subset.data
+
+    @property
+    def is_class(self) -> bool:
+        return self.subset is not None and self.subset.is_class
 
 
 @dataclass
@@ -46,11 +62,31 @@ class Scan:
     """Links that were not followed; they are among the broken."""
 
 
-def scan(data: Data, may_follow: Callable[[str], bool] | None = None) -> Scan:
-    """Read the folder `data.path`. Raises UserError if there is no such folder.
+def scan(data: Data, may_follow: MayFollow = None) -> Scan:
+    """Read the folder `data.path`, or those of `data.subsets`. Raises UserError if there is no such folder.
 
     A link for which `may_follow(path)` is false is not followed, and named among the broken.
     """
+    out = Scan()
+    if data.subsets is None:
+        _Look(data, None, out, may_follow).look()
+    else:
+        parts, warnings = subsets.read(data.subsets, data)
+        out.warnings += warnings
+        for part in parts:
+            _Look(part.data, part, out, may_follow).look()
+    without = sum(not p.caption for p in out.pictures)
+    if without:
+        said = f"{without} of {len(out.pictures)} pictures have no caption; they are trained with an empty one."
+        out.warnings.append(
+            Finding("data.trigger", said, "Set data.trigger, or put a .txt file beside each picture.", "warning")
+        )
+    _check_trigger(data, out)
+    return out
+
+
+def root_of(data: Data) -> Path:
+    """The folder of pictures. Raises UserError if there is none."""
     root = data.path
     if root is None:
         raise wrong("data.path", "no folder of pictures is given.", 'Set it: path = "my-pictures" under [data].')
@@ -62,45 +98,108 @@ def scan(data: Data, may_follow: Callable[[str], bool] | None = None) -> Scan:
         raise wrong(
             "data.path", f"{str(root)!r} is not a path on this system.", "Give the folder that holds the pictures."
         ) from None
-    out, without, ignored = Scan(), 0, set()
-    for folder, names, files in _folders(root, out, may_follow):
-        # as in sd-scripts, only the folder itself and those directly in it are read for repeats
-        repeats, fallback = _kohya(folder.name, data) if folder == root or folder.parent == root else (data.repeats, None)
-        if repeats > _MANY_REPEATS and names:
-            said = f"{folder.name} asks for {repeats} repeats."
-            out.warnings.append(Finding("data.path", said, "Rename it if that number is no count of repeats.", "warning"))
-        if repeats == 0:
-            ignored.add(folder)
-            continue
+    return root
+
+
+class _Look:
+    """One look at one folder tree, or at the one folder of a subset, as sd-scripts takes them."""
+
+    def __init__(self, data: Data, subset: Subset | None, out: Scan, may_follow: MayFollow) -> None:
+        self.data, self.subset, self.out, self.may_follow = data, subset, out, may_follow
+        self.root = root_of(data)
+        self.metadata: Metadata | None = None if data.metadata is None else metadata.read(data.metadata)
+        self.sides: dict[int, int] = {}
+        """Equal numbers once: a large data set has few different sides."""
+
+    def look(self) -> None:
+        out, ignored = self.out, set()
+        for folder, names, files in _folders(self.root, out, self.may_follow, deep=self.subset is None):
+            # as in sd-scripts, only the folder itself and those directly in it are read for repeats
+            is_read = self.subset is None and (folder == self.root or folder.parent == self.root)
+            repeats, fallback = _kohya(folder.name, self.data) if is_read else (self.data.repeats, None)
+            if repeats > _MANY_REPEATS and names:
+                said = f"{folder.name} asks for {repeats} repeats."
+                remedy = "Rename it if that number is no count of repeats."
+                out.warnings.append(Finding("data.path", said, remedy, "warning"))
+            if repeats == 0:
+                ignored.add(folder)
+                continue
+            self._take(str(folder), names, files, repeats, fallback or self.data.trigger or "")
+        for folder in sorted(ignored):
+            said = f"{folder} asks for 0 repeats, so its pictures are left out."
+            out.warnings.append(Finding("data.path", said, "Rename it to 1_… to use them.", "warning"))
+        if self.metadata is not None:
+            self._check_metadata(self.metadata)
+
+    def _take(self, folder: str, names: list[str], files: set[str], repeats: int, fallback: str) -> None:
+        data, add, sides = self.data, self.out.pictures.append, self.sides
+        memory = Remembered(folder, data.caption_extensions, data.wildcards) if len(names) >= MANY else None
+        inside = os.path.join(folder, "")
         for name in names:
-            picture = _picture(folder, name, files, data, (repeats, fallback or data.trigger or ""), out)
-            if picture is not None:
-                out.pictures.append(picture)
-                without += not picture.caption
-    for folder in sorted(ignored):
-        said = f"{folder} asks for 0 repeats, so its pictures are left out."
-        out.warnings.append(Finding("data.path", said, "Rename it to 1_… to use them.", "warning"))
-    if without:
-        said = f"{without} of {len(out.pictures)} pictures have no caption; they are trained with an empty one."
-        out.warnings.append(
-            Finding("data.trigger", said, "Set data.trigger, or put a .txt file beside each picture.", "warning")
-        )
-    _check_trigger(data, out)
-    return out
+            path, beside = inside + name, _caption_file(inside, name, files, data.caption_extensions)
+            found = self._read(name, path, beside, memory)
+            if found is None:
+                continue
+            width, height, caption = found
+            if self.metadata is not None:
+                caption = self._told(self.metadata, path, caption)
+            caption = fallback if caption is None else caption
+            add(Picture(path, sides.setdefault(width, width), sides.setdefault(height, height), caption, repeats, self.subset))
+        if memory is not None:
+            memory.save()
+
+    def _read(self, name: str, path: str, beside: str, memory: Remembered | None) -> tuple[int, int, str | None] | None:
+        """(width, height, the caption file's text or None); None for what is broken, which is noted."""
+        try:
+            known = None if memory is None else memory.recall(name, path, beside)
+        except OSError:
+            known = None  # reading it will say why
+        if known is not None:
+            return known
+        fault, width, height = size_of(path)
+        place, caption = path, None
+        if not fault and beside:
+            place = beside
+            fault, caption = _text(beside, self.data.wildcards)
+        if fault:
+            remedy = "Replace" if place == path else "Mend"
+            remedy = f"{remedy} or remove it, or set data.skip_broken = true."
+            self.out.broken.append(Finding(place, fault, remedy))
+            return None
+        if memory is not None:
+            memory.keep(name, path, beside, (width, height, caption))
+        return width, height, caption
+
+    def _told(self, told: Metadata, path: str, beside: str | None) -> str | None:
+        caption = told.caption_of(path, self.root)
+        return beside if caption is None else clean_caption(caption, self.data.wildcards)
+
+    def _check_metadata(self, told: Metadata) -> None:
+        count = len(told.captions) - len(told.used)
+        if not told.used:
+            said = f"{told.path} names no picture of {self.root}."
+            raise wrong("data.metadata", said, "Paths in it are taken from data.path, or from its own folder.")
+        if count:
+            said = f"{count} of the {len(told.captions)} entries of {told.path} name no picture of {self.root}."
+            self.out.warnings.append(Finding("data.metadata", said, "Check their names.", "warning"))
 
 
 def _check_trigger(data: Data, out: Scan) -> None:
-    if data.trigger is None or not out.pictures:
+    own = [p for p in out.pictures if not p.is_class]
+    if data.trigger is None or not own:
         return
-    lacking = sum(data.trigger.lower() not in p.caption.lower() for p in out.pictures)
+    trigger = data.trigger.lower()
+    lacking = sum(
+        trigger not in p.caption.lower() and trigger not in tags.plain(p.caption, p.settings(data)).lower() for p in own
+    )
     if lacking:
-        said = f"the trigger {data.trigger!r} is missing in {lacking} of {len(out.pictures)} captions."
+        said = f"the trigger {data.trigger!r} is missing in {lacking} of {len(own)} captions."
         out.warnings.append(
             Finding("data.trigger", said, "Pictures are called up only by words of their captions; add it there.", "warning")
         )
 
 
-def _folders(root: Path, out: Scan, may_follow: Callable[[str], bool] | None) -> Iterator[tuple[Path, list[str], set[str]]]:
+def _folders(root: Path, out: Scan, may_follow: MayFollow, *, deep: bool) -> Iterator[tuple[Path, list[str], set[str]]]:
     """(folder, its picture names sorted, all its file names), depth first in sorted order; each real folder once."""
     pending, seen = [root], set()
     while pending:
@@ -120,9 +219,9 @@ def _folders(root: Path, out: Scan, may_follow: Callable[[str], bool] | None) ->
             out.broken += [Finding(str(folder / n), said, "Put the file itself there.") for n in sorted(barred)]
             out.num_barred += len(barred)
             entries = [e for e in entries if e.name not in barred]
-        files = {e.name for e in entries if _is_file(e)}
-        pending += [Path(e.path) for e in reversed(entries) if _is_folder(e)]
-        yield folder, [n for n in sorted(files) if os.path.splitext(n)[1].lower() in EXTENSIONS], files
+        files = [e.name for e in entries if _is_file(e)]
+        pending += [Path(e.path) for e in reversed(entries) if deep and _is_folder(e)]
+        yield folder, [n for n in files if n[n.rfind(".") :].lower() in EXTENSIONS], set(files)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -146,69 +245,37 @@ def _kohya(name: str, data: Data) -> tuple[int, str | None]:
     return min(int(match[1]), 100_000), match[2].strip() or None
 
 
-def _picture(folder: Path, name: str, files: set[str], data: Data, defaults: tuple[int, str], out: Scan) -> Picture | None:
-    path = str(folder / name)
-    fault, width, height = _size(path)
-    if fault:
-        out.broken.append(Finding(path, fault, "Replace or remove it, or set data.skip_broken = true."))
-        return None
-    caption, problem = _caption(folder, name, files, data.caption_extensions)
-    if problem:
-        out.broken.append(Finding(problem[0], problem[1], "Mend or remove it, or set data.skip_broken = true."))
-        return None
-    return Picture(path, width, height, defaults[1] if caption is None else caption, defaults[0])
-
-
-def _size(path: str) -> tuple[str, int, int]:
-    """(what is wrong or "", width, height) from the header; EXIF turns of JPEGs are applied."""
-    try:
-        with Path(path).open("rb") as file:
-            start = file.read(12)
-            if not start:
-                return "is empty (0 bytes).", 0, 0
-            width, height = imagesize.get(file) if _is_picture(start) else (-1, -1)
-    except (OSError, ValueError, TypeError, ArithmeticError, LookupError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "its header is damaged"
-        return f"cannot be read as a picture ({reason}).", 0, 0
-    width, height = int(width), int(height)
-    if width <= 0 or height <= 0:
-        return "is not a picture that Limner can open (PNG, JPEG, WebP or BMP).", 0, 0
-    if width * height > MAX_PIXELS:
-        return f"is {width} x {height}, more than {MAX_PIXELS // 1_000_000} million pixels.", 0, 0
-    if min(width, height) < 8:
-        return f"is {width} x {height}, too small to learn from.", 0, 0
-    if max(width, height) > 12 * min(width, height):
-        return f"is {width} x {height}, too long and narrow.", 0, 0
-    return "", width, height
-
-
-def _is_picture(start: bytes) -> bool:
-    """Whether a file's first 12 bytes are those of a PNG, JPEG, BMP or WebP, whatever its name says."""
-    return start.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")
-
-
-def _caption(
-    folder: Path, name: str, files: set[str], extensions: tuple[str, ...]
-) -> tuple[str | None, tuple[str, str] | None]:
-    """(caption or None if there is none, (file, what is wrong) or None)."""
-    stem = os.path.splitext(name)[0]
+def _caption_file(folder: str, name: str, files: set[str], extensions: tuple[str, ...]) -> str:
+    """The path of a picture's caption file, "" if there is none. `folder` ends with its separator."""
+    stem = name[: name.rindex(".")]
     for extension in extensions:
-        if stem + extension not in files:
-            continue
-        path = folder / (stem + extension)
-        try:
-            if path.stat().st_size > MAX_CAPTION_BYTES:
-                return None, (str(path), "is too large for a caption (over 1 MiB).")
-            text = path.read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError:
-            return None, (str(path), "is not UTF-8 text; save it as UTF-8.")
-        except OSError as error:
-            return None, (str(path), f"cannot be read ({error.strerror}).")
-        return clean_caption(text), None
-    return None, None
+        if stem + extension in files:
+            return folder + stem + extension
+    return ""
 
 
-def clean_caption(text: str) -> str:
-    """The first line that says something (kohya's rule), without control characters."""
-    line = next((part for part in re.split(r"[\r\n\u2028]+", text) if part.strip()), "")
+def _text(path: str, lines: bool) -> tuple[str, str | None]:
+    """(what is wrong or "", the caption in a file)."""
+    try:
+        content = first_bytes(path, MAX_CAPTION_BYTES + 1)
+        if len(content) > MAX_CAPTION_BYTES:
+            return "is too large for a caption (over 1 MiB).", None
+        return "", clean_caption(content.decode("utf-8-sig"), lines)
+    except UnicodeDecodeError:
+        return "is not UTF-8 text; save it as UTF-8.", None
+    except OSError as error:
+        return f"cannot be read ({error.strerror}).", None
+
+
+def clean_caption(text: str, lines: bool = False) -> str:
+    """The first line that says something (kohya's rule), without control characters; with `lines` all that do."""
+    if text.isprintable():  # as nearly all are
+        return text.strip()
+    said = [_clean_line(line) for line in _LINES.split(text) if line.strip()]
+    return "\n".join(said if lines else said[:1])
+
+
+def _clean_line(line: str) -> str:
+    if line.isprintable():
+        return line.strip()
     return "".join(" " if c == "\t" else c for c in line if c == "\t" or unicodedata.category(c) not in ("Cc", "Cs")).strip()

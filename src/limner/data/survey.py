@@ -118,12 +118,16 @@ def tag_counts(rows: list[Row]) -> list[tuple[str, int]]:
 def survey(config: Config, base: Base, may_follow: Callable[[str], bool] | None = None) -> Survey:
     """Look at the folder `config.data.path`. Raises UserError if there is none."""
     found = scan(config.data, may_follow)
-    assert config.data.path is not None
+    folder = config.data.path
+    if config.data.subsets is not None:
+        folder = Path(os.path.commonpath([os.path.dirname(p.path) for p in found.pictures] or [config.data.subsets.parent]))
+    assert folder is not None
     dataset = assemble(config, base, found.pictures)
     trigger = (config.data.trigger or "").casefold()
     tokens = _TOKENS * config.model.text_chunks
-    rows = [_row(config.data.path, p, f, trigger, tokens) for p, f in zip(found.pictures, dataset.fits, strict=True)]
-    return Survey(config.data.path, rows, found, dataset.buckets)
+    fits = {id(p): f for p, f in zip(reversed(dataset.pictures), reversed(dataset.fits), strict=True)}  # the first of each
+    rows = [_row(folder, p, fits[id(p)], trigger, tokens) for p in found.pictures]
+    return Survey(folder, rows, found, dataset.buckets)
 
 
 def _row(folder: Path, picture: Picture, fit: Fit, trigger: str, tokens: int) -> Row:

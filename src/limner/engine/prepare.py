@@ -15,7 +15,7 @@ from limner.adapters import adapter as adapters
 from limner.adapters.embedding import remarks
 from limner.config import Config, defaults
 from limner.config.prompts import Prompt, all_prompts
-from limner.data import scan
+from limner.data import scan, tags
 from limner.data.cache import Cache
 from limner.data.dataset import Dataset, assemble
 from limner.data.decode import decode
@@ -53,7 +53,9 @@ def find_base(config: Config) -> Base:
         base = replace(base, has_zero_snr=True)
     if KNOWN[base.family].skips_layers:
         base = replace(base, clip_skip=section.clip_skip or 1)
-    return base if base.prediction == "flow" else replace(base, text_chunks=section.text_chunks)
+    if base.prediction == "flow":
+        return base
+    return replace(base, text_chunks=section.text_chunks, weighted_captions=config.data.weighted_captions)
 
 
 def keep_of(config: Config) -> Keep:
@@ -156,7 +158,7 @@ def _warn_of_words(config: Config, dataset: Dataset, family: Family, journal: Jo
     """What only a tokenizer can tell of captions and of the word to be learnt, which takes its places in them."""
     for said in remarks(family, config.embedding) if config.embedding.token is not None else ():
         journal.event("warning", message=said)
-    too_long = [p for p in dataset.pictures if family.is_too_long(p.caption)]
+    too_long = [p for p in dataset.pictures if family.is_too_long(tags.plain(p.caption, p.settings(config.data)))]
     if too_long:
         said = f"{len(too_long)} captions are too long and cut off, the first is that of {Path(too_long[0].path).name}"
         journal.event("warning", message=said)
@@ -214,7 +216,7 @@ def plan(dataset: Dataset, base: Base, rate: float, runtime: Runtime) -> dict[st
         "prediction": base.prediction,
         "resolution": dataset.buckets.resolution,
         "buckets": {f"{w}x{h}": n for (w, h), n in sorted(dataset.bucket_counts().items())},
-        "num_pictures": len(dataset.pictures),
+        "num_pictures": dataset.num_pictures,
         "num_batches_per_epoch": dataset.order.num_micro_batches,
         "total_steps": dataset.total_steps,
         "lr": rate,
@@ -231,7 +233,8 @@ def metadata_facts(
 ) -> dict[str, Any]:
     """What the files' metadata tell beside the config."""
     folders: dict[str, dict[str, int]] = {}
-    for picture in dataset.pictures:
+    pictures = list({p.path: p for p in dataset.pictures}.values())  # one may be shown at several resolutions
+    for picture in pictures:
         entry = folders.setdefault(Path(picture.path).parent.name, {"n_repeats": picture.repeats, "img_count": 0})
         entry["img_count"] += 1
     base = family.base
@@ -254,7 +257,7 @@ def metadata_facts(
         "resolution": dataset.buckets.resolution,
         "bucket_info": dataset.bucket_info(),
         "dataset_dirs": folders,
-        "tag_frequency": tag_frequency([(Path(p.path).parent.name, p.caption) for p in dataset.pictures]),
+        "tag_frequency": tag_frequency([(Path(p.path).parent.name, p.caption) for p in pictures]),
         "num_shown_per_epoch": len(dataset.order.items),
         "num_batches_per_epoch": dataset.order.num_micro_batches,
         "num_epochs": -(-dataset.total_steps * dataset.order.micro_batches_per_step // dataset.order.num_micro_batches),

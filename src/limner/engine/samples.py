@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from limner.config import Config
-from limner.data import images
+from limner.data import images, looks, masks, tags
 from limner.data.cache import Cache, Entry, key_of
 from limner.data.dataset import Dataset
 from limner.diffusion.draws import posterior_sample
@@ -34,6 +36,7 @@ class Batch:
     class_cond: Conditioning | None
     """The same pictures under class words, for output preservation."""
     captions: list[str]
+    """As they are shown this time."""
     positions: list[int]
     mask: Tensor | None = None
     """(B, 1, h, w) at the latents' size, from 0 to 1: how much each place counts."""
@@ -46,7 +49,9 @@ class Samples:
     """Makes micro-batches of a data set.
 
     What is encoded is a variant of a picture: variant `i` is picture `i` as it is, variant `i + len(pictures)` is the same cut
-    mirrored left to right. Its latents are not the mirrored latents, so it is encoded, and cached, for itself.
+    mirrored left to right. Its latents are not the mirrored latents, so it is encoded, and cached, for itself. Where
+    pictures are cut or coloured otherwise each time, `i + 2 * k * len(pictures)` is version k of picture `i` (see `data.looks`),
+    and so on: a few are cached; where nothing is cached, k is any number.
     """
 
     config: Config
@@ -58,8 +63,11 @@ class Samples:
     def __post_init__(self) -> None:
         memory = self.config.memory
         self.trains_text = self.config.trains_text
-        self.caches_text = memory.cache_text and not self.trains_text
-        pictures, fits = self.dataset.pictures, self.dataset.fits
+        self._settings = [p.settings(self.config.data) for p in self.dataset.pictures]
+        kinds = {id(d): d for d in (self.config.data, *self._settings)}.values()
+        self._drops_captions = any(tags.drops(d) for d in kinds)
+        self.caches_text = memory.cache_text and not self.trains_text and not any(tags.varies(d) for d in kinds)
+        self._masks = masks.find(self.config.data, self.dataset.pictures)
         self._vae = [self.cache.content_hash(f) for f in self.family.part_files("vae")] if memory.cache_latents else []
         self._vae += [memory.vae_dtype] if memory.vae_dtype != "fp32" else []
         self._vae += ["tiles"] if memory.vae_tiling else []
@@ -67,11 +75,8 @@ class Samples:
         base = self.family.base
         self._text += [f"layer {base.clip_skip}"] if base.clip_skip > 1 else []
         self._text += [f"chunks {base.text_chunks}"] if base.text_chunks > 1 else []
-        self._latent_keys = [
-            key_of("latents", self.cache.content_hash(p.path), f.bucket, f.resized, self._vae, *variant)
-            for variant in ([(), ("mirrored",)] if self.config.data.flip else [()])
-            for p, f in zip(pictures if memory.cache_latents else [], fits, strict=False)
-        ]
+        self._text += ["weights"] if base.weighted_captions else []
+        self._latent_keys = {v: self._latent_key(v) for v in self._all_variants()} if memory.cache_latents else {}
         self._text_keys = {c: self._text_key(c) for c in self._all_captions()} if self.caches_text else {}
 
     def fingerprint(self) -> str:
@@ -81,9 +86,37 @@ class Samples:
     def _text_key(self, caption: str) -> str:
         return key_of("text", caption, self._text, self.runtime.precision)
 
+    def _all_variants(self) -> list[int]:
+        """Every variant that may be shown from the cache, all pictures as they are first."""
+        count = len(self._settings)
+        most = max((d.variants for d in self._settings if looks.has_versions(d)), default=1)
+        return [
+            i + (2 * version + mirrored) * count
+            for version in range(most)
+            for mirrored in (0, 1)
+            for i, data in enumerate(self._settings)
+            if mirrored <= data.flip and version < (data.variants if looks.has_versions(data) else 1)
+        ]
+
+    def _latent_key(self, variant: int) -> str:
+        index, look = self._look(variant)
+        picture, fit, mask = self.dataset.pictures[index], self.dataset.fits[index], self._masks[index]
+        facts: list[Any] = ["mirrored"] if look.mirrored else []
+        facts += [["cut", *cut]] if (cut := look.cut(fit.bucket, fit.resized)) != fit.crop else []
+        facts += [["colour", *look.colour]] if look.colour else []
+        facts += [["mask", self.cache.content_hash(mask)]] if mask else []
+        return key_of("latents", self.cache.content_hash(picture.path), fit.bucket, fit.resized, self._vae, *facts)
+
+    def _look(self, variant: int) -> tuple[int, looks.Look]:
+        """(which picture, how it looks)."""
+        which, index = divmod(variant, len(self.dataset.pictures))
+        version, mirrored = divmod(which, 2)
+        return index, looks.look(self._settings[index], self.dataset.pictures[index].path, version, bool(mirrored))
+
     def _all_captions(self) -> list[str]:
         words = self.config.data.class_words if self.config.objective.preserve != "off" else ()
-        own = [p.caption for p in self.dataset.pictures]
+        own = [tags.plain(p.caption, d) for p, d in zip(self.dataset.pictures, self._settings, strict=True)]
+        own += [""] if self._drops_captions else []
         return list(dict.fromkeys([*own, *(self._class_caption(c, w) for c in own for w in words)]))
 
     def _class_caption(self, caption: str, word: str) -> str:
@@ -99,17 +132,17 @@ class Samples:
 
     def fill_texts(self, progress: Progress) -> int:
         """As `fill_latents`, for captions. The text encoder must be loaded."""
-        return self._fill(list(self._text_keys.values()), self._encode_texts, progress)
+        return self._fill(dict(enumerate(self._text_keys.values())), self._encode_texts, progress)
 
     def missing(self) -> tuple[int, int]:
         """How many latents and captions have no entry yet."""
-        return len(self.cache.missing(self._latent_keys)), len(self.cache.missing(self._text_keys.values()))
+        return len(self.cache.missing(self._latent_keys.values())), len(self.cache.missing(self._text_keys.values()))
 
-    def _fill(self, keys: list[str], encode: Callable[[list[int]], dict[str, Entry]], progress: Progress) -> int:
-        first = {}
-        for i, key in enumerate(keys):
-            first.setdefault(key, i)
-        wanted = [first[k] for k in self.cache.missing(keys)]
+    def _fill(self, keys: dict[int, str], encode: Callable[[list[int]], dict[str, Entry]], progress: Progress) -> int:
+        first: dict[str, int] = {}
+        for number, key in keys.items():
+            first.setdefault(key, number)
+        wanted = [first[k] for k in self.cache.missing(first)]
         self.runtime.barrier()  # nobody writes before everybody has looked: the shares must add up
         mine = wanted[self.runtime.rank :: self.runtime.world]
         size = 16
@@ -129,15 +162,18 @@ class Samples:
     @torch.no_grad()
     def _encode_picture(self, variant: int) -> Entry:
         # one at a time: the result does not depend on which pictures happen to share a batch
-        mirrored, index = divmod(variant, len(self.dataset.pictures))
-        pixels = images.load(self.dataset.pictures[index].path, self.dataset.fits[index])
-        if mirrored:
-            pixels = pixels.flip(-1)
+        index, look = self._look(variant)
+        path, fit, mask = self.dataset.pictures[index].path, self.dataset.fits[index], self._masks[index]
+        pixels = images.load(path, fit, look)
         mean, deviation = self.family.encode_pixels(pixels[None].to(self.runtime.device))
         if not (mean.isfinite().all() and deviation.isfinite().all()):
-            said = f"the VAE makes no numbers of {self.dataset.pictures[index].path} in this precision."
+            said = f"the VAE makes no numbers of {path} in this precision."
             raise wrong("memory.vae_dtype", said, 'Use "bf16" or "fp32".')
-        return {"mean": mean[0].cpu(), "deviation": deviation[0].cpu()}
+        entry = {"mean": mean[0].cpu(), "deviation": deviation[0].cpu()}
+        counted = images.load_mask(mask, path, fit, look) if mask else None
+        if counted is not None:
+            entry["mask"] = F.adaptive_avg_pool2d(counted, (mean.shape[-2], mean.shape[-1]))
+        return entry
 
     @torch.no_grad()
     def _encode_caption(self, caption: str) -> Entry:
@@ -149,8 +185,8 @@ class Samples:
     def batch(self, indices: Sequence[int], step: int, first_position: int) -> Batch:
         """The micro-batch of these pictures in a step."""
         device, seed, words = self.runtime.device, self.config.train.seed, self.config.data.class_words
-        captions = [self.dataset.pictures[i].caption for i in indices]
         positions = list(range(first_position, first_position + len(indices)))
+        captions = [self._caption(i, step, p) for i, p in zip(indices, positions, strict=True)]
         variants = [self._variant(i, step, p) for i, p in zip(indices, positions, strict=True)]
         latents = [self._latents(v) for v in variants]
         told = self._told(variants)
@@ -167,11 +203,35 @@ class Samples:
             class_cond,
             captions,
             positions,
+            self._mask(indices, latents),
         )
 
+    def _caption(self, index: int, step: int, position: int) -> str:
+        """The caption of picture `index` as it is shown at a place of a step's global batch."""
+        data, caption = self._settings[index], self.dataset.pictures[index].caption
+        if not tags.varies(data) and not tags.drops(data):
+            return tags.plain(caption, data)
+        epoch = self.dataset.order.epoch_at(step, position) if data.caption_dropout_epochs else 0
+        draw = tags.draw_for(self.config.train.seed, step, position)
+        return tags.shown(caption, data, draw, epoch=epoch, step=step)
+
     def _variant(self, index: int, step: int, position: int) -> int:
-        mirrored = self.config.data.flip and mix(self.config.train.seed, "flip", step, position) % 2
-        return index + len(self.dataset.pictures) if mirrored else index
+        seed, data = self.config.train.seed, self._settings[index]
+        which = mix(seed, "flip", step, position) % 2 if data.flip else 0
+        if looks.has_versions(data):
+            drawn = mix(seed, "look", step, position)
+            which += 2 * (drawn % data.variants if self._latent_keys else drawn)
+        return index + which * len(self.dataset.pictures)
+
+    def _mask(self, indices: Sequence[int], latents: Sequence[Entry]) -> Tensor | None:
+        """How much each place counts, (B, 1, h, w); None where nothing is masked in the whole data set."""
+        if not any(self._masks):
+            return None
+        rows = []
+        for index, entry in zip(indices, latents, strict=True):
+            floor, mask = self._settings[index].mask_floor, entry.get("mask")
+            rows.append(torch.ones(1, *entry["mean"].shape[-2:]) if mask is None else floor + (1 - floor) * mask.float())
+        return torch.stack(rows).to(self.runtime.device, non_blocking=True)
 
     def _told(self, variants: Sequence[int]) -> Conditioning:
         given, device = self.config.objective.guidance, self.runtime.device
@@ -181,10 +241,10 @@ class Samples:
         }
 
     def _geometry(self, variant: int) -> tuple[int, ...]:
-        mirrored, index = divmod(variant, len(self.dataset.pictures))
+        index, look = self._look(variant)
         picture, fit = self.dataset.pictures[index], self.dataset.fits[index]
-        (left, top), (width, height) = fit.crop, fit.bucket
-        if mirrored:
+        (left, top), (width, height) = look.cut(fit.bucket, fit.resized), fit.bucket
+        if look.mirrored:
             left = fit.resized[0] - width - left
         return picture.height, picture.width, top, left, height, width
 

@@ -62,6 +62,8 @@ class Base:
     set."""
     text_chunks: int = 1
     """How many chunks of 75 tokens a caption is read in."""
+    weighted_captions: bool = False
+    """Whether captions are read as prompts are, (word:1.2) as a weight."""
     t5_tokenizer: Path | None = None
     """The folder of T5's tokenizer; None if there is no T5, or no tokenizer on this machine yet."""
 

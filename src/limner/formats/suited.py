@@ -39,6 +39,8 @@ def _unsuited_to_a_flow(config: Config, base: Base, title: str) -> Iterator[Find
     if config.model.text_chunks > 1:
         said = f"has no effect: how much {title} reads of a caption is settled."
         yield Finding("model.text_chunks", said, "Remove it.", "warning")
+    if config.data.weighted_captions:
+        yield Finding("data.weighted_captions", f"{title} reads no weights in captions.", "Set it to false.")
     if sample.solver not in (None, "euler"):
         yield Finding("sample.solver", f"{sample.solver} cannot paint with {title}.", 'Set "euler", or remove it.')
     if isinstance(adapter, Lora):

@@ -98,7 +98,7 @@ class Family(Protocol):
         ...
 
     def encode_captions(self, captions: Sequence[str]) -> Conditioning:
-        """Plain text, in as many chunks as the base says; what does not fit is cut off."""
+        """Plain text, or with weights if the base says so, in as many chunks as it says; what does not fit is cut off."""
         ...
 
     def encode_prompt(self, prompt: str, negative: str) -> tuple[Conditioning, Conditioning]:

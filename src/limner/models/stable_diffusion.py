@@ -42,7 +42,7 @@ class StableDiffusion(Parts):
                 raise wrong("model.clip_skip", said, f"Use at most {layers}.")
 
     def encode_captions(self, captions: Sequence[str]) -> Conditioning:
-        return self._conditioning([[(caption, 1.0)] for caption in captions], self.base.text_chunks)
+        return self._conditioning([self._pieces(caption) for caption in captions], self.base.text_chunks)
 
     def encode_prompt(self, prompt: str, negative: str) -> tuple[Conditioning, Conditioning]:
         first, second = emphasis.parse(prompt), emphasis.parse(negative)
@@ -50,7 +50,10 @@ class StableDiffusion(Parts):
         return self._conditioning([first], count), self._conditioning([second], count)
 
     def is_too_long(self, caption: str) -> bool:
-        return self._chunks_needed([(caption, 1.0)]) > self.base.text_chunks
+        return self._chunks_needed(self._pieces(caption)) > self.base.text_chunks
+
+    def _pieces(self, caption: str) -> Pieces:
+        return emphasis.parse(caption) if self.base.weighted_captions else [(caption, 1.0)]
 
     def _chunks_needed(self, pieces: Pieces) -> int:
         return max(-(-len(self._tokens(text, pieces)) // room(self.tokenizers[text.name])) for text in self.text_parts)

@@ -134,8 +134,8 @@ def _data(values: dict[str, str], context: Context) -> Data:
 
 
 def _name(path: str, data: Data) -> str:
-    assert data.path is not None
-    return os.path.relpath(path, data.path) if Path(path).is_relative_to(data.path) else path
+    inside = data.path is not None and Path(path).is_relative_to(data.path)
+    return os.path.relpath(path, data.path) if inside else path
 
 
 def _picture(text: str, context: Context) -> Path:
