@@ -29,8 +29,14 @@ class Dataset:
         facts = [(p.path, p.caption, p.repeats, f.bucket) for p, f in zip(self.pictures, self.fits, strict=True)]
         return hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass")).hexdigest()
 
+    @property
+    def num_epochs(self) -> int:
+        """Epochs that are begun in all the steps."""
+        whole = self.order.epoch_of(self.total_steps)
+        return whole if self.order.steps(whole) == self.total_steps else whole + 1
+
     def bucket_counts(self) -> Counter[tuple[int, int]]:
-        """Pictures shown per epoch in each bucket (width, height)."""
+        """Pictures times repeats in each bucket (width, height)."""
         counts: Counter[tuple[int, int]] = Counter()
         for picture, fit in zip(self.pictures, self.fits, strict=True):
             counts[fit.bucket] += picture.repeats
@@ -57,7 +63,7 @@ def bucket_rule(config: Config, base: Base) -> Buckets:
 
 
 def assemble(config: Config, base: Base, pictures: list[Picture]) -> Dataset:
-    """Sort the pictures into buckets and lay down their order."""
+    """Sort the pictures into buckets and lay down their order. Class pictures come behind the others."""
     rule = bucket_rule(config, base)
     sizes = rule.sizes()
     by_size: dict[tuple[int, int], Fit] = {}
@@ -66,12 +72,14 @@ def assemble(config: Config, base: Base, pictures: list[Picture]) -> Dataset:
             by_size[p.width, p.height] = rule.fit(p.width, p.height, sizes)
     fits = [by_size[p.width, p.height] for p in pictures]
     numbers = {bucket: i for i, bucket in enumerate(sorted({f.bucket for f in fits}))}
+    num_own = sum(not p.is_class for p in pictures)
     order = Order(
-        items=repeated([p.repeats for p in pictures]),
+        items=repeated([p.repeats for p in pictures[:num_own]]),
         buckets=tuple(numbers[f.bucket] for f in fits),
         batch_size=config.train.batch_size,
         micro_batches_per_step=config.train.accumulation * config.launch.num_processes,
         seed=config.train.seed,
+        class_items=repeated([p.repeats for p in pictures[num_own:]], num_own),
     )
-    steps = defaults.total_steps(config, len(pictures))
+    steps = defaults.total_steps(config, 2 * num_own if num_own < len(pictures) else num_own)
     return Dataset(pictures, fits, rule, order, steps if steps is not None else order.steps(config.train.epochs or 1))

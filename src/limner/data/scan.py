@@ -33,6 +33,8 @@ class Picture:
     height: int
     caption: str
     repeats: int
+    is_class: bool = False
+    """A class picture: as many are shown as of the others, and they count `objective.prior_weight`."""
 
 
 @dataclass

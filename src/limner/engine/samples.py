@@ -35,6 +35,8 @@ class Batch:
     """The same pictures under class words, for output preservation."""
     captions: list[str]
     positions: list[int]
+    weight: Tensor | None = None
+    """How much each picture counts, shape (B,); None: all alike."""
 
 
 @dataclass
@@ -163,7 +165,15 @@ class Samples:
             class_cond,
             captions,
             positions,
+            self._weight(indices),
         )
+
+    def _weight(self, indices: Sequence[int]) -> Tensor | None:
+        prior = self.config.objective.prior_weight
+        if prior == 1 or not self.dataset.order.class_items:
+            return None
+        weights = [prior if self.dataset.pictures[i].is_class else 1.0 for i in indices]
+        return torch.tensor(weights).to(self.runtime.device, non_blocking=True)
 
     def _variant(self, index: int, step: int, position: int) -> int:
         mirrored = self.config.data.flip and mix(self.config.train.seed, "flip", step, position) % 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from limner.config.prompts import Prompt
 from limner.data.dataset import Dataset
 from limner.diffusion.draws import noise_like
 from limner.diffusion.loss import per_sample_loss, snr_weight
-from limner.engine import checkpoint, paint
+from limner.engine import checkpoint, paint, validation
 from limner.engine.journal import Journal, diverged
 from limner.engine.optim import Average, make_optimizer, schedule_factor, set_learning_rates
 from limner.engine.runtime import Runtime
@@ -45,6 +46,8 @@ class Training:
     prompts: list[Prompt]
     encoded_prompts: list[tuple[Conditioning, Conditioning]]
     stop_requested: Callable[[], bool]
+    validation: Samples | None = None
+    """The held-out pictures."""
     written: list[str] = field(default_factory=list)
     """Checkpoints written on the way, oldest first."""
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -77,6 +80,8 @@ def train(job: Training, first_step: int) -> bool:
     config, runtime, journal, total = job.config, job.runtime, job.journal, job.dataset.total_steps
     step = first_step
     journal.say(status="running", phase="training", progress=(step, total), step=step, steps=total)
+    if runtime.any(is_validation_due(job, step) and not has_validation(job, step)):
+        validate(job, step)
     if is_sample_due(job, step) and not has_samples(job, step):
         sample(job, step)
     while step < total:
@@ -103,6 +108,8 @@ def train(job: Training, first_step: int) -> bool:
             save_weights(job, step)
         if stop or stop_now or step == total or step % config.output.state_every_steps == 0 or is_checkpoint_due(job, step):
             save_state(job, step)
+        if not stop_now and is_validation_due(job, step):
+            validate(job, step)
         if paints or (not stop_now and is_sample_due(job, step)):
             sample(job, step)
         if stop or stop_now:
@@ -142,6 +149,8 @@ def batch_loss(job: Training, batch: Batch, step: int) -> Tensor:
         process, t, process.prediction, job.config.objective.snr_gamma if job.config.objective.weighting == "min_snr" else "off"
     )
     loss = per_sample_loss(pred, process.target(x0, noise, t)) * weight
+    if batch.weight is not None:
+        loss = loss * batch.weight
     weight_of_base = job.config.objective.preserve
     if weight_of_base != "off" and batch.class_cond is not None:
         loss = loss + weight_of_base * preservation_loss(job, noisy, t, batch.class_cond)
@@ -182,6 +191,19 @@ def is_sample_due(job: Training, step: int) -> bool:
     if step == 0:
         return section.at_start
     return step == job.dataset.total_steps or is_due(job, step, section.every_steps, section.every_epochs)
+
+
+def is_validation_due(job: Training, step: int) -> bool:
+    section = job.config.validation
+    if job.validation is None or step in (0, job.dataset.total_steps):
+        return job.validation is not None
+    is_given = section.every_steps is not None or section.every_epochs is not None
+    return is_due(job, step, section.every_steps, section.every_epochs if is_given else 1)
+
+
+def has_validation(job: Training, step: int) -> bool:
+    """Whether this step's validation loss was noted, before the run was stopped or killed there."""
+    return any(e.get("event") == "validation" and e.get("step") == step for e in job.run.history())
 
 
 def has_samples(job: Training, step: int) -> bool:
@@ -241,6 +263,19 @@ def refuse_non_finite(job: Training, step: int) -> None:
     """Never write a weight that is no number."""
     if not all(bool(torch.isfinite(p).all()) for p in job.params):
         raise diverged(step, {g["name"]: g["lr"] for g in job.optimizer.param_groups})
+
+
+def validate(job: Training, step: int) -> None:
+    """Measure the loss on the held-out pictures with the weights that a checkpoint of this step would hold."""
+    job.journal.flush()
+    job.journal.say(phase="validating", step=step)
+    averaged = with_average(job)
+    loss = validation.measure(job)
+    if averaged:
+        with_average(job)
+    if math.isfinite(loss):
+        job.journal.event("validation", step=step, loss=loss)
+    job.journal.say(phase="training", progress=(step, job.dataset.total_steps))
 
 
 def sample(job: Training, step: int) -> None:
