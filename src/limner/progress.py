@@ -39,8 +39,9 @@ def say_plan(config: Config, records: Records) -> None:
     counts = records.dataset.bucket_counts()
     buckets = f"{len(counts)} bucket{'s' * (len(counts) != 1)}"
     what = "the whole model" if config.adapter.trains_base else config.adapter.kind
-    pictures = len(records.dataset.pictures)
-    print(f"{records.base.family} · {what} · {pictures} pictures in {buckets} at {records.dataset.buckets.resolution} px"
+    classes = len(records.classes) + len(records.to_paint)
+    pictures = f"{len(records.dataset.pictures) - classes} pictures{f' and {classes} class pictures' if classes else ''}"
+    print(f"{records.base.family} · {what} · {pictures} in {buckets} at {records.dataset.buckets.resolution} px"
           f" · {records.dataset.total_steps} steps of {config.train.batch_size * config.train.accumulation}")  # fmt: skip
     if (weighed := records.footprint) is not None:
         text, vae, denoiser, trained = (
@@ -94,6 +95,8 @@ class Watcher:
             self._say(f"warning: {printable(event['message'], 300)}")
         elif kind == "checkpoint":
             self._say(f"saved {event['path']}")
+        elif kind == "validation":
+            self._say(f"validation loss at step {event['step']}: {event['loss']:.5f}")
 
     def _say(self, words: str) -> None:
         if self._live:
@@ -105,10 +108,10 @@ class Watcher:
         """The progress in one line of at most 80 columns."""
         if state.status == "waiting":
             return self._why_waiting
+        done, total = state.progress
         if state.status not in LIVE or not state.steps:
-            return state.phase or state.status
+            return f"{state.phase or state.status}{f' {done}/{total}' if total and state.status in LIVE else ''}"
         if state.phase != "training":
-            done, total = state.progress
             return f"step {state.step}/{state.steps}  {state.phase}{f' {done}/{total}' if total else ''}"
         if len(self._recent) < 2:
             return f"step {state.step}/{state.steps}"
@@ -198,6 +201,9 @@ def show(run: Run) -> int:
     losses = [e["loss"] for e in run.history() if e.get("event") == "step"]
     if losses:
         print(f"  loss    {sum(losses[-50:]) / len(losses[-50:]):.4f} (mean of the last {len(losses[-50:])} steps)")
+    validations = [e for e in run.history() if e.get("event") == "validation"]
+    if validations:
+        print(f"  held out: loss {validations[-1]['loss']:.5f} at step {validations[-1]['step']}")
     for event in run.history():
         if event.get("event") == "checkpoint":
             print(f"  saved   {event['path']}")

@@ -30,7 +30,7 @@ from limner.config import files as config_files
 from limner.errors import wrong
 
 Status = Literal["queued", "starting", "running", "stopping", "waiting", "done", "failed", "stopped"]
-Phase = Literal["", "loading", "caching", "training", "sampling", "saving"]
+Phase = Literal["", "loading", "painting class pictures", "caching", "training", "validating", "sampling", "saving"]
 LIVE: tuple[Status, ...] = ("starting", "running", "stopping")
 REQUESTS = ("stop", "stop-now", "sample", "save")
 

@@ -31,7 +31,8 @@ class Moment:
     what: str
     """stop (a request), term, kill (signals), poison (all weights become huge)."""
     where: str
-    """step (one was finished), cache (a shard is added), file (a safetensors file is written), rename (anything is)."""
+    """step (one was finished), cache (a shard is added), picture (one was painted), file (a safetensors file is written),
+    rename (anything is)."""
     count: int
 
 
@@ -89,12 +90,13 @@ def _train(folder: str, home: str, moment: Moment | None) -> None:
 
 def _arm(moment: Moment, run: Run) -> None:
     from limner.data.cache import Cache
-    from limner.engine import checkpoint
+    from limner.engine import checkpoint, paint
     from limner.engine.journal import Journal
 
     owner, name = {
         "step": (Journal, "step"),
         "cache": (Cache, "put"),
+        "picture": (paint, "to_image"),
         "file": (checkpoint, "save_file"),
         "rename": (checkpoint.disk.os, "replace"),
     }[moment.where]

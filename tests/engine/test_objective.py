@@ -13,8 +13,9 @@ from limner.config import files
 from limner.diffusion.timesteps import timesteps_of
 from limner.engine import prepare
 from limner.engine.journal import Journal
+from limner.engine.objective import batch_loss, loss_at
 from limner.engine.runtime import Runtime
-from limner.engine.train import Training, accumulate_gradients, batch_loss, loss_at
+from limner.engine.train import Training, accumulate_gradients
 from limner.randomness import mix
 
 STEP, SEED = 4, 7

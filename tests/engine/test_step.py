@@ -15,9 +15,10 @@ import tiny
 from limner.config import Lora
 from limner.diffusion.draws import noise_like
 from limner.engine.journal import Journal
+from limner.engine.objective import preservation_loss
 from limner.engine.prepare import prepare
 from limner.engine.runtime import Runtime
-from limner.engine.train import accumulate_gradients, preservation_loss
+from limner.engine.train import accumulate_gradients
 from limner.randomness import mix
 
 CPU = torch.device("cpu")

@@ -33,16 +33,22 @@ class Dataset:
 
     @property
     def num_pictures(self) -> int:
-        """Pictures, each once."""
-        return len({id(p) for p in self.pictures})
+        """Pictures that are taught, each once."""
+        return len({id(p) for p in self.pictures if not p.is_class})
 
     def fingerprint(self) -> str:
         """A hash of what decides the order and the content of every step, as far as headers and captions tell."""
         facts = [(p.path, p.caption, p.repeats, f.bucket) for p, f in zip(self.pictures, self.fits, strict=True)]
         return hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass")).hexdigest()
 
+    @property
+    def num_epochs(self) -> int:
+        """Epochs that are begun in all the steps."""
+        whole = self.order.epoch_of(self.total_steps)
+        return whole if self.order.steps(whole) == self.total_steps else whole + 1
+
     def bucket_counts(self) -> Counter[tuple[int, int]]:
-        """Pictures shown per epoch in each bucket (width, height)."""
+        """Pictures times repeats in each bucket (width, height)."""
         counts: Counter[tuple[int, int]] = Counter()
         for picture, fit in zip(self.pictures, self.fits, strict=True):
             counts[fit.bucket] += picture.repeats
@@ -84,7 +90,7 @@ def more_resolutions(data: Data) -> list[int]:
 
 
 def assemble(config: Config, base: Base, pictures: Sequence[Picture]) -> Dataset:
-    """Sort the pictures into buckets and lay down their order."""
+    """Sort the pictures into buckets and lay down their order. Class pictures come behind the others."""
     entries, fits = list[Picture](), list[Fit]()
     rules = {id(d): bucket_rules(d, base) for d in _settings(config, pictures)}
     known: dict[tuple[Buckets, int, int], Fit] = {}
@@ -96,14 +102,17 @@ def assemble(config: Config, base: Base, pictures: Sequence[Picture]) -> Dataset
         entries.append(p)
         fits.append(fit)
     numbers = {bucket: i for i, bucket in enumerate(sorted({f.bucket for f in known.values()}))}
+    num_own = sum(not p.is_class for p in entries)
     order = Order(
-        items=repeated([p.repeats for p in entries]),
+        items=repeated([p.repeats for p in entries[:num_own]]),
         buckets=array("I", (numbers[f.bucket] for f in fits)),
         batch_size=config.train.batch_size,
         micro_batches_per_step=config.train.accumulation * config.launch.num_processes,
         seed=config.train.seed,
+        class_items=repeated([p.repeats for p in entries[num_own:]], num_own),
     )
-    steps = defaults.total_steps(config, len(pictures))
+    own = sum(not p.is_class for p in pictures)
+    steps = defaults.total_steps(config, 2 * own if num_own < len(entries) else own)
     steps = steps if steps is not None else order.steps(config.train.epochs or 1)
     return Dataset(entries, fits, bucket_rule(config, base), order, steps)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -18,6 +19,10 @@ class Order:
     `items` are picture indices, repeated as often as each is shown in an epoch; `buckets[i]` is the bucket of picture i.
     A micro-batch holds pictures of one bucket; the last one of a bucket may be smaller. The stream of micro-batches is cut
     into steps of `micro_batches_per_step` (accumulation x processes), across the ends of epochs.
+
+    With class pictures (`class_items`, indices like the others) an epoch shows as many of them as of the others: they are taken
+    from a stream of their own that shows each once, shuffled, before any comes again. So none is left out, however many there
+    are; and since other ones are shown in another epoch, epochs may differ by a few micro-batches.
     """
 
     items: Sequence[int]
@@ -25,22 +30,57 @@ class Order:
     batch_size: int
     micro_batches_per_step: int
     seed: int
+    class_items: Sequence[int] = ()
 
     @cached_property
     def num_micro_batches(self) -> int:
-        """Micro-batches in an epoch; the same in every epoch."""
+        """Micro-batches in the first epoch; without class pictures the same in every epoch."""
+        return self._count([*self.items, *self.class_share(0)])
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """With class pictures: the micro-batches before each epoch, counted as far as somebody asked."""
+        return [0, self.num_micro_batches]
+
+    def _count(self, shown: Sequence[int]) -> int:
         counts: dict[int, int] = {}
-        for i in self.items:
+        for i in shown:
             counts[self.buckets[i]] = counts.get(self.buckets[i], 0) + 1
         return sum(ceil(n / self.batch_size) for n in counts.values())
 
+    def class_share(self, epoch: int) -> tuple[int, ...]:
+        """The class pictures of an epoch: as many as there are others."""
+        size, wanted = len(self.class_items), len(self.items)
+        if not size:
+            return ()
+        turns = range(epoch * wanted // size, -(-(epoch + 1) * wanted // size))
+        stream = [i for turn in turns for i in _class_turn(self, turn)]
+        first = epoch * wanted - turns[0] * size
+        return tuple(stream[first : first + wanted])
+
+    def _start(self, epoch: int) -> int:
+        """Micro-batches before an epoch."""
+        if not self.class_items:
+            return epoch * self.num_micro_batches
+        while len(self._starts) <= epoch:
+            self._starts.append(self._starts[-1] + self._count([*self.items, *self.class_share(len(self._starts) - 1)]))
+        return self._starts[epoch]
+
+    def _epoch_at(self, number: int) -> int:
+        """The epoch in which the micro-batch of that number stands."""
+        if not self.class_items:
+            return number // self.num_micro_batches
+        while self._starts[-1] <= number:
+            self._start(len(self._starts))
+        return bisect_right(self._starts, number) - 1
+
     def steps(self, epochs: int) -> int:
         """Steps that show everything `epochs` times."""
-        return ceil(epochs * self.num_micro_batches / self.micro_batches_per_step)
+        return ceil(self._start(epochs) / self.micro_batches_per_step)
 
     def epoch_of(self, step: int) -> int:
         """Epochs completed before step `step` (from 0)."""
-        return step * self.micro_batches_per_step // self.num_micro_batches
+        return self._epoch_at(step * self.micro_batches_per_step)
 
     def epoch_at(self, step: int, position: int) -> int:
         """The epoch (from 0) to which a place in a step's global batch belongs: a step may begin in one and end in the next."""
@@ -48,14 +88,15 @@ class Order:
         for number in range(first, first + self.micro_batches_per_step):
             position -= len(self._micro_batch(number))
             if position < 0:
-                return number // self.num_micro_batches
+                return self._epoch_at(number)
         raise IndexError("no such place in the step")
 
     def epoch(self, epoch: int) -> list[tuple[int, ...]]:
         """The micro-batches of one epoch: pictures shuffled within their buckets, then the batches shuffled."""
+        shown = [*self.items, *self.class_share(epoch)] if self.class_items else self.items
         by_bucket: dict[int, list[int]] = {}
-        for place in permutation(len(self.items), self.seed, "order", epoch):
-            by_bucket.setdefault(self.buckets[self.items[place]], []).append(self.items[place])
+        for place in permutation(len(shown), self.seed, "order", epoch):
+            by_bucket.setdefault(self.buckets[shown[place]], []).append(shown[place])
         batches = [
             tuple(members[i : i + self.batch_size])
             for _, members in sorted(by_bucket.items())
@@ -69,8 +110,14 @@ class Order:
         return [self._micro_batch(first + i) for i in range(self.micro_batches_per_step)]
 
     def _micro_batch(self, number: int) -> tuple[int, ...]:
-        epoch, place = divmod(number, self.num_micro_batches)
-        return _cached_epoch(self, epoch)[place]
+        epoch = self._epoch_at(number)
+        return _cached_epoch(self, epoch)[number - self._start(epoch)]
+
+
+@lru_cache(maxsize=4)
+def _class_turn(order: Order, turn: int) -> list[int]:
+    """The class pictures once, in the order of one turn."""
+    return [order.class_items[place] for place in permutation(len(order.class_items), order.seed, "class order", turn)]
 
 
 @lru_cache(maxsize=4)
@@ -78,6 +125,6 @@ def _cached_epoch(order: Order, epoch: int) -> list[tuple[int, ...]]:
     return order.epoch(epoch)
 
 
-def repeated(repeats: Sequence[int]) -> array[int]:
-    """Picture indices, each as often as it is shown in an epoch."""
-    return array("I", (i for i, n in enumerate(repeats) for _ in range(n)))
+def repeated(repeats: Sequence[int], first: int = 0) -> array[int]:
+    """Picture indices from `first` on, each as often as it is shown in an epoch."""
+    return array("I", (i for i, n in enumerate(repeats, first) for _ in range(n)))

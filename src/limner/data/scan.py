@@ -41,14 +41,12 @@ class Picture:
     repeats: int
     subset: Subset | None = None
     """What holds for it in the place of the configuration's [data]; None: that does."""
+    is_class: bool = False
+    """A class picture: as many are shown as of the others, and they count `objective.prior_weight`."""
 
     def settings(self, data: Data) -> Data:
         """Its own [data], given the configuration's."""
         return data if self.subset is None else self.subset.data
-
-    @property
-    def is_class(self) -> bool:
-        return self.subset is not None and self.subset.is_class
 
 
 @dataclass
@@ -106,6 +104,7 @@ class _Look:
 
     def __init__(self, data: Data, subset: Subset | None, out: Scan, may_follow: MayFollow) -> None:
         self.data, self.subset, self.out, self.may_follow = data, subset, out, may_follow
+        self.is_class = subset is not None and subset.is_class
         self.root = root_of(data)
         self.metadata: Metadata | None = None if data.metadata is None else metadata.read(data.metadata)
         self.sides: dict[int, int] = {}
@@ -144,7 +143,8 @@ class _Look:
             if self.metadata is not None:
                 caption = self._told(self.metadata, path, caption)
             caption = fallback if caption is None else caption
-            add(Picture(path, sides.setdefault(width, width), sides.setdefault(height, height), caption, repeats, self.subset))
+            size = sides.setdefault(width, width), sides.setdefault(height, height)
+            add(Picture(path, *size, caption, repeats, self.subset, self.is_class))
         if memory is not None:
             memory.save()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,19 @@ from limner.adapters import adapter as adapters
 from limner.adapters.embedding import remarks
 from limner.config import Config, defaults
 from limner.config.prompts import Prompt, all_prompts
-from limner.data import scan, tags
+from limner.data import held_out, scan, tags
 from limner.data.cache import Cache
+from limner.data.classes import base_name, num_missing, scan_classes
 from limner.data.dataset import Dataset, assemble
 from limner.data.decode import decode
 from limner.diffusion.timesteps import shift_of, timesteps_of
 from limner.engine import paint
+from limner.engine.classes import paint_class_pictures
 from limner.engine.journal import Journal
 from limner.engine.runtime import DTYPES, Runtime
 from limner.engine.samples import Progress, Samples
 from limner.engine.train import Training
+from limner.engine.validation import validation_samples
 from limner.errors import StopRequested, UserError, wrong
 from limner.formats.base import T5_SOURCE, T5_TOKENIZER, Base, base_of, denoiser_files
 from limner.formats.known import FAMILIES as KNOWN
@@ -32,7 +35,7 @@ from limner.formats.metadata import tag_frequency
 from limner.formats.suited import require_suited, unsuited
 from limner.models import family as families
 from limner.models.family import Family, Keep
-from limner.runs import Run
+from limner.runs import Phase, Run
 
 
 def find_base(config: Config) -> Base:
@@ -98,7 +101,14 @@ def usable_pictures(config: Config, cache: Cache, journal: Journal) -> list[scan
 
     To be skipped they must be known before the order is laid down, so then each is decoded once (and never again).
     """
-    found = scan.scan(config.data)
+    pictures = sound_pictures(config, scan.scan(config.data), cache, journal)
+    if not pictures:
+        raise wrong("data.path", f"{config.data.path} holds no usable picture.", "Put .png, .jpg, .webp or .bmp files there.")
+    return pictures
+
+
+def sound_pictures(config: Config, found: scan.Scan, cache: Cache, journal: Journal) -> list[scan.Picture]:
+    """What was found, without the broken ones if they are to be skipped. Raises UserError on them if not."""
     if found.broken and not config.data.skip_broken:
         raise UserError(found.broken[:20])
     pictures = found.pictures
@@ -107,8 +117,6 @@ def usable_pictures(config: Config, cache: Cache, journal: Journal) -> list[scan
         unsound = {p.path for p in found.pictures} - {p.path for p in pictures}
         for name in sorted({*unsound, *(f.field for f in found.broken)})[:100]:
             journal.event("warning", message=f"skipped {name}, which does not open")
-    if not pictures:
-        raise wrong("data.path", f"{config.data.path} holds no usable picture.", "Put .png, .jpg, .webp or .bmp files there.")
     return pictures
 
 
@@ -126,16 +134,30 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     journal.say(status="running", phase="loading")
     base = find_base(config)
     cache = Cache(config.memory.cache_path or runs.home() / "cache", verify=config.memory.verify)
-    dataset = assemble(config, base, usable_pictures(config, cache, journal))
     family = families.make(base, keep_of(config))
+    own, held = held_out.parted(config, usable_pictures(config, cache, journal))
+    held += sound_pictures(config, held_out.scan_validation(config), cache, journal)
+
+    def class_pictures() -> list[scan.Picture]:
+        return sound_pictures(config, scan_classes(config.data), cache, journal)
+
+    def watched(phase: Phase) -> Progress:
+        return _watched(run, runtime, journal, stop_requested, phase)
+
+    of_class = class_pictures()
+    if missing := num_missing(config.data, len(of_class)):
+        paint_class_pictures(config, family, runtime, missing, watched("painting class pictures"))
+        of_class = class_pictures()
+    dataset = assemble(config, base, [*own, *of_class])
     samples = Samples(config, dataset, family, runtime, cache)
+    validation = validation_samples(samples, held)
     prompts = all_prompts(_with_copied_prompts(config, run), dataset.buckets.resolution, base.bucket_step_px)
     require_suited(prompts, base)  # asked again: before the start the model may not have been here
     rate = defaults.learning_rate(config, base.is_pocket)
     if runtime.is_main:
         disk.write_json(run.path / "plan.json", plan(dataset, base, rate, runtime))
 
-    encoded = _encode(samples, prompts, journal, _watched(run, runtime, journal, stop_requested))
+    encoded = _encode([samples, *([validation] if validation else [])], prompts, journal, watched("caching"))
     journal.say(phase="loading", steps=dataset.total_steps)
     dtype = torch.float32 if config.adapter.trains_in_fp32 else runtime.dtype
     family.load("denoiser", dtype, runtime.device)
@@ -150,8 +172,21 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
         family.enable_checkpointing(text=samples.trains_text)
     facts = metadata_facts(config, dataset, family, cache, rate, runtime) if runtime.is_main else {}
     return Training(
-        config, run, runtime, journal, family, adapter, dataset, samples, rate, facts, prompts, encoded, stop_requested
-    )
+        config,
+        run,
+        runtime,
+        journal,
+        family,
+        adapter,
+        dataset,
+        samples,
+        rate,
+        facts,
+        prompts,
+        encoded,
+        stop_requested,
+        validation,
+    )  # fmt: skip
 
 
 def _warn_of_words(config: Config, dataset: Dataset, family: Family, journal: Journal) -> None:
@@ -171,11 +206,13 @@ def _with_copied_prompts(config: Config, run: Run) -> Config:
     return config.model_copy(update={"sample": config.sample.model_copy(update={"prompt_file": run.prompts})})
 
 
-def _watched(run: Run, runtime: Runtime, journal: Journal, stop_requested: Callable[[], bool]) -> Progress:
-    """Progress of the caching phase; raises StopRequested if somebody asked for it meanwhile. What is cached stays."""
+def _watched(
+    run: Run, runtime: Runtime, journal: Journal, stop_requested: Callable[[], bool], phase: Phase = "caching"
+) -> Progress:
+    """Progress of a phase before the loop; raises StopRequested if somebody asked for it meanwhile. What is done stays."""
 
     def progress(done: int, total: int) -> None:
-        journal.say(phase="caching", progress=(done, total))
+        journal.say(phase=phase, progress=(done, total))
         if runtime.world > 1:
             return  # several processes stop together, which they can only do in the loop
         if stop_requested() or run.is_asked_to_stop():
@@ -184,24 +221,27 @@ def _watched(run: Run, runtime: Runtime, journal: Journal, stop_requested: Calla
     return progress
 
 
-def _encode(samples: Samples, prompts: list[Prompt], journal: Journal, progress: Progress) -> list:
+def _encode(sets: Sequence[Samples], prompts: list[Prompt], journal: Journal, progress: Progress) -> list:
     """Fill the caches, one encoder in memory at a time; returns the encoded prompts."""
+    samples = sets[0]
     family, runtime = samples.family, samples.runtime
-    latents, texts = samples.missing()
+    latents, texts = (sum(counts) for counts in zip(*(s.missing() for s in sets), strict=True))
     # asked together: a process that starts late finds what another has written meanwhile, and would go its own way
     fills_latents, fills_texts = runtime.any(bool(latents)), runtime.any(bool(texts))
     encoded: list = []
     if fills_texts or (prompts and not samples.trains_text):
         progress(0, texts)
         family.load("text", runtime.dtype, runtime.device)
-        samples.fill_texts(progress)
+        for each in sets:
+            each.fill_texts(progress)
         if not samples.trains_text:
             encoded = paint.encode_prompts(family, runtime, prompts)
         family.free("text")
     if fills_latents:
         progress(0, latents)
         family.load("vae", family.keep.vae_dtype, runtime.device)
-        samples.fill_latents(progress)
+        for each in sets:
+            each.fill_latents(progress)
         family.free("vae")
     if latents or texts:
         journal.event("cached", latents=latents, captions=texts)
@@ -217,6 +257,7 @@ def plan(dataset: Dataset, base: Base, rate: float, runtime: Runtime) -> dict[st
         "resolution": dataset.buckets.resolution,
         "buckets": {f"{w}x{h}": n for (w, h), n in sorted(dataset.bucket_counts().items())},
         "num_pictures": dataset.num_pictures,
+        "num_class_pictures": len({p.path for p in dataset.pictures if p.is_class}),
         "num_batches_per_epoch": dataset.order.num_micro_batches,
         "total_steps": dataset.total_steps,
         "lr": rate,
@@ -228,15 +269,21 @@ def plan(dataset: Dataset, base: Base, rate: float, runtime: Runtime) -> dict[st
     }
 
 
+def _folders(pictures: Sequence[scan.Picture]) -> dict[str, dict[str, int]]:
+    """Pictures by folder, as kohya's metadata list them."""
+    folders: dict[str, dict[str, int]] = {}
+    for picture in pictures:
+        entry = folders.setdefault(Path(picture.path).parent.name, {"n_repeats": picture.repeats, "img_count": 0})
+        entry["img_count"] += 1
+    return folders
+
+
 def metadata_facts(
     config: Config, dataset: Dataset, family: Family, cache: Cache, rate: float, runtime: Runtime
 ) -> dict[str, Any]:
     """What the files' metadata tell beside the config."""
-    folders: dict[str, dict[str, int]] = {}
     pictures = list({p.path: p for p in dataset.pictures}.values())  # one may be shown at several resolutions
-    for picture in pictures:
-        entry = folders.setdefault(Path(picture.path).parent.name, {"n_repeats": picture.repeats, "img_count": 0})
-        entry["img_count"] += 1
+    own = [p for p in pictures if not p.is_class]
     base = family.base
     assert base.path is not None
     weights = denoiser_files(base)[0]
@@ -256,13 +303,14 @@ def metadata_facts(
         "precision": runtime.precision,
         "resolution": dataset.buckets.resolution,
         "bucket_info": dataset.bucket_info(),
-        "dataset_dirs": folders,
-        "tag_frequency": tag_frequency([(Path(p.path).parent.name, p.caption) for p in pictures]),
+        "dataset_dirs": _folders(own),
+        "class_dirs": _folders([p for p in pictures if p.is_class]),
+        "num_class_pictures": len(dataset.order.class_items),
+        "tag_frequency": tag_frequency([(Path(p.path).parent.name, p.caption) for p in own]),
         "num_shown_per_epoch": len(dataset.order.items),
         "num_batches_per_epoch": dataset.order.num_micro_batches,
-        "num_epochs": -(-dataset.total_steps * dataset.order.micro_batches_per_step // dataset.order.num_micro_batches),
+        "num_epochs": dataset.num_epochs,
         "total_steps": dataset.total_steps,
-        # a local folder's whole path is nobody's business
-        "model_name": base.path.name if Path(config.model.base).exists() else config.model.base,
+        "model_name": base_name(config.model.base, base.path),
         "model_hash": cache.content_hash(weights),
     }

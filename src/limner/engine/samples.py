@@ -39,9 +39,9 @@ class Batch:
     """As they are shown this time."""
     positions: list[int]
     mask: Tensor | None = None
-    """(B, 1, h, w) at the latents' size, from 0 to 1: how much each place counts."""
+    """(B, 1, h, w), the latents' size: how much each place counts, from 0 to 1; None: all alike."""
     weight: Tensor | None = None
-    """(B,): how much each picture counts."""
+    """(B,): how much each picture counts; None: all alike."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Samples:
 
     What is encoded is a variant of a picture: variant `i` is picture `i` as it is, variant `i + len(pictures)` is the same cut
     mirrored left to right. Its latents are not the mirrored latents, so it is encoded, and cached, for itself. Where
-    pictures are cut or coloured otherwise each time, `i + 2 * k * len(pictures)` is version k of picture `i` (see `data.looks`),
+    pictures are cut or coloured otherwise each time, `i + 2 * k * len(pictures)` is version k of picture `i` (`data.looks`),
     and so on: a few are cached; where nothing is cached, k is any number.
     """
 
@@ -204,6 +204,7 @@ class Samples:
             captions,
             positions,
             self._mask(indices, latents),
+            self._weight(indices),
         )
 
     def _caption(self, index: int, step: int, position: int) -> str:
@@ -214,6 +215,13 @@ class Samples:
         epoch = self.dataset.order.epoch_at(step, position) if data.caption_dropout_epochs else 0
         draw = tags.draw_for(self.config.train.seed, step, position)
         return tags.shown(caption, data, draw, epoch=epoch, step=step)
+
+    def _weight(self, indices: Sequence[int]) -> Tensor | None:
+        prior = self.config.objective.prior_weight
+        if prior == 1 or not self.dataset.order.class_items:
+            return None
+        weights = [prior if self.dataset.pictures[i].is_class else 1.0 for i in indices]
+        return torch.tensor(weights).to(self.runtime.device, non_blocking=True)
 
     def _variant(self, index: int, step: int, position: int) -> int:
         seed, data = self.config.train.seed, self._settings[index]

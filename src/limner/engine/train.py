@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,17 +17,15 @@ from limner.adapters.adapter import Adapter
 from limner.config import Config
 from limner.config.prompts import Prompt
 from limner.data.dataset import Dataset
-from limner.diffusion.loss import huber_threshold, per_sample_loss
-from limner.diffusion.noise import training_noise
 from limner.diffusion.timesteps import Timesteps, timesteps_of
-from limner.diffusion.weighting import timestep_weight
-from limner.engine import checkpoint, paint
+from limner.engine import checkpoint, paint, validation
 from limner.engine.average import Average, evaluation_weights
 from limner.engine.journal import Journal, diverged
+from limner.engine.objective import batch_loss
 from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizers import make_optimizer, set_learning_rates
 from limner.engine.runtime import Runtime
-from limner.engine.samples import Batch, Samples, draw_latents
+from limner.engine.samples import Samples
 from limner.engine.schedules import schedule_factor
 from limner.models.family import Conditioning, Family
 from limner.runs import Run
@@ -50,6 +49,8 @@ class Training:
     prompts: list[Prompt]
     encoded_prompts: list[tuple[Conditioning, Conditioning]]
     stop_requested: Callable[[], bool]
+    validation: Samples | None = None
+    """The held-out pictures."""
     written: list[str] = field(default_factory=list)
     """Checkpoints written on the way, oldest first."""
     timesteps: Timesteps = field(init=False)
@@ -85,6 +86,8 @@ def train(job: Training, first_step: int) -> bool:
     config, runtime, journal, total = job.config, job.runtime, job.journal, job.dataset.total_steps
     step = first_step
     journal.say(status="running", phase="training", progress=(step, total), step=step, steps=total)
+    if runtime.any(is_validation_due(job, step) and not has_validation(job, step)):
+        validate(job, step)
     if is_sample_due(job, step) and not has_samples(job, step):
         sample(job, step)
     while step < total:
@@ -113,6 +116,8 @@ def train(job: Training, first_step: int) -> bool:
             save_weights(job, step)
         if stop or stop_now or step == total or step % config.output.state_every_steps == 0 or is_checkpoint_due(job, step):
             save_state(job, step)
+        if not stop_now and is_validation_due(job, step):
+            validate(job, step)
         if paints or (not stop_now and is_sample_due(job, step)):
             sample(job, step)
         if stop or stop_now:
@@ -138,53 +143,6 @@ def accumulate_gradients(job: Training, step: int) -> Tensor:
     return runtime.sum_scalar(loss)
 
 
-def batch_loss(job: Training, batch: Batch, step: int) -> Tensor:
-    """The weighted loss of each picture, shape (B,)."""
-    process, section, seed = job.family.process, job.config.objective, job.config.train.seed
-    x0 = draw_latents(batch, seed, step)
-    noise, shown_noise = training_noise(x0, section, seed, step, batch.positions)
-    t = job.timesteps.draw(x0, seed, step, batch.positions)
-    noisy = process.add_noise(x0, shown_noise, t)
-    loss = prediction_loss(job, batch, noisy, process.target(x0, noise, t), t)
-    if batch.weight is not None:
-        loss = loss * batch.weight
-    if section.preserve != "off" and batch.class_cond is not None:
-        loss = loss + section.preserve * preservation_loss(job, noisy, t, batch.class_cond)
-    return loss
-
-
-def prediction_loss(job: Training, batch: Batch, noisy: Tensor, target: Tensor, t: Tensor) -> Tensor:
-    """How wrong the model is about each picture, weighed by its timestep, shape (B,)."""
-    process, section = job.family.process, job.config.objective
-    with job.runtime.autocast():
-        cond = batch.cond if batch.cond is not None else job.family.encode_captions(batch.captions) | batch.told
-        pred = job.family.predict(noisy, t, cond)
-    threshold = huber_threshold(process, t, section.huber_threshold, section.huber_schedule)
-    loss = per_sample_loss(pred, target, section.loss, threshold, batch.mask)
-    return loss * timestep_weight(process, t, section.weighting, section.snr_gamma, section.v_share)
-
-
-def loss_at(job: Training, batch: Batch, noise: Tensor, t: Tensor) -> Tensor:
-    """The loss of each picture with this noise (B, C, H, W) at these timesteps (B,), as the objective measures it; shape (B,).
-
-    Draws nothing: the latents are the posteriors' means. What only teaching needs is left out: noise beside the target's,
-    the pictures' weights, preservation.
-    """
-    process, x0 = job.family.process, batch.mean
-    return prediction_loss(job, batch, process.add_noise(x0, noise, t), process.target(x0, noise, t), t)
-
-
-def preservation_loss(job: Training, noisy: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-    """How far the adapted model has moved from the base model's prediction under class words, shape (B,).
-
-    Differential output preservation: no class pictures are needed, the base model itself is the teacher.
-    """
-    with torch.no_grad(), job.adapter.suspended(), job.runtime.autocast():
-        wanted = job.family.predict(noisy, t, cond)
-    with job.runtime.autocast():
-        return per_sample_loss(job.family.predict(noisy, t, cond), wanted)
-
-
 # --- once in a while --------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +166,19 @@ def is_sample_due(job: Training, step: int) -> bool:
     if step == 0:
         return section.at_start
     return step == job.dataset.total_steps or is_due(job, step, section.every_steps, section.every_epochs)
+
+
+def is_validation_due(job: Training, step: int) -> bool:
+    section = job.config.validation
+    if job.validation is None or step in (0, job.dataset.total_steps):
+        return job.validation is not None
+    is_given = section.every_steps is not None or section.every_epochs is not None
+    return is_due(job, step, section.every_steps, section.every_epochs if is_given else 1)
+
+
+def has_validation(job: Training, step: int) -> bool:
+    """Whether this step's validation loss was noted, before the run was stopped or killed there."""
+    return any(e.get("event") == "validation" and e.get("step") == step for e in job.run.history())
 
 
 def has_samples(job: Training, step: int) -> bool:
@@ -259,6 +230,17 @@ def refuse_non_finite(job: Training, step: int) -> None:
     """Never write a weight that is no number."""
     if not all(bool(torch.isfinite(p).all()) for p in job.params):
         raise diverged(step, {g["name"]: g["lr"] for g in job.optimizer.param_groups})
+
+
+def validate(job: Training, step: int) -> None:
+    """Measure the loss on the held-out pictures with the weights that a checkpoint of this step would hold."""
+    job.journal.flush()
+    job.journal.say(phase="validating", step=step)
+    with evaluation_weights(job.optimizer, job.params, job.average):
+        loss = validation.measure(job)
+    if math.isfinite(loss):
+        job.journal.event("validation", step=step, loss=loss)
+    job.journal.say(phase="training", progress=(step, job.dataset.total_steps))
 
 
 def sample(job: Training, step: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from limner.config import Config
 from limner.errors import Finding, UserError
 from limner.machine import Machine
-from limner.preflight import device, model, optimizer, output, pictures, training, word
+from limner.preflight import beside, device, model, optimizer, output, pictures, training, word
 from limner.preflight.records import Check, Records
 
 __all__ = ["Records", "examine"]
@@ -19,6 +19,8 @@ CHECKS: tuple[Check, ...] = (
     model.check_base,
     model.check_parts,
     pictures.check_pictures,
+    beside.check_class_pictures,
+    beside.check_held_out,
     pictures.check_depth,
     pictures.check_buckets,
     training.check_length,

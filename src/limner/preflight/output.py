@@ -72,7 +72,7 @@ def check_output(config: Config, machine: Machine | None, records: Records) -> I
         ("LIMNER_HOME", runs.home()),
     ):
         if folder is not None:
-            yield from _writable(field, folder)
+            yield from writable(field, folder)
     needed = _needed_mib(config, records)
     free = disk.free_bytes(config.output.path or runs.home()) >> 20
     if free < needed:
@@ -101,7 +101,8 @@ def _in_the_way(target: Path, makes_folder: bool) -> Iterable[Finding]:
         yield Finding("output.name", f"{target} exists and will be replaced.", "Choose another name to keep it.", "warning")
 
 
-def _writable(field: str, folder: Path) -> Iterable[Finding]:
+def writable(field: str, folder: Path) -> Iterable[Finding]:
+    """That files can be put into a folder, which need not be there yet."""
     there = next(p for p in (folder, *folder.parents) if os.path.lexists(p))  # the rest is made when it is needed
     try:
         with tempfile.NamedTemporaryFile(dir=there, prefix=disk.TEMPORARY):
@@ -114,6 +115,7 @@ def _writable(field: str, folder: Path) -> Iterable[Finding]:
 def _needed_mib(config: Config, records: Records) -> int:
     """About how much the run writes, in MiB: caches, three training states at the peak, the finished file."""
     base, pictures = records.base, len(records.scan.pictures) if records.scan else 0
+    pictures += len(records.classes) + len(records.to_paint)
     if base is None or base.path is None:
         return 200
     side = (config.data.resolution or base.resolution_px) // base.latent_factor

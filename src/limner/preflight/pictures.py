@@ -11,6 +11,7 @@ from pathlib import Path
 from limner.config import Config
 from limner.data.dataset import assemble, bucket_rule
 from limner.data.decode import decode
+from limner.data.held_out import parted
 from limner.data.scan import scan
 from limner.errors import Finding, UserError
 from limner.machine import Machine
@@ -43,7 +44,7 @@ def check_depth(config: Config, machine: Machine | None, records: Records) -> It
     if not records.deep or records.scan is None:
         return
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for finding in filter(None, pool.map(_fault, (p.path for p in records.scan.pictures))):
+        for finding in filter(None, pool.map(_fault, (p.path for p in (*records.scan.pictures, *records.classes)))):
             yield replace(finding, severity="warning", remedy="It will be skipped.") if config.data.skip_broken else finding
 
 
@@ -81,7 +82,9 @@ def check_buckets(config: Config, machine: Machine | None, records: Records) -> 
         return
     if records.scan is None or not records.scan.pictures:
         return
-    records.dataset = assemble(config, records.base, records.scan.pictures)
+    records.dataset = assemble(
+        config, records.base, [*parted(config, records.scan.pictures)[0], *records.classes, *records.to_paint]
+    )
     longest, limit = max(max(size) for size in records.dataset.bucket_counts()), records.base.max_side_px
     if limit is not None and longest > limit:
         said = f"a bucket has a side of {longest} px, this model has places for {limit}."

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from limner.config import Config
 from limner.data.dataset import Dataset
-from limner.data.scan import Scan
+from limner.data.scan import Picture, Scan
 from limner.errors import Finding
 from limner.formats.base import Base
 from limner.formats.footprint import Footprint
@@ -21,6 +21,10 @@ class Records:
 
     base: Base | None = None
     scan: Scan | None = None
+    classes: list[Picture] = field(default_factory=list)
+    """The class pictures that are there."""
+    to_paint: list[Picture] = field(default_factory=list)
+    """Those that the base model will paint: as they will be, under names that they will not have."""
     dataset: Dataset | None = None
     footprint: Footprint | None = None
     deep: bool = False

@@ -25,6 +25,8 @@ def check_length(config: Config, machine: Machine | None, records: Records) -> I
     for field, every, length, unit in (
         ("output.save_every_steps", config.output.save_every_steps, total, "steps"),
         ("sample.every_steps", config.sample.every_steps, total, "steps"),
+        ("validation.every_steps", config.validation.every_steps, total, "steps"),
+        ("validation.every_epochs", config.validation.every_epochs, epochs, "epochs"),
         ("output.save_every_epochs", config.output.save_every_epochs, epochs, "epochs"),
         ("sample.every_epochs", config.sample.every_epochs, epochs, "epochs"),
     ):
