@@ -39,6 +39,14 @@ def test_the_usual_draws_are_what_they_always_were():
         assert found.dtype == torch.float32 and [v.hex() for v in found.tolist()] == expected
 
 
+def test_a_shape_without_its_name_changes_nothing():
+    """As the findings say: it has no effect."""
+    for process in (SD, Flow(3.0)):
+        assert timesteps_of(Objective(logit_mean=1.0, logit_std=2.0, mode_scale=0.5), process) == timesteps_of(
+            Objective(), process
+        )
+
+
 def test_the_usual_draws_are_their_formulas():
     x0 = torch.zeros(50, 4, 16, 16)
     sources = [torch.Generator().manual_seed(mix(1, "timestep", 2, p)) for p in range(50)]

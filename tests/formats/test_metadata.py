@@ -146,8 +146,8 @@ def test_a_model_trained_down_to_pure_noise_says_so() -> None:
     [
         ({}, "resolution", ("flux_shift", "none", "None", "1.0")),
         ({}, 3.0, ("shift", "none", "3.0", "1.0")),
-        ({"logit_std": 0.8}, 1.0, ("sigmoid", "none", "1.0", "0.8")),
-        ({"logit_mean": 0.5}, 1.0, ("sigma", "logit_normal", "1.0", "1.0")),
+        ({"timesteps": "logit_normal", "logit_std": 0.8}, 1.0, ("sigmoid", "none", "1.0", "0.8")),
+        ({"timesteps": "logit_normal", "logit_mean": 0.5}, 1.0, ("sigma", "logit_normal", "1.0", "1.0")),
         ({"timesteps": "uniform"}, 1.0, ("uniform", "none", "1.0", "None")),
         ({"timesteps": "uniform"}, 2.5, ("sigma", "uniform", "2.5", "None")),
         ({"timesteps": "mode"}, 1.0, ("sigma", "mode", "1.0", "None")),

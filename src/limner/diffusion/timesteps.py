@@ -83,11 +83,10 @@ def shift_of(timesteps: Timesteps) -> float | Literal["resolution"] | None:
 
 def timesteps_of(section: Objective, process: Discrete | Flow) -> Timesteps:
     """The distribution that a configuration asks for."""
-    usual: Distribution = "logit_normal" if isinstance(process, Flow) else "uniform"
     if isinstance(process, Flow) and section.shift is not None:
         resolution = section.shift == "resolution"
         process = process.with_resolution_shift() if resolution else process.with_shift(float(section.shift))
-    return Timesteps(
-        process, section.timesteps or usual, section.logit_mean, section.logit_std, section.mode_scale,
-        section.least_timestep, section.most_timestep,
-    )  # fmt: skip
+    least, most = section.least_timestep, section.most_timestep
+    if section.timesteps is None:  # the shape belongs to a distribution that is asked for by name
+        return Timesteps(process, "logit_normal" if isinstance(process, Flow) else "uniform", least=least, most=most)
+    return Timesteps(process, section.timesteps, section.logit_mean, section.logit_std, section.mode_scale, least, most)

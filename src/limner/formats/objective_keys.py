@@ -34,7 +34,9 @@ def objective_keys(section: Objective, facts: Mapping[str, Any]) -> dict[str, An
 
 
 def _flow_keys(section: Objective, shift: float | str) -> dict[str, Any]:
-    distribution = section.timesteps or "logit_normal"
+    if section.timesteps is None:
+        section = section.model_copy(update={"timesteps": "logit_normal", "logit_mean": 0.0, "logit_std": 1.0})
+    distribution = section.timesteps
     is_logit = distribution == "logit_normal"
     weighs = section.weighting in ("sigma_sqrt", "cosmap")
     sampling = _sampling(section, shift)
@@ -52,7 +54,7 @@ def _flow_keys(section: Objective, shift: float | str) -> dict[str, Any]:
 
 def _sampling(section: Objective, shift: float | str) -> str:
     """sd-scripts has a word for each of some pairs of distribution and shift; "sigma" is the one for all others."""
-    distribution = section.timesteps or "logit_normal"
+    distribution = section.timesteps
     if distribution == "uniform" and shift == 1:
         return "uniform"
     if distribution == "logit_normal" and section.logit_mean == 0:
