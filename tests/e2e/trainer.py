@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
 from limner import jobs
@@ -136,7 +137,8 @@ def tensors_hash(path: Path) -> str:
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(path.rglob("*.safetensors")):
         for key, tensor in sorted(load_file(file).items()):
-            digest.update(f"{file.name} {key} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+            digest.update(f"{file.name} {key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()
 
 
@@ -152,9 +154,10 @@ def result(run: Run) -> dict[str, Any]:
         "weights": tensors_hash(finished if finished.is_dir() else finished.with_suffix(".safetensors")),
         "state": tensors_hash(states(run)[-1]),
         "state name": states(run)[-1].name,
+        "optimizer": (states(run)[-1] / "optimizer.json").read_text(),
         "checkpoints": sorted(p.name for p in run.checkpoints.iterdir()),
         "samples": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in run.samples.iterdir()},
-        "steps": [(e["step"], e["loss"], e["lr"], e["grad_norm"]) for e in steps],
+        "steps": [(e["step"], e["loss"], e["lr"], e.get("grad_norm")) for e in steps],
     }
 
 

@@ -51,4 +51,14 @@ def test_a_model_that_is_trained_itself(tmp_path: Path) -> None:
     path = single_file(tmp_path / "sd.safetensors", published("sd1"))
     text, vae, denoiser, trained = weighed(path, "fp32", adapter={"kind": "none"})
     assert (denoiser, trained) == (0, round(859_520_964 * 16 / 2**20))  # SD 1's UNet
+    shares = {
+        1: {"adapter": {"kind": "none"}, "optimizer": {"kind": "adamw"}, "train": {"ema": 0.9, "ema_device": "cpu"}},
+        20 / 16: {"adapter": {"kind": "none"}, "train": {"ema": 0.9}},
+        12 / 16: {"adapter": {"kind": "none"}, "optimizer": {"in_backward": True}},
+        10 / 16: {"adapter": {"kind": "none"}, "optimizer": {"kind": "adamw_8bit"}},
+        24 / 16: {"adapter": {"kind": "none"}, "optimizer": {"kind": "prodigy"}},
+        2.1 / 16: {"adapter": {"kind": "none", "weights": "bf16"}, "optimizer": {"kind": "adafactor", "in_backward": True}},
+    }
+    for share, sections in shares.items():
+        assert weighed(path, "bf16", **sections)[3] == pytest.approx(share * trained, abs=1)
     assert text == round(123_060_480 * 4 / 2**20) and vae == round(83_653_863 * 4 / 2**20)

@@ -168,6 +168,29 @@ def test_the_range_of_timesteps_in_stabilitys_keys() -> None:
     assert model_spec(config, FACTS)["modelspec.timestep_range"] == "200,700"
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "name", "schedule"),
+    [
+        ({}, "torch.optim.AdamW", "cosine"),
+        ({"weight_decay": 0.1, "beta2": 0.99}, "torch.optim.AdamW(weight_decay=0.1,betas=(0.9, 0.99))", "cosine"),
+        ({"schedule_floor": 0.1}, "torch.optim.AdamW", "cosine_with_min_lr"),
+        ({"schedule": "constant", "warmup_steps": 3}, "torch.optim.AdamW", "constant_with_warmup"),
+        ({"kind": "lion", "schedule": "constant"}, "pytorch_optimizer.Lion", "constant"),
+        ({"kind": "sgd", "momentum": 0.5, "schedule": "piecewise"}, "torch.optim.SGD(momentum=0.5)", "piecewise_constant"),
+        (
+            {"kind": "prodigy", "arguments": ["d_coef = 2.0"], "schedule": "cosine_restarts"},
+            "pytorch_optimizer.Prodigy(d_coef=2.0)",
+            "cosine_with_restarts",
+        ),
+        ({"kind": "other", "class_path": "torch.optim.RAdam", "eps": 1e-3}, "torch.optim.RAdam", "cosine"),
+    ],
+)
+def test_optimisers_and_schedules_by_kohyas_names(optimizer: dict, name: str, schedule: str) -> None:
+    found = adapter_metadata(files.build({"optimizer": optimizer}, {}), FACTS)
+    assert (found["ss_optimizer"], found["ss_lr_scheduler"]) == (name, schedule)
+    assert adapter_metadata(files.build({"optimizer": {"warmup_share": 0.5}}, {}), FACTS)["ss_lr_warmup_steps"] == "15"
+
+
 def test_stabilitys_keys() -> None:
     output = {"name": "n", "author": "ü", "tags": ["a", "b"]}
     found = model_spec(files.build({"output": output, "data": {"trigger": "zwx"}}, {}), FACTS)

@@ -204,8 +204,8 @@ class NoAdapter(_Kind):
 
     weights: Literal["fp32", "bf16"] = option("fp32", kohya="full_bf16", advanced=True)
     """Precision of the weights that are trained. In bf16, half the memory, updates are rounded up or down at random, so that
-    small ones are not lost (stochastic rounding, arXiv:2010.06192). For adamw, lion, adafactor, came and sgd, with
-    train.precision = "bf16"."""
+    small ones are not lost (stochastic rounding, arXiv:2010.06192). With train.precision = "bf16", and the optimisers that
+    optimizer.in_backward is for."""
 
     @property
     def trains_in_fp32(self) -> bool:

@@ -63,8 +63,9 @@ class Optimizer(Section):
     """Share of the last update that goes on (Nesterov). When not given: 0.9, for Muon 0.95."""
 
     in_backward: bool = option(False, kohya="fused_backward_pass", advanced=True)
-    """Move each weight as soon as its gradient is there, and forget the gradient: the memory of all gradients is saved. For
-    adamw, lion, adafactor, came and sgd; not with train.accumulation, train.clip_norm, fp16 or several processes."""
+    """Move each weight as soon as its gradient is there, and forget the gradient: the memory of all gradients is saved. Not for
+    optimisers that need all gradients at once (prodigy, dadapt_adam, dadapt_lion, schedule_free, muon, paged_adamw_8bit,
+    other), nor with train.accumulation, train.clip_norm, fp16 or several processes."""
 
     schedule: Literal[
         "constant", "linear", "cosine", "cosine_restarts", "polynomial", "inverse_sqrt", "warmup_stable_decay", "piecewise",

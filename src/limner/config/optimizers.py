@@ -43,10 +43,10 @@ _OF_MUON = {"adamw_lr": "optimizer.lr", "adamw_wd": "optimizer.weight_decay"}
 
 TABLE = {
     "adamw": Facts("torch.optim.AdamW", _ADAM, 8, one_by_one=True),
-    "adamw_8bit": Facts("bitsandbytes.optim.AdamW8bit", _ADAM, 2),
+    "adamw_8bit": Facts("bitsandbytes.optim.AdamW8bit", _ADAM, 2, one_by_one=True),
     "paged_adamw_8bit": Facts("bitsandbytes.optim.PagedAdamW8bit", _ADAM, 2),
     "lion": Facts("pytorch_optimizer.Lion", _LION, 4, one_by_one=True),
-    "lion_8bit": Facts("bitsandbytes.optim.Lion8bit", _LION, 1),
+    "lion_8bit": Facts("bitsandbytes.optim.Lion8bit", _LION, 1, one_by_one=True),
     "adafactor": Facts("transformers.optimization.Adafactor", _DECAY | _RELATIVE_STEP, 0.1, one_by_one=True),
     "prodigy": Facts("pytorch_optimizer.Prodigy", _ADAM, 16, finds_rate=True),
     "dadapt_adam": Facts("pytorch_optimizer.DAdaptAdam", _ADAM, 12, finds_rate=True),
