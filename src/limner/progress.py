@@ -39,6 +39,8 @@ def say_plan(config: Config, records: Records) -> None:
     counts = records.dataset.bucket_counts()
     buckets = f"{len(counts)} bucket{'s' * (len(counts) != 1)}"
     what = "the whole model" if config.adapter.trains_base else config.adapter.kind
+    if config.embedding.token is not None and config.adapter.kind != "embedding":
+        what += " and a word"
     pictures = len(records.dataset.pictures)
     print(f"{records.base.family} · {what} · {pictures} pictures in {buckets} at {records.dataset.buckets.resolution} px"
           f" · {records.dataset.total_steps} steps of {config.train.batch_size * config.train.accumulation}")  # fmt: skip
@@ -47,6 +49,11 @@ def say_plan(config: Config, records: Records) -> None:
             f"{mib / 1024:.1f}" for mib in (weighed.text_mib, weighed.vae_mib, weighed.denoiser_mib, weighed.trained_mib)
         )
         print(f"Weights in GiB: text {text}, then VAE {vae}, then the denoiser {denoiser} and what is trained {trained}.")
+
+
+def saved_files(event: dict) -> list[str]:
+    """What a `checkpoint` event says was written."""
+    return [event[key] for key in ("path", "embedding") if key in event]
 
 
 class Watcher:
@@ -93,7 +100,8 @@ class Watcher:
         elif kind == "warning":
             self._say(f"warning: {printable(event['message'], 300)}")
         elif kind == "checkpoint":
-            self._say(f"saved {event['path']}")
+            for path in saved_files(event):
+                self._say(f"saved {path}")
 
     def _say(self, words: str) -> None:
         if self._live:
@@ -200,7 +208,7 @@ def show(run: Run) -> int:
         print(f"  loss    {sum(losses[-50:]) / len(losses[-50:]):.4f} (mean of the last {len(losses[-50:])} steps)")
     for event in run.history():
         if event.get("event") == "checkpoint":
-            print(f"  saved   {event['path']}")
+            print(*(f"  saved   {path}" for path in saved_files(event)), sep="\n")
     if state.status == "failed":
         print(f"  error   {printable(state.error, 600)}")
         print("\n".join(f"  log     {printable(line, 300)}" for line in run.tail(2000).splitlines()[-8:]))
