@@ -38,7 +38,7 @@ def _shape(config: Config) -> tuple[object, ...]:
     """What decides the cost of a step."""
     train, data = config.train, config.data
     size = (train.batch_size, train.accumulation, train.precision, train.ema, config.objective.preserve)
-    return (config.model, config.adapter, _kept(config), config.launch, data.resolution, data.buckets, size)
+    return (config.model, config.adapter, config.trains_text, _kept(config), config.launch, data.resolution, data.buckets, size)
 
 
 def _kept(config: Config) -> tuple[object, ...]:

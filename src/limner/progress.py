@@ -39,8 +39,10 @@ def say_plan(config: Config, records: Records) -> None:
     counts = records.dataset.bucket_counts()
     buckets = f"{len(counts)} bucket{'s' * (len(counts) != 1)}"
     what = "the whole model" if config.adapter.trains_base else config.adapter.kind
+    if config.embedding.token is not None and config.adapter.kind != "embedding":
+        what += " and a word"
     classes = len(records.classes) + len(records.to_paint)
-    pictures = f"{len(records.dataset.pictures) - classes} pictures{f' and {classes} class pictures' if classes else ''}"
+    pictures = f"{records.dataset.num_pictures} pictures{f' and {classes} class pictures' if classes else ''}"
     print(f"{records.base.family} · {what} · {pictures} in {buckets} at {records.dataset.buckets.resolution} px"
           f" · {records.dataset.total_steps} steps of {config.train.batch_size * config.train.accumulation}")  # fmt: skip
     if (weighed := records.footprint) is not None:
@@ -48,6 +50,11 @@ def say_plan(config: Config, records: Records) -> None:
             f"{mib / 1024:.1f}" for mib in (weighed.text_mib, weighed.vae_mib, weighed.denoiser_mib, weighed.trained_mib)
         )
         print(f"Weights in GiB: text {text}, then VAE {vae}, then the denoiser {denoiser} and what is trained {trained}.")
+
+
+def saved_files(event: dict) -> list[str]:
+    """What a `checkpoint` event says was written."""
+    return [event[key] for key in ("path", "embedding") if key in event]
 
 
 class Watcher:
@@ -94,7 +101,8 @@ class Watcher:
         elif kind == "warning":
             self._say(f"warning: {printable(event['message'], 300)}")
         elif kind == "checkpoint":
-            self._say(f"saved {event['path']}")
+            for path in saved_files(event):
+                self._say(f"saved {path}")
         elif kind == "validation":
             self._say(f"validation loss at step {event['step']}: {event['loss']:.5f}")
 
@@ -206,7 +214,7 @@ def show(run: Run) -> int:
         print(f"  held out: loss {validations[-1]['loss']:.5f} at step {validations[-1]['step']}")
     for event in run.history():
         if event.get("event") == "checkpoint":
-            print(f"  saved   {event['path']}")
+            print(*(f"  saved   {path}" for path in saved_files(event)), sep="\n")
     if state.status == "failed":
         print(f"  error   {printable(state.error, 600)}")
         print("\n".join(f"  log     {printable(line, 300)}" for line in run.tail(2000).splitlines()[-8:]))

@@ -101,6 +101,8 @@ class Curves:
             self._rewind(step)
         elif kind == "checkpoint" and isinstance(event.get("path"), str):
             self.checkpoints[Path(event["path"]).name] = step
+            if isinstance(event.get("embedding"), str):
+                self.checkpoints[Path(event["embedding"]).name] = step
         elif kind == "sample" and isinstance(event.get("path"), str) and isinstance(event.get("prompt"), str):
             self.prompts[Path(event["path"]).stem.rpartition("_")[2]] = event["prompt"]
         elif kind == "warning" and isinstance(event.get("message"), str):
