@@ -39,7 +39,7 @@ def say_plan(config: Config, records: Records) -> None:
     counts = records.dataset.bucket_counts()
     buckets = f"{len(counts)} bucket{'s' * (len(counts) != 1)}"
     what = "the whole model" if config.adapter.trains_base else config.adapter.kind
-    pictures = len(records.dataset.pictures)
+    pictures = records.dataset.num_pictures
     print(f"{records.base.family} · {what} · {pictures} pictures in {buckets} at {records.dataset.buckets.resolution} px"
           f" · {records.dataset.total_steps} steps of {config.train.batch_size * config.train.accumulation}")  # fmt: skip
     if (weighed := records.footprint) is not None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from limner.config import Config
 from limner.errors import Finding, UserError
 from limner.machine import Machine
-from limner.preflight import device, model, output, pictures, training
+from limner.preflight import captions, device, model, output, pictures, training, versions
 from limner.preflight.records import Check, Records
 
 __all__ = ["Records", "examine"]
@@ -21,6 +21,9 @@ CHECKS: tuple[Check, ...] = (
     pictures.check_pictures,
     pictures.check_depth,
     pictures.check_buckets,
+    captions.check_captions,
+    versions.check_cuts,
+    versions.check_masks,
     training.check_length,
     training.check_idle,
     training.check_adapter,
