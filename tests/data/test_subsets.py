@@ -143,10 +143,10 @@ def test_what_is_not_taken_over_is_named(root: Path, key: str) -> None:
 def test_every_key_of_sd_scripts_is_known() -> None:
     table = """color_aug face_crop_aug_range flip_aug num_repeats random_crop shuffle_caption keep_tokens keep_tokens_separator
     secondary_separator caption_separator enable_wildcard token_warmup_min token_warmup_step caption_prefix caption_suffix
-    custom_attributes resize_interpolation caption_dropout_every_n_epochs caption_dropout_rate caption_tag_dropout_rate image_dir
-    caption_extension class_tokens is_reg alpha_mask cache_info metadata_file conditioning_data_dir batch_size resolution
-    enable_bucket min_bucket_reso max_bucket_reso bucket_reso_steps bucket_no_upscale network_multiplier validation_seed
-    validation_split"""
+    custom_attributes resize_interpolation caption_dropout_every_n_epochs caption_dropout_rate caption_tag_dropout_rate
+    image_dir caption_extension class_tokens is_reg alpha_mask cache_info metadata_file conditioning_data_dir batch_size
+    resolution enable_bucket min_bucket_reso max_bucket_reso bucket_reso_steps bucket_no_upscale network_multiplier
+    validation_seed validation_split"""
     assert set(table.split()) == subsets._KNOWN
 
 
@@ -197,7 +197,7 @@ def test_a_folder_beside_it_is_not_read_and_it_says_so(root: Path) -> None:
     file = write(root, '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "dogs"\n')
     found = scan(Data(path=root / "cats", subsets=file))
     assert [Path(p.path).name for p in found.pictures] == ["d.png"]
-    assert [f.field for f in found.warnings if f.severity == "warning"][0] == "data.path"
+    assert next(f.field for f in found.warnings if f.severity == "warning") == "data.path"
 
 
 def test_masks_of_a_folder(root: Path) -> None:
