@@ -6,6 +6,8 @@ from typing import Literal
 
 from limner.config.base import FilePath, Section, Text, Texts, option
 
+_TAGS = "data.shuffle_tags or data.tag_dropout or data.tag_warmup_steps"
+
 
 class Data(Section):
     """The pictures, their captions and their sizes."""
@@ -49,13 +51,16 @@ class Data(Section):
     caption_suffix: Text = option("", kohya="caption_suffix", advanced=True)
     """Put behind every caption, with a space before it."""
 
-    caption_separator: Text = option(",", kohya="caption_separator", advanced=True)
+    caption_separator: Text = option(
+        ",", min_length=1, kohya="caption_separator", advanced=True,
+        when=f"{_TAGS} or data.keep_separator or data.secondary_separator",
+    )  # fmt: skip
     """What parts a caption's tags."""
 
     shuffle_tags: bool = option(False, kohya="shuffle_caption", advanced=True)
     """Put the tags of a caption in another order each time."""
 
-    keep_tags: int = option(0, ge=0, le=1000, kohya="keep_tokens", advanced=True)
+    keep_tags: int = option(0, ge=0, le=1000, kohya="keep_tokens", advanced=True, when=_TAGS)
     """So many tags stay first, and are never left out."""
 
     keep_separator: Text = option("", kohya="keep_tokens_separator", advanced=True)

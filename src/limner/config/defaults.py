@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from limner.config import Config, Embedding, Optimizer
+from limner.config import Config, Data, Embedding, Optimizer
 from limner.config.optimizers import facts
 
 _LEARNING_RATES = {"lora": 1e-4, "none": 5e-6}
@@ -53,6 +53,16 @@ def total_steps(config: Config, num_pictures: int) -> int | None:
         return None
     pictures_a_step = config.train.batch_size * config.train.accumulation * config.launch.num_processes
     return max(_MIN_STEPS, min(_MAX_STEPS, _SHOWINGS * num_pictures // pictures_a_step))
+
+
+def captions_vary(data: Data) -> bool:
+    """Whether a caption may read otherwise each time, so that it cannot be encoded beforehand."""
+    return data.shuffle_tags or data.tag_dropout > 0 or data.wildcards or data.tag_warmup_steps > 0
+
+
+def caches_text(config: Config) -> bool:
+    """Whether captions are encoded once, and the text encoders forgotten."""
+    return config.memory.cache_text and not config.trains_text and not captions_vary(config.data)
 
 
 def precision(config: Config, device: str, has_bf16: bool) -> str:

@@ -91,8 +91,10 @@ def _parsed(path: Path, text: str, where: str) -> Any:
 
 def _caption(path: Path, name: str, entry: dict[str, Any]) -> str:
     """The caption, and behind it the tags, as sd-scripts joins them."""
-    parts = [next((entry[k] for k in _TEXT_KEYS if entry.get(k)), ""), entry.get("tags") or ""]
-    parts = [", ".join(p) if isinstance(p, list) and all(isinstance(t, str) for t in p) else p for p in parts]
-    if not all(isinstance(p, str) for p in parts):
-        raise wrong("data.metadata", f"{path}: the caption or tags of {name} are no text.", "Write them in quotes.")
+    parts = list[str]()
+    for part in (next((entry[k] for k in _TEXT_KEYS if entry.get(k)), ""), entry.get("tags") or ""):
+        texts = part if isinstance(part, list) else [part]
+        if not all(isinstance(t, str) for t in texts):
+            raise wrong("data.metadata", f"{path}: the caption or tags of {name} are no text.", "Write them in quotes.")
+        parts += [", ".join(texts)]
     return ", ".join(p for p in parts if p)

@@ -50,9 +50,10 @@ class Remembered:
 
     def keep(self, name: str, picture: str, caption: str, seen: Look) -> None:
         """Remember what was seen."""
-        if max(os.stat(f).st_mtime for f in (picture, caption) if f) < time.time() - _SETTLED_SECONDS:
-            beside = _facts(caption) if caption else ""
-            self._new[name] = f"{_facts(picture)}\t{beside}\t{seen[0]}\t{seen[1]}\t{seen[2] or ''}"
+        own, beside = os.stat(picture), os.stat(caption) if caption else None
+        if max(own.st_mtime, beside.st_mtime if beside else 0) < time.time() - _SETTLED_SECONDS:
+            told = _facts_of(beside) if beside else ""
+            self._new[name] = f"{_facts_of(own)}\t{told}\t{seen[0]}\t{seen[1]}\t{seen[2] or ''}"
             self._has_changed = True
 
     def save(self) -> None:
@@ -63,7 +64,10 @@ class Remembered:
 
 
 def _facts(path: str) -> str:
-    stat = os.stat(path)
+    return _facts_of(os.stat(path))
+
+
+def _facts_of(stat: os.stat_result) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
 
 

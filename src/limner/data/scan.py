@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 from limner.config import Data
@@ -209,7 +210,7 @@ def _folders(root: Path, out: Scan, may_follow: MayFollow, *, deep: bool) -> Ite
             if identity in seen:
                 continue  # a link back to where we have been
             seen.add(identity)
-            entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda e: e.name)
+            entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(".")), key=attrgetter("name"))
         except OSError as error:
             out.broken.append(Finding(str(folder), f"cannot be read ({error.strerror}).", "Check its permissions."))
             continue
@@ -220,8 +221,9 @@ def _folders(root: Path, out: Scan, may_follow: MayFollow, *, deep: bool) -> Ite
             out.num_barred += len(barred)
             entries = [e for e in entries if e.name not in barred]
         files = [e.name for e in entries if _is_file(e)]
-        pending += [Path(e.path) for e in reversed(entries) if deep and _is_folder(e)]
-        yield folder, [n for n in files if n[n.rfind(".") :].lower() in EXTENSIONS], set(files)
+        known = set(files)
+        pending += [Path(e.path) for e in reversed(entries) if deep and e.name not in known and _is_folder(e)]
+        yield folder, [n for n in files if n[n.rfind(".") :].lower() in EXTENSIONS], known
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -137,18 +137,23 @@ def _subset(where: str, values: dict[str, Any], data: Data, folder: Path, faults
         faults.append(_fault(where, said))
     if not isinstance(values.get("is_reg", False), bool):
         faults.append(_fault(where, "is_reg is neither true nor false."))
+    given = _validated(where, out, origin, faults)
+    if given is None or len(faults) > before:
+        return None
+    changed = {name: getattr(given, name) for name in out}
+    return Subset(data.model_copy(update=changed | {"subsets": None}), values.get("is_reg", False))
+
+
+def _validated(where: str, options: dict[str, Any], origin: dict[str, str], faults: list[Finding]) -> Data | None:
     try:
-        given = Data.model_validate(out)
+        return Data.model_validate(options)
     except ValidationError as error:
         for fault in error.errors(include_url=False):
             name = str(fault["loc"][0])
             remedy = "Give whole steps." if name == "tag_warmup_steps" else _REMEDY
             said = f"{origin.get(name, name)} = {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}."
             faults.append(_fault(where, said, remedy))
-    if len(faults) > before:
         return None
-    changed = {name: getattr(given, name) for name in out}
-    return Subset(data.model_copy(update=changed | {"subsets": None}), values.get("is_reg", False))
 
 
 def _translated(where: str, values: dict[str, Any], data: Data, faults: list[Finding]) -> dict[str, Any]:

@@ -13,7 +13,10 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from limner.config import Data
+from limner.config.defaults import captions_vary as varies
 from limner.randomness import mix
+
+__all__ = ["Draw", "draw_for", "drops", "is_dropped", "plain", "shown", "varies"]
 
 _Item = TypeVar("_Item")
 _BRACES = re.compile(r"\{\{|\}\}|\{(?P<words>[^{}]+)\}")
@@ -30,11 +33,6 @@ class Draw(Protocol):
 def draw_for(seed: int, step: int, position: int) -> random.Random:
     """The draws of the caption at a place of a step's global batch."""
     return random.Random(mix(seed, "caption", step, position))
-
-
-def varies(data: Data) -> bool:
-    """Whether a caption may read otherwise each time, so that it cannot be encoded beforehand."""
-    return data.shuffle_tags or data.tag_dropout > 0 or data.wildcards or data.tag_warmup_steps > 0
 
 
 def drops(data: Data) -> bool:

@@ -50,8 +50,8 @@ class Samples:
 
     What is encoded is a variant of a picture: variant `i` is picture `i` as it is, variant `i + len(pictures)` is the same cut
     mirrored left to right. Its latents are not the mirrored latents, so it is encoded, and cached, for itself. Where
-    pictures are cut or coloured otherwise each time, `i + 2 * k * len(pictures)` is version k of picture `i` (`data.looks`),
-    and so on: a few are cached; where nothing is cached, k is any number.
+    pictures are cut or coloured otherwise each time, `i + 2 * k * len(pictures)` is version k of picture `i` (see
+    `data.looks`), and so on: a few are cached; where nothing is cached, k is any number.
     """
 
     config: Config

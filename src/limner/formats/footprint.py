@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from limner.config import Config, Lora
+from limner.config import Config, Lora, defaults
 from limner.config.optimizers import facts
 from limner.formats.base import Base, weight_files
 from limner.formats.header import TensorInfo
@@ -45,7 +45,7 @@ def footprint(config: Config, base: Base, precision: str) -> Footprint:
     is_trained = config.adapter.trains_base and config.adapter.denoiser
     vae = _numbers(parts["vae"]) * BYTES[memory.vae_dtype]
     stays = 0 if memory.cache_latents else vae
-    stays += text * width if config.trains_text or not memory.cache_text else 0
+    stays += 0 if defaults.caches_text(config) else text * width
     return Footprint(
         _mib(text * width),
         _mib(vae),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from limner.config import Config
 from limner.errors import Finding, UserError
 from limner.machine import Machine
-from limner.preflight import beside, device, model, optimizer, output, pictures, training, word
+from limner.preflight import beside, captions, device, model, optimizer, output, pictures, training, versions, word
 from limner.preflight.records import Check, Records
 
 __all__ = ["Records", "examine"]
@@ -23,6 +23,9 @@ CHECKS: tuple[Check, ...] = (
     beside.check_held_out,
     pictures.check_depth,
     pictures.check_buckets,
+    captions.check_captions,
+    versions.check_cuts,
+    versions.check_masks,
     training.check_length,
     training.check_timesteps,
     optimizer.check_optimizer,

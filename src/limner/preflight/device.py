@@ -67,9 +67,11 @@ def check_weights(config: Config, machine: Machine | None, records: Records) -> 
     if facts is None or not facts.memory_mib:
         return
     records.footprint = weighed = footprint(config, base, defaults.precision(config, facts.kind, facts.bf16))
-    if base.t5 and (config.trains_text or not config.memory.cache_text):
+    if base.t5 and not defaults.caches_text(config):
         said = f"all text encoders stay in memory beside the denoiser, T5 among them: {weighed.text_mib} MiB."
-        yield Finding("memory.cache_text", said, "Leave the text encoders untrained and cache_text on.", "warning")
+        yield Finding(
+            "memory.cache_text", said, "Leave the text encoders untrained, captions as they are, and cache_text on.", "warning"
+        )
     if weighed.most_mib > facts.memory_mib and not config.memory.swap_blocks:
         said = f"the weights alone take {weighed.most_mib} MiB, {facts.name} has {facts.memory_mib}."
         remedy = "Set memory.quantize (fp8 or nf4), memory.swap_blocks, or a lower adapter.rank."

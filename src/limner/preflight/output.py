@@ -120,7 +120,8 @@ def _needed_mib(config: Config, records: Records) -> int:
         return 200
     side = (config.data.resolution or base.resolution_px) // base.latent_factor
     text = 512 * 4096 if base.prediction == "flow" else (75 * config.model.text_chunks + 2) * 2048
-    variants = 2 if config.data.flip else 1
+    data = config.data
+    variants = (2 if data.flip else 1) * (data.variants if data.random_crop or data.colour else 1)
     caches = pictures * 4 * (variants * 2 * base.latent_channels * side**2 + text)
     trained = num_trained(config, base)
     # weights and two moments in float32, and the finished file

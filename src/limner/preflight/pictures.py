@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from limner.config import Config
-from limner.data.dataset import assemble, bucket_rule
+from limner.config import Config, Data
+from limner.data.buckets import Buckets
+from limner.data.dataset import assemble, bucket_rule, bucket_rules
 from limner.data.decode import decode
 from limner.data.held_out import parted
 from limner.data.scan import scan
 from limner.errors import Finding, UserError
+from limner.formats.base import Base
 from limner.machine import Machine
 from limner.preflight.records import Records
 
@@ -34,7 +36,8 @@ def check_pictures(config: Config, machine: Machine | None, records: Records) ->
         said = f"{found.num_barred} links among the pictures lead outside the allowed folders."
         yield Finding("data.path", said, "Put the files themselves there, or remove the links.")
     if not found.pictures:
-        yield Finding("data.path", f"{config.data.path} holds no usable picture.", "Put .png, .jpg, .webp or .bmp files there.")
+        where = config.data.path or "the data set"
+        yield Finding("data.path", f"{where} holds no usable picture.", "Put .png, .jpg, .webp or .bmp files there.")
     yield from found.warnings
 
 
@@ -60,38 +63,41 @@ def check_buckets(config: Config, machine: Machine | None, records: Records) -> 
     del machine
     if records.base is None:
         return
-    data, rule, family_step = config.data, bucket_rule(config, records.base), records.base.bucket_step_px
-    if rule.resolution < rule.step:
-        yield Finding(
-            "data.resolution", f"{rule.resolution} is less than a bucket step of {rule.step}.", f"Use at least {rule.step}."
-        )
+    base, pictures = records.base, records.scan.pictures if records.scan is not None else []
+    settings = {id(d): d for d in (config.data, *(p.settings(config.data) for p in pictures))}.values()
+    found = {f: None for data in settings for rule in bucket_rules(data, base) for f in _rule_faults(data, rule, base)}
+    yield from found
+    if any(f.severity == "error" for f in found) or not pictures:
         return
-    if rule.step % records.base.latent_factor:
-        said = f"{rule.step} is not a multiple of {records.base.latent_factor}, the factor of this model's VAE."
-        yield Finding("data.bucket_step_px", said, f"Use {family_step}.")
-        return
-    if rule.step % family_step:
-        said = f"{rule.step} is not a multiple of {family_step}; pictures of odd sizes train less well."
-        if records.base.prediction == "flow":  # its transformer looks at patches of 2x2 latents
-            yield Finding("data.bucket_step_px", f"{rule.step} is not a multiple of {family_step}.", f"Use {family_step}.")
-            return
-        yield Finding("data.bucket_step_px", said, f"Use {family_step}.", "warning")
-    if data.buckets and not (rule.minimum <= rule.resolution <= rule.maximum):
-        said = f"the resolution {rule.resolution} lies outside {rule.minimum}..{rule.maximum}."
-        yield Finding("data.bucket_min_px", said, "Make bucket_min_px smaller or bucket_max_px larger.")
-        return
-    if records.scan is None or not records.scan.pictures:
-        return
-    records.dataset = assemble(
-        config, records.base, [*parted(config, records.scan.pictures)[0], *records.classes, *records.to_paint]
-    )
-    longest, limit = max(max(size) for size in records.dataset.bucket_counts()), records.base.max_side_px
+    rule = bucket_rule(config, base)
+    records.dataset = assemble(config, base, [*parted(config, pictures)[0], *records.classes, *records.to_paint])
+    longest, limit = max(max(size) for size in records.dataset.bucket_counts()), base.max_side_px
     if limit is not None and longest > limit:
         said = f"a bucket has a side of {longest} px, this model has places for {limit}."
         yield Finding("data.resolution", said, "Use a lower resolution, or a lower bucket_max_px.")
-    small = [p.path for p in records.scan.pictures if p.width * p.height < rule.resolution**2 / 4]
-    if small and data.upscale:
+    small = [p.path for p in pictures if p.width * p.height < rule.resolution**2 / 4]
+    if small and config.data.upscale:
         said = (
             f"{len(small)} pictures are less than half the resolution and will be blurred, the first is {Path(small[0]).name}."
         )
         yield Finding("data.resolution", said, "Use larger pictures or a lower resolution.", "warning")
+
+
+def _rule_faults(data: Data, rule: Buckets, base: Base) -> Iterable[Finding]:
+    own = data.resolution or base.resolution_px
+    field, family_step = "data.resolution" if rule.resolution == own else "data.more_resolutions", base.bucket_step_px
+    if rule.resolution < rule.step:
+        said = f"{rule.resolution} is less than a bucket step of {rule.step}."
+        yield Finding(field, said, f"Use at least {rule.step}.")
+    elif rule.step % base.latent_factor:
+        said = f"{rule.step} is not a multiple of {base.latent_factor}, the factor of this model's VAE."
+        yield Finding("data.bucket_step_px", said, f"Use {family_step}.")
+    elif rule.step % family_step and base.prediction == "flow":  # its transformer looks at patches of 2x2 latents
+        yield Finding("data.bucket_step_px", f"{rule.step} is not a multiple of {family_step}.", f"Use {family_step}.")
+    else:
+        if rule.step % family_step:
+            said = f"{rule.step} is not a multiple of {family_step}; pictures of odd sizes train less well."
+            yield Finding("data.bucket_step_px", said, f"Use {family_step}.", "warning")
+        if data.buckets and not (rule.minimum <= rule.resolution <= rule.maximum):
+            said = f"the resolution {rule.resolution} lies outside {rule.minimum}..{rule.maximum}."
+            yield Finding("data.bucket_min_px", said, "Make bucket_min_px smaller or bucket_max_px larger.")

@@ -164,7 +164,7 @@ def plan(config: Config, records: Records) -> dict[str, Any] | None:
         "family": records.base.family,
         "trains": config.adapter.kind,
         "resolution": dataset.buckets.resolution,
-        "pictures": len(dataset.pictures),
+        "pictures": dataset.num_pictures,
         "buckets": [[*size, count] for size, count in counts],
         "steps": dataset.total_steps,
         "seconds": before and round(before.seconds_per_step * dataset.total_steps),
