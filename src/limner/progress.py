@@ -95,6 +95,9 @@ class Watcher:
             self._say(f"warning: {printable(event['message'], 300)}")
         elif kind == "checkpoint":
             self._say(f"saved {event['path']}")
+        elif kind == "change":
+            said = ", ".join(f"{name} = {value!r}" for name, value in event["options"].items())
+            self._say(f"changed at step {event['step']}: {printable(said, 300)}")
         elif kind == "validation":
             self._say(f"validation loss at step {event['step']}: {event['loss']:.5f}")
 

@@ -13,7 +13,7 @@ import torch
 from limner import disk, runs
 from limner.adapters import adapter as adapters
 from limner.config import Config, defaults
-from limner.config.prompts import Prompt, all_prompts
+from limner.config.prompts import Prompt
 from limner.data import held_out, scan
 from limner.data.cache import Cache
 from limner.data.classes import base_name, num_missing, scan_classes
@@ -22,6 +22,7 @@ from limner.data.decode import decode
 from limner.engine import paint
 from limner.engine.classes import paint_class_pictures
 from limner.engine.journal import Journal
+from limner.engine.live import prompts_of
 from limner.engine.runtime import DTYPES, Runtime
 from limner.engine.samples import Progress, Samples
 from limner.engine.train import Training
@@ -145,7 +146,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     dataset = assemble(config, base, [*own, *of_class])
     samples = Samples(config, dataset, family, runtime, cache)
     validation = validation_samples(samples, held)
-    prompts = all_prompts(_with_copied_prompts(config, run), dataset.buckets.resolution, base.bucket_step_px)
+    prompts = prompts_of(config, run, dataset, base)
     require_suited(prompts, base)  # asked again: before the start the model may not have been here
     rate = defaults.learning_rate(config, base.is_pocket)
     if runtime.is_main:
@@ -184,13 +185,6 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
         stop_requested,
         validation,
     )  # fmt: skip
-
-
-def _with_copied_prompts(config: Config, run: Run) -> Config:
-    """The config reading its prompt file from the run folder, where it was copied to before the start."""
-    if run.prompts is None:
-        return config
-    return config.model_copy(update={"sample": config.sample.model_copy(update={"prompt_file": run.prompts})})
 
 
 def _watched(
