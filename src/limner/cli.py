@@ -12,7 +12,7 @@ from limner.errors import Finding, UserError, printable, wrong
 
 app = App(name="limner", help="Teach a diffusion model what you show it.", version_flags=["--version"])
 config_app = App(name="config", help="Write and read configurations.")
-runs_app = App(name="runs", help="List, show, stop, resume, queue and delete runs.")
+runs_app = App(name="runs", help="List, show, stop, resume, change, queue and delete runs.")
 app.command(config_app)
 app.command(runs_app)
 
@@ -348,6 +348,26 @@ def runs_sample(name: str) -> int:
 def runs_save(name: str) -> int:
     """Have a running run save a checkpoint now."""
     return _ask(name, "save")
+
+
+@runs_app.command(name="change")
+def runs_change(name: str, *options: Options) -> int:
+    """Change a running run from its next step on: limner runs change last optimizer.lr=5e-5 train.steps=4000
+
+    The learning rate (*0.5 is half of what it is), steps or epochs, prompts, and how often it paints, saves and validates.
+    """
+    from limner import changes, runs
+
+    run = runs.find(name)
+    texts = {}
+    for word in options:
+        option, equals, value = word.removeprefix("--").partition("=")
+        if not equals:
+            raise wrong(word, "is not name=value.", "For example: optimizer.lr=5e-5")
+        texts[option] = value
+    changes.request(run, changes.typed(run, texts))
+    print("Asked; it holds from the next step on.")
+    return 0
 
 
 @runs_app.command(name="delete")

@@ -103,6 +103,9 @@ class Watcher:
         elif kind == "checkpoint":
             for path in saved_files(event):
                 self._say(f"saved {path}")
+        elif kind == "change":
+            said = ", ".join(f"{name} = {value!r}" for name, value in event["options"].items())
+            self._say(f"changed at step {event['step']}: {printable(said, 300)}")
         elif kind == "validation":
             self._say(f"validation loss at step {event['step']}: {event['loss']:.5f}")
 

@@ -32,6 +32,8 @@ from limner.errors import wrong
 Status = Literal["queued", "starting", "running", "stopping", "waiting", "done", "failed", "stopped"]
 Phase = Literal["", "loading", "painting class pictures", "caching", "training", "validating", "sampling", "saving"]
 LIVE: tuple[Status, ...] = ("starting", "running", "stopping")
+_CHANGE = re.compile(r"change-[0-9]{1,20}\.toml", re.ASCII)
+_MAX_CHANGE_BYTES = 1 << 20
 REQUESTS = ("stop", "stop-now", "sample", "save")
 
 
@@ -219,6 +221,18 @@ class Run:
                     with contextlib.suppress(OSError):
                         os.replace(entry.path, folder / f".taken-{entry.name}")
                         taken.append(entry.name)
+        return taken
+
+    def take_changes(self) -> list[tuple[str, str]]:
+        """The trainer's side: (file name, text) of the pending live changes in order, each consumed by a rename."""
+        folder, taken = self.path / "control", list[tuple[str, str]]()
+        with contextlib.suppress(FileNotFoundError):
+            names = [e.name for e in os.scandir(folder) if _CHANGE.fullmatch(e.name)]
+            for name in sorted(names, key=lambda n: int(n[7:-5])):
+                with contextlib.suppress(OSError):
+                    os.replace(folder / name, folder / f".taken-{name}")
+                    with (folder / f".taken-{name}").open("rb") as file:
+                        taken.append((name, file.read(_MAX_CHANGE_BYTES).decode("utf-8", "replace")))
         return taken
 
     def is_asked_to_stop(self) -> bool:

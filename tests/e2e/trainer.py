@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from limner import jobs
+from limner import changes, jobs
 from limner.config import Config, files
 from limner.runs import Run
 
@@ -30,11 +30,13 @@ class Moment:
     """Where a trainer meets its end: before the `count`-th call of a function, counted within one process."""
 
     what: str
-    """stop (a request), term, kill (signals), poison (all weights become huge)."""
+    """stop (a request), change (another one), term, kill (signals), poison (all weights become huge)."""
     where: str
     """step (one was finished), cache (a shard is added), picture (one was painted), file (a safetensors file is written),
     rename (anything is)."""
     count: int
+    change: dict[str, Any] | str = ""
+    """The options that are asked for, or what is put into a file in their place."""
 
 
 def config(model: Path, pictures: Path, /, **sections: dict[str, Any]) -> Config:
@@ -60,29 +62,29 @@ def new_run(chosen: Config) -> Run:
     return jobs.prepare(chosen)
 
 
-def launch(run: Run, moment: Moment | None = None) -> multiprocessing.process.BaseProcess:
-    """Start the trainer of a run; it ends itself at `moment`."""
-    process = _CONTEXT.Process(target=_train, args=(str(run.path), os.environ["LIMNER_HOME"], moment))
+def launch(run: Run, *moments: Moment | None) -> multiprocessing.process.BaseProcess:
+    """Start the trainer of a run; it ends itself at such a moment."""
+    process = _CONTEXT.Process(target=_train, args=(str(run.path), os.environ["LIMNER_HOME"], moments))
     process.start()
     return process
 
 
-def train(run: Run, moment: Moment | None = None, seconds: float = 120) -> int:
+def train(run: Run, *moments: Moment | None, seconds: float = 120) -> int:
     """Train a run until its process ends; returns the exit code, minus the signal for one that was killed."""
-    process = launch(run, moment)
+    process = launch(run, *moments)
     process.join(seconds)
     assert process.exitcode is not None, f"still running after {seconds} s: {run.tail()}"
     return process.exitcode
 
 
-def _train(folder: str, home: str, moment: Moment | None) -> None:
+def _train(folder: str, home: str, moments: tuple[Moment | None, ...]) -> None:
     os.environ["LIMNER_HOME"] = home
     log = os.open(Path(folder) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     from limner.engine import __main__ as engine
 
-    if moment is not None:
+    for moment in filter(None, moments):
         _arm(moment, Run(Path(folder)))
     code = engine.main(folder)
     sys.stdout.flush()
@@ -109,6 +111,8 @@ def _arm(moment: Moment, run: Run) -> None:
         if calls == moment.count:
             if moment.what == "stop":
                 run.request("stop")
+            elif moment.what == "change":
+                _change(run, moment.change)
             elif moment.what == "poison":
                 _poison()
             else:
@@ -116,6 +120,13 @@ def _arm(moment: Moment, run: Run) -> None:
         return original(*args, **kwargs)
 
     setattr(owner, name, counted)
+
+
+def _change(run: Run, change: dict[str, Any] | str) -> None:
+    if isinstance(change, dict):
+        changes.request(run, change)
+    else:
+        (run.path / "control" / "change-1.toml").write_text(change, encoding="utf-8")
 
 
 def _poison() -> None:

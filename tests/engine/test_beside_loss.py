@@ -34,7 +34,7 @@ def test_class_pictures_weigh_what_was_asked(tiny_model, tmp_path, monkeypatch):
         losses.append(weight * ((pred - eps) ** 2).mean())
     expected = sum(losses) / len(losses)
     expected.backward()
-    assert float(accumulate_gradients(job, step)) == pytest.approx(float(expected), rel=1e-5)
+    assert float(accumulate_gradients(job, step)) == pytest.approx(expected.item(), rel=1e-5)
     _, (_, layer) = next((n, v) for n, v in job.adapter.layers.items() if n.endswith("attn2_to_v"))
     assert (layer.up.grad.double() - up.grad).norm() / up.grad.norm() < 1e-5
 

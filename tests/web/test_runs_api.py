@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from limner import disk, queue, runner, runs
+from limner import changes, disk, queue, runner, runs
 from limner.config import files
 from limner.errors import UserError
 from limner.runs import Run, State
@@ -331,7 +331,7 @@ def test_links_are_not_followed(client: TestClient) -> None:
 
 def test_requests_to_a_live_run(client: TestClient) -> None:
     run = made(state=live(step=1, steps=9))
-    assert client.get(f"/api/runs/{run.id}").json()["actions"] == ["stop", "sample", "save", "stop-now", "duplicate"]
+    assert client.get(f"/api/runs/{run.id}").json()["actions"] == ["stop", "sample", "save", "change", "stop-now", "duplicate"]
     for action in ("sample", "save", "stop"):
         assert client.post(f"/api/runs/{run.id}/{action}").json() == {}
         assert (run.path / "control" / action).exists()
@@ -340,6 +340,34 @@ def test_requests_to_a_live_run(client: TestClient) -> None:
     assert "cannot stop" in said(client.post(f"/api/runs/{run.id}/stop"))
     assert "is running or waiting" in said(client.post(f"/api/runs/{run.id}/delete"))
     assert "is running" in said(client.post(f"/api/runs/{run.id}/resume"))
+
+
+def test_changes_of_a_live_run(client: TestClient) -> None:
+    run = made(state=live(step=3, steps=9), **{"train.steps": "9", "optimizer.lr": "0.001"})
+    held = {"optimizer.lr": "0.001", "train.steps": "9", "sample.every_steps": "", "sample.prompts": ["a cat", "a dog"]}
+    assert client.get(f"/api/runs/{run.id}").json()["now"] == held
+    asked = {"options": {"optimizer.lr": "5e-5", "sample.prompts": '["x"]', "sample.every_steps": "2"}}
+    assert client.post(f"/api/runs/{run.id}/change", json=asked).json() == {}
+    ((_, text),) = run.take_changes()
+    options = changes.parse(text, "")
+    assert options == {"optimizer.lr": 5e-5, "sample.prompts": ["x"], "sample.every_steps": 2}
+    run.event("change", step=3, id="a", options=options)
+    full = client.get(f"/api/runs/{run.id}").json()
+    assert full["config"]["changes"] == [{"step": 3, "options": options}]
+    assert full["now"] == held | {"optimizer.lr": "5e-05", "sample.prompts": ["x"], "sample.every_steps": "2"}
+    for refused, words in (
+        ({"data.resolution": "64"}, "data.resolution: cannot be changed while a run goes on"),
+        ({"train.steps": "2"}, "less than the 3 steps"),
+        ({}, "nothing is to be changed"),
+    ):
+        answer = client.post(f"/api/runs/{run.id}/change", json={"options": refused})
+        assert words.replace("resolution cannot", "resolution: cannot") in said(answer).replace("  ", " ") or words in said(
+            answer
+        )
+    assert client.post(f"/api/runs/{run.id}/change", json={"options": {"train.steps": 3}}).status_code == 422
+    assert run.take_changes() == []
+    run.request("stop")
+    assert "is being stopped" in said(client.post(f"/api/runs/{run.id}/change", json=asked))
 
 
 def test_stop_now_does_not_keep_the_server_waiting(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,6 +143,12 @@ def _typed(options: list[Option], text: str) -> Any:
         return [text] if option.is_list else text
 
 
+def value_of(path: str, text: str) -> Any:
+    """The value that a typed text stands for, "" for what is not given. What it must be, `build` looks at."""
+    options = _options_by_path()
+    return _typed(options[path], text) if path in options and text else text
+
+
 def overrides_of(config: Config) -> dict[str, str]:
     """Every option that differs from its default, as the text that :func:`build` reads back to the same value."""
     return {option.path: as_typed(option, value) for option, value in values(config) if value != option.default}

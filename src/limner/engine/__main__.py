@@ -11,7 +11,7 @@ from pathlib import Path
 import filelock
 import psutil
 
-from limner import disk, machine, runs
+from limner import changes, disk, machine, runs
 from limner.config import defaults
 from limner.errors import StopRequested, UserError, printable
 from limner.runs import Run
@@ -94,7 +94,9 @@ def explain(error: Exception) -> str:
 def _train(run: Run, journal, flag: StopFlag) -> int:
     from limner.engine import checkpoint, prepare, runtime, trackers, train
 
-    config = run.config()
+    path, faults = checkpoint.newest_state(run.states)
+    first_step = checkpoint.step_of(path) if path is not None else 0
+    config = changes.config_at(run, first_step)
     if journal.is_main:
         run.end_last_line()
         journal.trackers = trackers.make(config, run)
@@ -110,7 +112,8 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
     process = runtime.start(device, defaults.precision(config, device, facts is not None and facts.bf16))
     try:
         job = prepare.prepare(run, config, process, journal, lambda: flag.is_set)
-        first_step = _resume(run, job, checkpoint, journal)
+        job.pending = [c for c in changes.recorded(run) if c.step > first_step]
+        _resume(run, job, path, faults, checkpoint, journal)
         finished = train.train(job, first_step)
         journal.flush()
     except StopRequested:
@@ -124,16 +127,15 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
     return 0
 
 
-def _resume(run: Run, job, checkpoint, journal) -> int:
-    """Take over the newest training state, if there is one; returns the steps already done."""
-    path, faults = checkpoint.newest_state(run.states)
+def _resume(run: Run, job, path: Path | None, faults: list[str], checkpoint, journal) -> None:
+    """Take over the newest training state, if there is one; `faults` are those of newer ones."""
     for fault in faults:
         journal.event("warning", message=f"a damaged training state was passed over: {fault}")
     if path is None:
         # a run starts once: begun again from nothing it resumes at step 0, and what came before counts no more
         began = any(event.get("event") == "start" for event, _ in run.events())
         journal.event("resume" if began else "start", step=0, steps=job.dataset.total_steps)
-        return 0
+        return
     facts = checkpoint.load_state(path, job.adapter, job.optimizer, job.average)
     job.written = list(facts.get("written", []))
     if facts.get("scaler"):
@@ -144,7 +146,6 @@ def _resume(run: Run, job, checkpoint, journal) -> int:
         said = "pictures or captions changed since the run was stopped; it goes on with them as they are now"
         journal.event("warning", message=said)
     journal.event("resume", step=facts["step"], steps=job.dataset.total_steps)
-    return facts["step"]
 
 
 if __name__ == "__main__":

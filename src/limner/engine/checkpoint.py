@@ -151,6 +151,11 @@ def _by_step(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
 
 
+def step_of(path: Path) -> int:
+    """The step of a training state, from its folder's name."""
+    return int(path.name.removeprefix("step-"))
+
+
 def newest_state(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest undamaged state, and what is wrong with newer ones that had to be passed over."""
     faults = []

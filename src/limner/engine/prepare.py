@@ -14,7 +14,7 @@ from limner import disk, runs
 from limner.adapters import adapter as adapters
 from limner.adapters.embedding import remarks
 from limner.config import Config, defaults
-from limner.config.prompts import Prompt, all_prompts
+from limner.config.prompts import Prompt
 from limner.data import held_out, scan, tags
 from limner.data.cache import Cache
 from limner.data.classes import base_name, num_missing, scan_classes
@@ -24,6 +24,7 @@ from limner.diffusion.timesteps import shift_of, timesteps_of
 from limner.engine import paint
 from limner.engine.classes import paint_class_pictures
 from limner.engine.journal import Journal
+from limner.engine.live import prompts_of
 from limner.engine.runtime import DTYPES, Runtime
 from limner.engine.samples import Progress, Samples
 from limner.engine.train import Training
@@ -151,7 +152,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     dataset = assemble(config, base, [*own, *of_class])
     samples = Samples(config, dataset, family, runtime, cache)
     validation = validation_samples(samples, held)
-    prompts = all_prompts(_with_copied_prompts(config, run), dataset.buckets.resolution, base.bucket_step_px)
+    prompts = prompts_of(config, run, dataset, base)
     require_suited(prompts, base)  # asked again: before the start the model may not have been here
     rate = defaults.learning_rate(config, base.is_pocket)
     if runtime.is_main:
@@ -197,13 +198,6 @@ def _warn_of_words(config: Config, dataset: Dataset, family: Family, journal: Jo
     if too_long:
         said = f"{len(too_long)} captions are too long and cut off, the first is that of {Path(too_long[0].path).name}"
         journal.event("warning", message=said)
-
-
-def _with_copied_prompts(config: Config, run: Run) -> Config:
-    """The config reading its prompt file from the run folder, where it was copied to before the start."""
-    if run.prompts is None:
-        return config
-    return config.model_copy(update={"sample": config.sample.model_copy(update={"prompt_file": run.prompts})})
 
 
 def _watched(

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,14 @@ class Runtime:
         if self.world == 1:
             return flags
         return [bool(v) for v in self.sum_scalar(torch.tensor(flags, dtype=torch.float32, device=self.device)).tolist()]
+
+    def share(self, value: Any) -> Any:
+        """What the main process has, in all."""
+        if self.world == 1:
+            return value
+        box = [value]
+        torch.distributed.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
 
     def close(self) -> None:
         if self.world > 1 and torch.distributed.is_initialized():

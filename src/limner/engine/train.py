@@ -14,11 +14,12 @@ from torch import Tensor
 
 from limner import disk
 from limner.adapters.adapter import Adapter
+from limner.changes import Change
 from limner.config import Config
 from limner.config.prompts import Prompt
 from limner.data.dataset import Dataset
 from limner.diffusion.timesteps import Timesteps, timesteps_of
-from limner.engine import checkpoint, paint, validation
+from limner.engine import checkpoint, live, paint, validation
 from limner.engine.average import Average, evaluation_weights
 from limner.engine.journal import Journal, diverged
 from limner.engine.objective import batch_loss
@@ -51,6 +52,8 @@ class Training:
     stop_requested: Callable[[], bool]
     validation: Samples | None = None
     """The held-out pictures."""
+    pending: list[Change] = field(default_factory=list)
+    """Live changes that an earlier trainer of this run made behind the step to resume from: made again at their steps."""
     written: list[str] = field(default_factory=list)
     """Checkpoints written on the way, oldest first."""
     timesteps: Timesteps = field(init=False)
@@ -83,8 +86,7 @@ class Training:
 
 def train(job: Training, first_step: int) -> bool:
     """Run the loop from `first_step` (steps already done). True if it came to the end, False if it was asked to stop."""
-    config, runtime, journal, total = job.config, job.runtime, job.journal, job.dataset.total_steps
-    step = first_step
+    config, runtime, journal, total, step = job.config, job.runtime, job.journal, job.dataset.total_steps, first_step
     journal.say(status="running", phase="training", progress=(step, total), step=step, steps=total)
     if runtime.any(is_validation_due(job, step) and not has_validation(job, step)):
         validate(job, step)
@@ -108,9 +110,14 @@ def train(job: Training, first_step: int) -> bool:
         journal.step(step, loss, norm, rates)
 
         requests = job.run.take_requests() if runtime.is_main else []
-        stop, stop_now, paints, saves = runtime.agree(
-            [job.stop_requested() or "stop" in requests, "stop-now" in requests, "sample" in requests, "save" in requests]
-        )
+        changes = live.take(job, step) if runtime.is_main else []
+        stop, stop_now, paints, saves, changed = runtime.agree(
+            [job.stop_requested() or "stop" in requests, "stop-now" in requests, "sample" in requests, "save" in requests,
+             bool(changes)]
+        )  # fmt: skip
+        if changed:
+            live.apply(job, step, runtime.share(changes))
+            config, total = job.config, job.dataset.total_steps
         # what was learnt is safe before anything is painted
         if step == total or saves or is_checkpoint_due(job, step):
             save_weights(job, step)

@@ -87,7 +87,8 @@ def check_held_out(config: Config, machine: Machine | None, records: Records) ->
         if not held:
             yield Finding("validation.share", "there is only one picture, so none can be held out.", "Set it to 0.")
         else:
-            said = f"{len({p.path for p in held})} pictures are held out, {len({p.path for p in kept})} are trained on."
+            count = len({p.path for p in held})
+            said = f"{count} of {count + len({p.path for p in kept})} pictures are not trained on."
             yield Finding("validation.share", said, "", "note")
 
 

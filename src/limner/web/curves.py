@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from limner.changes import Change
 from limner.runs import Run
 
 SMOOTHING = 0.98
@@ -64,6 +65,8 @@ class Curves:
         self.prompts: dict[str, str] = {}
         """The number of a prompt, as in its samples' names -> its text."""
         self.warnings: list[str] = []
+        self.changes: list[Change] = []
+        """The live changes that hold, in their order."""
         self._offset = self._inode = self._changes = self._session = 0
         self._mean = 0.0
         self._token = secrets.token_hex(4)
@@ -105,6 +108,8 @@ class Curves:
                 self.checkpoints[Path(event["embedding"]).name] = step
         elif kind == "sample" and isinstance(event.get("path"), str) and isinstance(event.get("prompt"), str):
             self.prompts[Path(event["path"]).stem.rpartition("_")[2]] = event["prompt"]
+        elif kind == "change" and isinstance(event.get("options"), dict):
+            self.changes.append(Change(step, str(event.get("id")), event["options"]))
         elif kind == "warning" and isinstance(event.get("message"), str):
             self.warnings = [*self.warnings[-19:], event["message"]]
 
@@ -125,6 +130,7 @@ class Curves:
         last = step if step else -1
         for table in (self.steps, self.memory, self.validation):
             table.keep(last)
+        self.changes = [change for change in self.changes if change.step <= last]
         self._session, self._mean = len(self.steps), 0.0
         smooth = self.steps.columns.get("smooth", array("d"))
         for i, loss in enumerate(self.steps.columns.get("loss", array("d"))):

@@ -8,13 +8,14 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from limner import disk, launch, queue, runs
+from limner import changes, disk, launch, queue, runs
+from limner.changes import Change
 from limner.config import Config
 from limner.config import files as config_files
 from limner.config.fields import walk
@@ -183,7 +184,8 @@ def actions(run: Run, state: State, config: Config | None, *, asked: bool) -> li
     again = ["duplicate"] if config is not None else []
     if state.status in LIVE:
         paints = config is not None and bool(config.sample.prompts or run.prompts)
-        return [*([] if asked else ["stop", *(["sample"] if paints else []), "save"]), "stop-now", *again]
+        changes = ["change"] if config is not None else []
+        return [*([] if asked else ["stop", *(["sample"] if paints else []), "save", *changes]), "stop-now", *again]
     if state.status == "waiting":
         return ["stop", *again]
     return [*(["resume"] if state.status != "done" and config is not None else []), *again, "delete"]
@@ -218,10 +220,14 @@ def full(run: Run, brief: Brief, curves: CurvesOfRuns, since: str = "") -> dict[
     """Everything about one run. `since` is an earlier answer's version: parts that are as they were then are left out."""
     known = curves.of(run)
     config = config_of(run)
+    now = changed(config, known.changes)
     state = run.state()
     config_stamp = max(_stamp(run.path / name) for name in ("config.toml", "plan.json", "command.json"))
     parts: dict[str, tuple[object, Callable[[], Any]]] = {  # what a part depends on, and how it is made
-        "config": (config_stamp, lambda: _config_part(run, config)),
+        "config": (
+            f"{config_stamp}.{len(known.changes)}",
+            lambda: _config_part(run, config) | {"changes": [{"step": c.step, "options": c.options} for c in known.changes]},
+        ),
         "samples": (
             f"{_stamp(run.samples)}.{len(known.prompts)}",
             lambda: {"names": sample_names(run), "prompts": known.prompts},
@@ -235,7 +241,9 @@ def full(run: Run, brief: Brief, curves: CurvesOfRuns, since: str = "") -> dict[
     before = since.split("-")
     out = {
         **brief,
-        "actions": actions(run, state, config, asked=brief["asked"]),
+        "actions": actions(run, state, now, asked=brief["asked"]),
+        "now": _now(run, state, now) if state.status in LIVE and now is not None else None,
+        "validation": _last(known.validation.columns.get("loss")),
         "resume_step": resume_step(run),
         "memory": _last(known.memory.columns.get("device_mib")) or _last(known.memory.columns.get("memory_mib")),
         "warnings": [*([state.error] if state.status == "waiting" and state.error else []), *known.warnings],
@@ -245,6 +253,28 @@ def full(run: Run, brief: Brief, curves: CurvesOfRuns, since: str = "") -> dict[
         if len(before) != len(parts) or before[number] != str(stamp):
             out[name] = make()
     return out
+
+
+def changed(config: Config | None, taken: Sequence[Change]) -> Config | None:
+    """The config with a run's live changes; as far as they are understood."""
+    if config is None:
+        return None
+    for change in taken:
+        with contextlib.suppress(UserError):
+            config = changes.changed(config, change.options)
+    return config
+
+
+def _now(run: Run, state: State, config: Config) -> dict[str, Any]:
+    """What holds now of the options that the page changes, as typed."""
+    lr, every = config.optimizer.lr, config.sample.every_steps
+    lr = run.plan().get("lr") if lr is None else lr
+    return {
+        "optimizer.lr": "" if lr is None else f"{lr:g}",
+        "train.steps": str(state.steps or config.train.steps or ""),
+        "sample.every_steps": "" if every is None else str(every),
+        "sample.prompts": list(config.sample.prompts),
+    }
 
 
 def _last(column: Any) -> float | None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Query, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
-from limner import jobs, queue, runner, runs
+from limner import changes, jobs, queue, runner, runs
 from limner.config import files as config_files
 from limner.errors import UserError, printable, wrong
 from limner.runs import LIVE, Run
@@ -27,6 +27,7 @@ _WHY_NOT = {
     "resume": "it is running, waiting or finished.",
     "sample": "it is not running, is being stopped, or has no prompts.",
     "save": "it is not running, or is being stopped.",
+    "change": "it is not running, or is being stopped.",
     "delete": "it is running or waiting.",
     "duplicate": "its config cannot be read.",
 }
@@ -142,18 +143,26 @@ def _attached(answer: Response, name: str) -> Response:
 
 def _add_changing(routes: APIRouter, overview: run_facts.Overview) -> None:
     @routes.post("/api/runs/{name}/{action}")
-    def act(name: str, action: str) -> dict[str, Any]:
-        """Do something to a run. Raises UserError where its state forbids it; the answer holds its values for "duplicate"."""
+    def act(
+        name: str, action: str, options: Annotated[dict[str, str] | None, Body(embed=True, max_length=100)] = None
+    ) -> dict[str, Any]:
+        """Do something to a run. Raises UserError where its state forbids it; the answer holds its values for "duplicate".
+
+        `options` are what "change" shall change: typed texts by dotted name.
+        """
         run = _find(name)
         if action not in _WHY_NOT:
             raise wrong("action", f"{printable(action, 40)!r} is not known.", f"Choose one of: {', '.join(_WHY_NOT)}.")
-        state, config = run.state(), run_facts.config_of(run)
+        state, config = run.state(), run_facts.changed(run_facts.config_of(run), changes.recorded(run))
         asked = state.status in LIVE and run.is_asked_to_stop()
         if action not in run_facts.actions(run, state, config, asked=asked):
             raise wrong("run", f"{run.id} cannot {action}: {_WHY_NOT[action]}", "The page shows what can be done now.")
         if action == "duplicate":
             return {"values": config_files.overrides_of(run.config())}
-        _act(run, action)
+        if action == "change":
+            changes.request(run, changes.typed(run, options or {}))
+        else:
+            _act(run, action)
         overview.forget()
         return {}
 

@@ -3,6 +3,7 @@ import { copyText, fill, get, go, h, post, say, sayRefused, t, url } from "./com
 import { compare } from "./compare.js";
 import { charts } from "./curves.js";
 import { keep } from "./keep.js";
+import { askForChange } from "./run_change.js";
 import { duration, isLive, size, speed, stateSentence, when } from "./run_words.js";
 import { samples } from "./samples.js";
 
@@ -90,6 +91,7 @@ export function runView(id, { back, changed }) {
       run.steps ? fill(t("step {step} of {steps}"), run) : null,
       run.speed && isLive(run) ? speed(run.speed) : null,
       run.seconds_left !== null && run.phase === "training" ? fill(t("{time} left"), { time: duration(run.seconds_left) }) : null,
+      run.validation ? fill(t("validation loss {n}"), { n: run.validation.toPrecision(4) }) : null,
       run.memory ? fill(t("{n} MiB of memory"), { n: run.memory }) : null,
       [run.family, run.kind, run.device].filter(Boolean).join(" · "),
       when(run.created),
@@ -112,6 +114,7 @@ export function runView(id, { back, changed }) {
       resume: state === "queued" ? t("Start") : t("Resume"),
       sample: t("Sample now"),
       save: t("Save now"),
+      change: t("Change…"),
       duplicate: t("Duplicate as new run"),
     };
     const drawn = Object.entries(labels).filter(([action]) => actions.includes(action));
@@ -129,6 +132,7 @@ export function runView(id, { back, changed }) {
   }
 
   async function act(action) {
+    if (action === "change") return askForChange(path, run.now, () => changed(action));
     const done = { sample: t("Samples are painted after this step."), save: t("The weights are saved after this step."), delete: t("The run is in the trash folder.") };
     acts = true;
     try {
@@ -185,7 +189,10 @@ export function runView(id, { back, changed }) {
   function drawConfig(part) {
     const values = part.differences.map((d) => h("tr", {}, h("th", { scope: "row" }, d.field), h("td", {}, d.value || t("not given")), h("td", { class: "soft" }, d.default || t("not given"))));
     const head = h("thead", {}, h("tr", {}, [t("option"), t("here"), t("default")].map((text) => h("th", { scope: "col" }, text))));
+    const said = (options) => Object.entries(options).map(([name, value]) => `${name} = ${value === "" ? t("not given") : JSON.stringify(value)}`);
+    const changes = part.changes.map(({ step, options }) => h("li", {}, `${fill(t("Changed at step {n}:"), { n: step })} ${said(options).join(", ")}`));
     return [
+      changes.length ? h("ul", { class: "changes" }, changes) : null,
       part.differences.length ? h("div", { class: "wide differences" }, h("table", {}, head, h("tbody", {}, values))) : h("p", {}, t("Every option is at its default.")),
       h("details", {}, h("summary", {}, t("The whole config")), h("pre", { tabIndex: 0 }, part.toml), h("a", { href: url(`${path}/config.toml`), download: "" }, t("Download config.toml"))),
       part.command ? h("details", {}, h("summary", {}, t("The command")), h("pre", { class: "command", tabIndex: 0 }, part.command), h("button", { onclick: () => copyText(part.command) }, t("Copy"))) : null,
