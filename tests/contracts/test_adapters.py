@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from limner.adapters import adapter as adapters
-from limner.config import Lora, NoAdapter, Optimizer
+from limner.config import Dylora, Full, Glora, Ia3, Loha, Lokr, Lora, NoAdapter, Oft, Optimizer
 from limner.errors import UserError
 from limner.formats.base import recognise
 from limner.models import family as families
@@ -24,6 +24,18 @@ SECTIONS = {
     "lora, text encoder": Lora(rank=4, denoiser=False, text_encoder=True),
     "dora": Lora(rank=4, dora=True),
     "dora, everything": Lora(rank=4, conv_rank=2, dora=True, text_encoder=True, rank_stabilized=True),
+    "lora, down frozen": Lora(rank=4, freeze_down=True, up_lr_ratio=1.0),
+    "loha": Loha(rank=3, alpha=2.0),
+    "loha, everything": Loha(rank=2, conv_rank=3, text_encoder=True),
+    "lokr": Lokr(rank=2, conv_rank=2, text_encoder=True),
+    "lokr, both": Lokr(rank=1, factor=4, decompose_both=True),
+    "lokr, whole": Lokr(rank=64),
+    "oft": Oft(convolutions=True, text_encoder=True),
+    "oft, butterfly": Oft(block=4, butterfly=True, convolutions=True),
+    "ia3": Ia3(text_encoder=True),
+    "glora": Glora(rank=3, alpha=2.0, conv_rank=2, text_encoder=True),
+    "dylora": Dylora(rank=4, unit=2, conv_rank=4, text_encoder=True),
+    "full": Full(convolutions=True, text_encoder=True),
     "none": NoAdapter(),
     "none, both": NoAdapter(text_encoder=True),
     "none, text encoder": NoAdapter(denoiser=False, text_encoder=True),

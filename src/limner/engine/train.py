@@ -88,6 +88,7 @@ def train(job: Training, first_step: int) -> bool:
         rates = set_learning_rates(job.optimizer, schedule_factor(config.optimizer, step, total))
         job.scaler.step(job.optimizer)
         job.scaler.update()
+        job.adapter.after_step()
         job.optimizer.zero_grad(set_to_none=True)
         if job.average is not None:
             job.average.update(step)
@@ -120,6 +121,7 @@ def accumulate_gradients(job: Training, step: int) -> Tensor:
     for number, indices in enumerate(micro_batches):
         if number % runtime.world == rank:
             batch = job.samples.batch(indices, step, position)
+            job.adapter.begin(step, number)
             part = batch_loss(job, batch, step).sum() / count
             job.scaler.scale(part).backward()
             loss += part.detach()
