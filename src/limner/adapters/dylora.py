@@ -1,7 +1,8 @@
 """DyLoRA: a LoRA of which any smaller rank is good by itself (arXiv:2210.07558, algorithm 1). It is filed as a LoRA.
 
 At each step a rank b is drawn, a multiple of the unit; the layer is what its first b ranks make of it, scaled by alpha / b, and
-the last unit of these alone learns (the paper's "frozen" way). Cut to any such rank, with the same alpha, the file is what was trained.
+the last unit of these alone learns (the paper's "frozen" way). Cut to any such rank, with the same alpha, the file is what was
+trained.
 """
 
 from __future__ import annotations

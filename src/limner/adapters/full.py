@@ -1,4 +1,4 @@
-"""The whole change of a layer's weight and bias, of full rank: LyCORIS' "full" (arXiv:2309.14859), filed as `diff` and `diff_b`."""
+"""The whole change of a layer's weight and bias: LyCORIS' "full" (arXiv:2309.14859), `diff` and `diff_b` in files."""
 
 from __future__ import annotations
 

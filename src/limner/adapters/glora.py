@@ -1,5 +1,5 @@
-"""GLoRA: W = W0 + scale * (W0 A + B), A = a1 a2 and B = b1 b2 of low rank (arXiv:2306.07967, eq. 10 without its vectors), as LyCORIS files
-it and ComfyUI reads it: a1 (in, r), a2 (r, in), b1 (out, r), b2 (r, in).
+"""GLoRA: W = W0 + scale * (W0 A + B), A = a1 a2 and B = b1 b2 of low rank (arXiv:2306.07967, section 3.2, without its vectors),
+as LyCORIS files it and ComfyUI reads it: a1 (in, r), a2 (r, in), b1 (out, r), b2 (r, in).
 
 A changes the layer's input, so y = W0 (x + scale * a1 a2 x) + scale * b1 b2 x: nothing is built.
 """

@@ -1,5 +1,6 @@
 """(IA)^3: one factor for each output of keys and values, and for each input of the second layer of a feed-forward network
-(arXiv:2205.05638, section 3.3), as LyCORIS files it: `weight` is the factor less one, `on_input` says which. The bias has no part in it.
+(arXiv:2205.05638, section 3.3), as LyCORIS files it: `weight` is the factor less one, `on_input` says which. The bias has no
+part in it.
 """
 
 from __future__ import annotations

@@ -78,13 +78,13 @@ class LayerAdapter:
         assert self.layers, "preflight refuses configurations that adapt nothing"
         if getattr(section, "freeze_down", False):
             for _, layer in self.layers.values():
-                getattr(layer, "lora_down").requires_grad_(False)
+                layer.get_parameter("lora_down").requires_grad_(False)
         self._enter()
 
     @classmethod
     def of_file(cls, family: Family, state: Mapping[str, Tensor], where: str) -> LayerAdapter:
-        """Attach what a file holds for the loaded parts, each layer of the kind and rank that it has there. `state`: its tensors
-        under the adapter's names (`adapters.reading`). Raises UserError, under `where`, if something has no place."""
+        """Attach what a file holds for the loaded parts, each layer of the kind and rank that it has there. `state`: its
+        tensors under the adapter's names (`adapters.reading`). Raises UserError, under `where`, if one has no place."""
         adapter = cls(None)
         adapter.layers = {name: (t, layer) for name, t, layer in reading.layers_of(family, state, where)}
         adapter._enter()

@@ -1,8 +1,8 @@
 """What all adapters of single layers share: how one sits before a Linear or Conv2d, whose own weights stay as they are.
 
 A layer of an adapter is its tensors, called as files call them, and a formula that makes of them the change of the base's
-weight. It is applied beside the base, y = W0 x + dW x and never (W0 + dW) x: in bf16 a small change would be lost in the sum, and
-a base that is stored in few bits need not be made whole.
+weight. It is applied beside the base, y = W0 x + dW x and never (W0 + dW) x: in bf16 a small change would be lost in the sum,
+and a base that is stored in few bits need not be made whole.
 """
 
 from __future__ import annotations

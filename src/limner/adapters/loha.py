@@ -1,4 +1,5 @@
-"""LoHa: the Hadamard product of two low-rank matrices (FedPara, arXiv:2108.06098, eq. 4), as LyCORIS (arXiv:2309.14859) files it.
+"""LoHa: the Hadamard product of two low-rank matrices (FedPara, arXiv:2108.06098, section 2.2), as LyCORIS (arXiv:2309.14859)
+files it.
 
 dW = scale * (w1_a w1_b) * (w2_a w2_b), scale = alpha / rank; of a convolution, over (out, in k k).
 """

@@ -1,8 +1,8 @@
 """LoKr: a Kronecker product (KronA, arXiv:2212.10650, eq. 6), one or both of its matrices of low rank, as LyCORIS files it.
 
-dW = scale * w1 (x) w2, w1 (l, m) and w2 (k, n), l k the outputs, m n the inputs, l and m the smaller ones. w2 is a product of low
-rank where the rank is below half its longer side, w1 too if asked. Of a convolution w2 has the kernel. If neither is a product,
-there is no rank, and the scale is 1.
+dW = scale * w1 (x) w2, w1 (l, m) and w2 (k, n), l k the outputs, m n the inputs, l and m the smaller ones. w2 is a product of
+low rank where the rank is below half its longer side, w1 too if asked. Of a convolution w2 has the kernel. If neither is a
+product, there is no rank, and the scale is 1.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Orthogonal fine-tuning: outputs are turned in blocks (OFT, arXiv:2306.07280, eq. 4), or several times in blocks that overlap (BOFT,
-arXiv:2311.06243, eq. 5), as LyCORIS files it ("diag-oft", "boft").
+"""Orthogonal fine-tuning: outputs are turned in blocks (OFT, arXiv:2306.07280, eq. 4), or several times in blocks that overlap
+(BOFT, arXiv:2311.06243, eq. 5), as LyCORIS files it ("diag-oft", "boft").
 
-Each block has a skew-symmetric Q = B - B' and turns by Cayley's R = (I + Q)(I - Q)^-1. What is computed is R - I = 2 Q (I - Q)^-1,
-which is zero to the bit where Q is. Files hold B: three dimensions turn once, by R'; four turn once for each of the first, by R.
+Each block has a skew-symmetric Q = B - B' and turns by Cayley's R = (I + Q)(I - Q)^-1. What is computed is R - I, that is
+2 Q (I - Q)^-1, which is zero to the bit where Q is. Files hold B: three dimensions turn once, by R'; four turn once for each of
+the first, by R.
 """
 
 from __future__ import annotations
@@ -49,8 +50,7 @@ class OftLayer(Layer):
         """R - I of each block."""
         skew = self._skew()
         eye = torch.eye(skew.shape[-1], device=skew.device, dtype=skew.dtype)
-        with torch.autocast(skew.device.type, enabled=False):
-            return torch.linalg.solve(eye - skew, 2 * skew, left=False)
+        return torch.linalg.solve(eye - skew, 2 * skew, left=False)
 
     def delta(self) -> Tensor:
         base, turn = self.weight().to(self.oft_blocks.device), self._turn()

@@ -99,7 +99,7 @@ def _fault(target: Target, tensors: Mapping[str, Tensor]) -> str | None:
         return "its magnitudes go by outputs, and only those by inputs mean the same everywhere"
     base: Any = nn.Linear(sizes.inputs, sizes.outputs, device="meta")
     if sizes.kernel:
-        base = nn.Conv2d(sizes.inputs, sizes.outputs, sizes.kernel, device="meta")
+        base = nn.Conv2d(sizes.inputs, sizes.outputs, sizes.kernel, device="meta")  # type: ignore[arg-type]
     try:
         layer = kind(base, {k: v.to("meta") if k in kind.names else v for k, v in tensors.items()}, None, "meta")
         made = layer.delta().shape

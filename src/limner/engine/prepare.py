@@ -13,12 +13,13 @@ import torch
 from limner import disk, runs
 from limner.adapters import adapter as adapters
 from limner.config import Config, defaults
+from limner.config.model import merges
 from limner.config.prompts import Prompt, all_prompts
 from limner.data import scan
 from limner.data.cache import Cache
 from limner.data.dataset import Dataset, assemble
 from limner.data.decode import decode
-from limner.engine import paint
+from limner.engine import paint, starting
 from limner.engine.journal import Journal
 from limner.engine.runtime import DTYPES, Runtime
 from limner.engine.samples import Progress, Samples
@@ -136,13 +137,14 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     encoded = _encode(samples, prompts, journal, _watched(run, runtime, journal, stop_requested))
     journal.say(phase="loading", steps=dataset.total_steps)
     dtype = torch.float32 if config.adapter.trains_base else runtime.dtype
-    family.load("denoiser", dtype, runtime.device)
+    starting.load(family, "denoiser", dtype, runtime.device, config.model)
     if samples.trains_text or not samples.caches_text:
-        family.load("text", dtype, runtime.device)
+        starting.load(family, "text", dtype, runtime.device, config.model)
     if not config.memory.cache_latents:
         family.load("vae", family.keep.vae_dtype, runtime.device)
     adapter = adapters.make(config.adapter)
     adapter.attach(family, config.train.seed)
+    starting.go_on(adapter, family, config.adapter, run)
     if config.memory.checkpointing:
         family.enable_checkpointing(text=samples.trains_text)
     facts = metadata_facts(config, dataset, family, cache, rate, runtime) if runtime.is_main else {}
@@ -180,7 +182,7 @@ def _encode(samples: Samples, prompts: list[Prompt], journal: Journal, progress:
     encoded: list = []
     if fills_texts or (prompts and not samples.trains_text):
         progress(0, texts)
-        family.load("text", runtime.dtype, runtime.device)
+        starting.load(family, "text", runtime.dtype, runtime.device, samples.config.model)
         samples.fill_texts(progress)
         if not samples.trains_text:
             encoded = paint.encode_prompts(family, runtime, prompts)
@@ -248,4 +250,5 @@ def metadata_facts(
         # a local folder's whole path is nobody's business
         "model_name": base.path.name if Path(config.model.base).exists() else config.model.base,
         "model_hash": cache.content_hash(weights),
+        "merged": [f"{cache.content_hash(p)} {strength}" for p, strength in merges(config.model)],
     }

@@ -69,7 +69,8 @@ class Training:
             "number of steps": self.dataset.total_steps,
             "VAE or text encoders": self.samples.fingerprint(),
         }
-        return out | ({"base model": self.facts["model_hash"]} if self.facts else {})  # only the main process has hashed it
+        # only the main process has hashed them
+        return out | ({"base model": self.facts["model_hash"], "merged files": self.facts["merged"]} if self.facts else {})
 
 
 def train(job: Training, first_step: int) -> bool:
