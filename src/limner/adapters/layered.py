@@ -23,7 +23,7 @@ from limner.adapters.peft_names import to_diffusers
 from limner.adapters.stacks import apart, joined, layer_name
 from limner.config import Lora, Optimizer, rules
 from limner.config.defaults import text_encoder_rate
-from limner.errors import Finding, UserError
+from limner.errors import Finding, UserError, wrong
 from limner.randomness import mix
 
 if TYPE_CHECKING:
@@ -79,6 +79,10 @@ class LayerAdapter:
         if getattr(section, "freeze_down", False):
             for _, layer in self.layers.values():
                 layer.get_parameter("lora_down").requires_grad_(False)
+        for option in kind.depends:
+            is_set = getattr(section, option) != type(section).model_fields[option].default
+            if is_set and not any(layer.uses(option) for _, layer in self.layers.values()):
+                raise wrong(f"adapter.{option}", "none of these layers has a use for it: they are too small.", "Remove it.")
         self._enter()
 
     @classmethod

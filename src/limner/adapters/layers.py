@@ -78,6 +78,8 @@ class Layer(nn.Module):
     fast: ClassVar[tuple[str, ...]] = ()
     """Those of them that adapter.up_lr_ratio speeds up."""
     has_alpha: ClassVar[bool] = True
+    depends: ClassVar[tuple[str, ...]] = ()
+    """Options of its section that only some layers have a use for: see `uses`."""
 
     def __init__(self, base: nn.Linear | nn.Conv2d, tensors: Mapping[str, Tensor], scale: float | None, device: Any) -> None:
         """`tensors` are taken over; `scale` is alpha / rank, or told by their "alpha" if None."""
@@ -117,6 +119,10 @@ class Layer(nn.Module):
     def bias_delta(self) -> Tensor | None:
         """The change of the base's bias."""
         return None
+
+    def uses(self, option: str) -> bool:  # noqa: ARG002
+        """Whether this layer has a use for one of the options in `depends`."""
+        return True
 
     def restrain(self, section: Any) -> None:
         """Called after each step of the optimiser where the section has a limit: keep to it."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 class LokrLayer(Layer):
     names = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
+    depends = ("decompose_both", "alpha", "rank_dropout")
 
     @classmethod
     def initial(cls, target: Target, sizes: Sizes, section: Any, source: torch.Generator) -> tuple[Tensors, float]:  # noqa: ARG003
@@ -43,6 +44,9 @@ class LokrLayer(Layer):
     def rank(self) -> int | None:
         small = getattr(self, "lokr_w2_b", getattr(self, "lokr_w1_b", None))
         return None if small is None else len(small)
+
+    def uses(self, option: str) -> bool:
+        return hasattr(self, "lokr_w1_a") if option == "decompose_both" else self.rank is not None
 
     def delta(self) -> Tensor:
         small, large = self._product("lokr_w1"), self._product("lokr_w2").flatten(1)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 class OftLayer(Layer):
     names = ("oft_blocks",)
+    depends = ("butterfly",)
 
     oft_blocks: Tensor
 
@@ -42,6 +43,9 @@ class OftLayer(Layer):
     def scale_of(self, tensors: Any) -> float:  # noqa: ARG002
         # "alpha" is the limit of a constraint, which readers take in different ways: our files say 0, and keep to it
         return 0.0
+
+    def uses(self, option: str) -> bool:  # noqa: ARG002
+        return self.oft_blocks.ndim == 4
 
     def _skew(self) -> Tensor:
         return self.oft_blocks - self.oft_blocks.transpose(-1, -2)

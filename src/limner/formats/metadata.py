@@ -47,7 +47,7 @@ def network(config: Config, family: str) -> dict[str, Any]:
     if isinstance(adapter, Lora) and not adapter.dora:
         module = "networks.lora_fa" if adapter.freeze_down and family not in _MODULES else module
     elif isinstance(adapter, Dylora):
-        module, args = "networks.dylora", {"unit": adapter.unit}
+        module, args["unit"] = "networks.dylora", adapter.unit
     else:
         module, args = "lycoris.kohya", _lycoris(adapter)
     if getattr(adapter, "conv_rank", None) is not None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from limner.config import Config
 from limner.errors import Finding, UserError
 from limner.machine import Machine
-from limner.preflight import device, model, output, pictures, training
+from limner.preflight import adapters, device, model, output, pictures, training
 from limner.preflight.records import Check, Records
 
 __all__ = ["Records", "examine"]
@@ -24,6 +24,8 @@ CHECKS: tuple[Check, ...] = (
     training.check_length,
     training.check_idle,
     training.check_adapter,
+    adapters.check_layers,
+    adapters.check_files,
     device.check_memory,
     model.check_family,
     training.check_preservation,
