@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import tiny
 from limner.adapters import reading
-from limner.adapters.layered import LayerAdapter
+from limner.adapters.layered import LAYERS, LayerAdapter
+from limner.adapters.layers import Sizes
 from limner.config import Dylora, Full, Glora, Ia3, Loha, Lokr, Lora, Oft
 from limner.errors import UserError
 from limner.formats.base import recognise
@@ -199,6 +200,30 @@ def test_a_strength_is_a_share_of_the_change(family: Any, name: str) -> None:
         layer.strength = 0.25
         assert torch.allclose(target.module(x), base + 0.25 * (full - base), atol=1e-5)
     adapter.detach()
+
+
+@pytest.mark.parametrize(
+    ("section", "outputs", "inputs", "kernel", "shapes"),
+    [
+        # LyCORIS' shapes: of a layer of 320 to 1280 numbers, and others
+        (Lokr(rank=4), 1280, 320, (), {"lokr_w1": (32, 16), "lokr_w2_a": (40, 4), "lokr_w2_b": (4, 20)}),
+        (Lokr(rank=8, factor=8), 1280, 320, (), {"lokr_w1": (8, 8), "lokr_w2_a": (160, 8), "lokr_w2_b": (8, 40)}),
+        (Lokr(rank=20), 1280, 320, (), {"lokr_w1": (32, 16), "lokr_w2": (40, 20)}),
+        (Lokr(conv_rank=3), 320, 320, (3, 3), {"lokr_w1": (16, 16), "lokr_w2_a": (20, 3), "lokr_w2_b": (3, 180)}),
+        (Lokr(conv_rank=16), 320, 320, (3, 3), {"lokr_w1": (16, 16), "lokr_w2": (20, 20, 3, 3)}),
+        (Lokr(factor=7), 1280, 320, (), {"lokr_w1": (5, 5), "lokr_w2_a": (256, 16), "lokr_w2_b": (16, 64)}),
+        (Oft(block=4), 320, 768, (), {"oft_blocks": (80, 4, 4)}),
+        (Oft(block=9), 320, 768, (), {"oft_blocks": (40, 8, 8)}),
+        (Oft(block=7), 1280, 320, (), {"oft_blocks": (256, 5, 5)}),
+        (Oft(block=10, butterfly=True), 320, 320, (), {"oft_blocks": (6, 32, 10, 10)}),
+        (Oft(block=9, butterfly=True), 320, 320, (), {"oft_blocks": (40, 8, 8)}),  # no power of two: turned once
+        (Loha(conv_rank=3), 64, 32, (3, 3), {"hada_w1_a": (64, 3), "hada_w1_b": (3, 288), "hada_w2_a": (64, 3), "hada_w2_b": (3, 288)}),
+    ],
+)  # fmt: skip
+def test_shapes(section: Any, outputs: int, inputs: int, kernel: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> None:
+    sizes = Sizes(inputs, outputs, kernel, halves=False)
+    made, _ = LAYERS[section.kind].initial(None, sizes, section, torch.Generator())  # type: ignore[arg-type]
+    assert {k: tuple(t.shape) for k, t in made.items()} == shapes
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
