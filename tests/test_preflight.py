@@ -372,7 +372,8 @@ def test_what_a_flow_cannot_or_ignores(good: dict, tmp_path: Path) -> None:
         ("model.clip_skip", "warning", {"model": {**model, "clip_skip": 2}}),
         ("model.text_chunks", "warning", {"model": {**model, "text_chunks": 3}}),
         ("adapter.conv_rank", "warning", {"adapter": {"conv_rank": 4}}),
-        ("adapter.dora", "error", {"adapter": {"dora": True}}),
+        ("adapter.convolutions", "warning", {"adapter": {"kind": "full", "convolutions": True}}),
+        ("adapter.text_encoder", "note", {"adapter": {"kind": "oft", "text_encoder": True}}),
         ("model.clip_g", "warning", {"model": {"base": str(without(model["base"], "text_encoder_2", tmp_path))}}),
         ("model.t5", "note", {"model": {"base": str(without(model["base"], "text_encoder_3", tmp_path))}}),
     ]

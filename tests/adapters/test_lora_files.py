@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from limner.adapters.lora import LoraAdapter, section_of
+from limner.adapters.layered import LayerAdapter
 from limner.config import Lora
-from limner.errors import UserError
 from limner.formats.base import Base, recognise
 from limner.models import family as families
 from limner.models.family import Family
@@ -31,7 +30,7 @@ def full_size(name: str) -> Family:
 
 
 def keys_of(section: Lora, family: str = "sd1") -> dict[str, tuple[int, ...]]:
-    adapter = LoraAdapter(section)
+    adapter = LayerAdapter(section)
     adapter.attach(full_size(family), 0)
     return {k: tuple(v.shape) for k, v in adapter.state_dict().items()}
 
@@ -40,7 +39,7 @@ def attached(folder: Path, section: Lora) -> tuple:
     family = families.make(recognise(str(folder)))
     family.load("text", torch.float32, CPU)
     family.load("denoiser", torch.float32, CPU)
-    adapter = LoraAdapter(section)
+    adapter = LayerAdapter(section)
     adapter.attach(family, 1)
     rng = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -173,37 +172,8 @@ def test_dora_of_a_layer_with_dead_inputs(tiny_model):
         layer.weight.zero_()
     x = torch.randn(1, layer.weight.shape[1], 3, 3)
     before = layer(x)
-    dora = LoraAdapter(Lora(rank=2, dora=True))
+    dora = LayerAdapter(Lora(rank=2, dora=True))
     dora.attach(family, 0)
     assert torch.equal(layer(x), before)
     layer(x).square().sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for _, owner in dora.layers.values() for p in owner.parameters())
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "section",
-    [
-        Lora(rank=5),
-        Lora(rank=5, conv_rank=3, dora=True),
-        Lora(rank=2, denoiser=False, text_encoder=True),
-        Lora(rank=2, text_encoder=True),
-    ],
-    ids=["plain", "conv dora", "text encoder", "both"],
-)
-def test_a_files_section_is_recognised(tiny_model, section):
-    _, adapter = attached(tiny_model, section)
-    assert section_of(adapter.state_dict(), "--lora") == section
-
-
-def test_strangers_are_refused(tiny_model):
-    with pytest.raises(UserError, match="no LoRA"):
-        section_of({"model.diffusion_model.out.2.bias": torch.zeros(4)}, "--lora")
-    _, adapter = attached(tiny_model, Lora(rank=5))
-    state = dict(adapter.state_dict())
-    name = next(k for k in state if k.endswith("lora_down.weight"))
-    state[name] = state[name][:3]
-    with pytest.raises(UserError, match="different ranks"):
-        section_of(state, "--lora")

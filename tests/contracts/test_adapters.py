@@ -1,4 +1,5 @@
-"""What every adapter promises (`adapters.adapter.Adapter`), tried on each kind and on its options."""
+"""What every adapter promises (`adapters.adapter.Adapter`), tried on each kind and on its options, on Stable Diffusion 1, and each
+kind on the other families."""
 
 from __future__ import annotations
 
@@ -8,11 +9,13 @@ from functools import cache
 import pytest
 import torch
 
+import tiny
 from limner.adapters import adapter as adapters
-from limner.config import Lora, NoAdapter, Optimizer
+from limner.config import Dylora, Full, Glora, Ia3, Loha, Lokr, Lora, NoAdapter, Oft, Optimizer
 from limner.errors import UserError
 from limner.formats.base import recognise
 from limner.models import family as families
+from limner.models.family import Keep
 
 CPU = torch.device("cpu")
 SECTIONS = {
@@ -24,6 +27,18 @@ SECTIONS = {
     "lora, text encoder": Lora(rank=4, denoiser=False, text_encoder=True),
     "dora": Lora(rank=4, dora=True),
     "dora, everything": Lora(rank=4, conv_rank=2, dora=True, text_encoder=True, rank_stabilized=True),
+    "lora, down frozen": Lora(rank=4, freeze_down=True, up_lr_ratio=1.0),
+    "loha": Loha(rank=3, alpha=2.0),
+    "loha, everything": Loha(rank=2, conv_rank=3, text_encoder=True),
+    "lokr": Lokr(rank=2, conv_rank=2, text_encoder=True),
+    "lokr, both": Lokr(rank=1, factor=4, decompose_both=True),
+    "lokr, whole": Lokr(rank=64),
+    "oft": Oft(convolutions=True, text_encoder=True),
+    "oft, butterfly": Oft(block=4, butterfly=True, convolutions=True),
+    "ia3": Ia3(text_encoder=True),
+    "glora": Glora(rank=3, alpha=2.0, conv_rank=2, text_encoder=True),
+    "dylora": Dylora(rank=4, unit=2, conv_rank=4, text_encoder=True),
+    "full": Full(convolutions=True, text_encoder=True),
     "none": NoAdapter(),
     "none, both": NoAdapter(text_encoder=True),
     "none, text encoder": NoAdapter(denoiser=False, text_encoder=True),
@@ -188,3 +203,86 @@ def test_merging_keeps_the_output(tiny_model, section):
     models = [family.denoiser, *family.text_encoders.values()]
     assert not any(p.requires_grad for m in models for p in m.parameters())
     assert not any("forward" in module.__dict__ for m in models for module in m.modules())
+
+
+def test_suspended_is_the_base(tiny_model, section):
+    if section.kind == "none":
+        pytest.skip("there is no base beside it")
+    family = load(tiny_model)
+    before = output(family).detach()
+    adapter = adapters.make(section)
+    adapter.attach(family, 5)
+    train(family, adapter)
+    attached = output(family).detach()
+    with adapter.suspended():
+        assert torch.equal(output(family), before)
+    assert torch.equal(output(family).detach(), attached)
+
+
+# --- on every family, and on layers of few bits -----------------------------------------------------------------------
+
+KINDS = {
+    "lora": Lora(rank=2),
+    "dora": Lora(rank=2, dora=True),
+    "loha": Loha(rank=2),
+    "lokr": Lokr(rank=1),
+    "oft": Oft(),
+    "boft": Oft(butterfly=True),
+    "ia3": Ia3(),
+    "glora": Glora(rank=2),
+    "dylora": Dylora(rank=4, unit=2),
+    "full": Full(),
+    "none": NoAdapter(),
+}
+
+
+@pytest.fixture(scope="module", params=["sd2", "sdxl", "sd3", "flux"])
+def other(request, tmp_path_factory):
+    return tiny.build(tmp_path_factory.mktemp("models") / request.param, family=request.param)
+
+
+def prediction(family) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(3)
+    noisy = torch.randn(2, family.base.latent_channels, 8, 8, generator=rng)
+    told = {"geometry": torch.tensor([[16.0, 16, 0, 0, 16, 16]] * 2), "guidance": torch.tensor([1.0, 3.5])}
+    return family.predict(noisy, torch.tensor([10, 700]), family.encode_captions(["a cat", "a dog"]) | told)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_holds_on_every_family(other, name):
+    family, section = load(other), KINDS[name].model_copy(update={"text_encoder": True})
+    before = prediction(family).detach()
+    adapter = adapters.make(section)
+    adapter.attach(family, 5)
+    assert torch.equal(prediction(family).detach(), before), "attaching changed something"
+    groups = adapter.parameter_groups(Optimizer(), 1e-2)
+    optimizer = torch.optim.AdamW([p for g in groups for p in g["params"]], lr=1e-2)
+    for step in range(2):
+        adapter.begin(step, 0)
+        prediction(family).square().mean().backward()
+        optimizer.step()
+        adapter.after_step()
+        optimizer.zero_grad()
+    attached = prediction(family).detach()
+    assert (attached - before).abs().max() > 1e-4
+    if section.kind != "none":
+        with adapter.suspended():
+            assert torch.equal(prediction(family), before)
+    adapter.merge()
+    assert (prediction(family) - attached).abs().max() / attached.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("bits", ["nf4", "fp8", "int8"])
+@pytest.mark.parametrize("name", [k for k in KINDS if k != "none"])
+def test_beside_layers_of_few_bits(tiny_model, name, bits):
+    family = families.make(recognise(str(tiny_model)), Keep(quantize=bits))
+    family.load("text", torch.float32, CPU)
+    family.load("denoiser", torch.float32, CPU)
+    before = output(family).detach()
+    adapter = adapters.make(KINDS[name])
+    adapter.attach(family, 5)
+    assert torch.equal(output(family).detach(), before)
+    train(family, adapter, 2)
+    assert (output(family) - before).abs().max() > 1e-4
+    adapter.detach()
+    assert torch.equal(output(family).detach(), before)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import tiny
 from headers import parts_beside, single_file
-from limner.adapters.lora import LoraAdapter
+from limner.adapters.layered import LayerAdapter
 from limner.adapters.stacks import joined, parted
 from limner.config import Lora
 from limner.config.prompts import Prompt
@@ -408,7 +408,7 @@ def test_diffusers_reads_fluxs_layers_in_our_order():
     assert own.keys() == theirs.keys() and all(torch.equal(own[k], theirs[k]) for k in own)
 
 
-def away_from_zero(adapter: LoraAdapter) -> None:
+def away_from_zero(adapter: LayerAdapter) -> None:
     rng = torch.Generator().manual_seed(2)
     for _, layer in adapter.layers.values():
         for p in layer.parameters():
@@ -420,7 +420,7 @@ def test_a_lora_of_every_layer_works_in_diffusers(folder: Path, tmp_path: Path):
     if folder.parent.name == "sd3":
         pytest.skip("diffusers does not read kohya's files for Stable Diffusion 3")
     family, is_flux = loaded(folder), folder.parent.name == "flux"
-    adapter = LoraAdapter(Lora(rank=3, alpha=2.0, conv_rank=None if is_flux else 2, text_encoder=not is_flux))
+    adapter = LayerAdapter(Lora(rank=3, alpha=2.0, conv_rank=None if is_flux else 2, text_encoder=not is_flux))
     adapter.attach(family, 1)
     before = prediction(family)
     away_from_zero(adapter)
@@ -443,7 +443,7 @@ def test_a_lora_of_every_layer_works_in_diffusers(folder: Path, tmp_path: Path):
 def test_a_lora_in_diffusers_names_works_there_and_comes_back(folder: Path, tmp_path: Path):
     family = loaded(folder)
     conv_rank = None if family.denoiser_folder == "transformer" else 2
-    adapter = LoraAdapter(Lora(rank=3, alpha=2.0, conv_rank=conv_rank, text_encoder=True))
+    adapter = LayerAdapter(Lora(rank=3, alpha=2.0, conv_rank=conv_rank, text_encoder=True))
     adapter.attach(family, 1)
     away_from_zero(adapter)
     expected = prediction(family)
@@ -463,7 +463,7 @@ def test_a_lora_in_diffusers_names_works_there_and_comes_back(folder: Path, tmp_
 def test_a_lora_file_comes_back(folder: Path, tmp_path: Path):
     """What was written is read, by the painter too, and gives the same prediction: stacked layers and all."""
     family = loaded(folder)
-    adapter = LoraAdapter(Lora(rank=3, alpha=2.0, text_encoder=True))
+    adapter = LayerAdapter(Lora(rank=3, alpha=2.0, text_encoder=True))
     adapter.attach(family, 1)
     away_from_zero(adapter)
     expected = prediction(family)
@@ -568,7 +568,7 @@ def test_sd2s_original_names():
 
 
 def test_lora_names_of_sdxl_are_kohyas():
-    adapter = LoraAdapter(Lora(rank=8, text_encoder=True))
+    adapter = LayerAdapter(Lora(rank=8, text_encoder=True))
     adapter.attach(full_size("sdxl"), 0)
     found = {k: list(v.shape) for k, v in adapter.state_dict().items()}
     names = {k.partition(".")[0] for k in found}
@@ -589,7 +589,7 @@ def test_lora_names_of_sdxl_are_kohyas():
 
 
 def test_lora_names_of_sd2_are_kohyas():
-    adapter = LoraAdapter(Lora(rank=8, text_encoder=True))
+    adapter = LayerAdapter(Lora(rank=8, text_encoder=True))
     adapter.attach(full_size("sd2"), 0)
     found = {k: list(v.shape) for k, v in adapter.state_dict().items()}
     assert len({k.partition(".")[0] for k in found}) == 192 + 23 * 6
@@ -599,7 +599,7 @@ def test_lora_names_of_sd2_are_kohyas():
 
 
 def test_convolutions_of_sdxl_have_kohyas_names():
-    adapter = LoraAdapter(Lora(rank=8, conv_rank=4))
+    adapter = LayerAdapter(Lora(rank=8, conv_rank=4))
     adapter.attach(full_size("sdxl"), 0)
     names = {k.partition(".")[0] for k in adapter.state_dict()}
     for name in ("input_blocks_1_0_in_layers_2", "input_blocks_1_0_out_layers_3", "input_blocks_1_0_emb_layers_1",
@@ -616,7 +616,7 @@ def test_lora_names_of_a_flow_are_kohyas(name: str, count: int, tmp_path: Path):
     tiny._t5_tokenizer().save_pretrained(tmp_path)
     family: Any = families.make(recognise(str(single_file(tmp_path / "x.safetensors", shapes))))
     family.denoiser = family.empty()["transformer"]
-    adapter = LoraAdapter(Lora(rank=1))
+    adapter = LayerAdapter(Lora(rank=1))
     adapter.attach(family, 0)
     found = {k.partition(".")[0]: v.shape for k, v in adapter.exported("kohya").items() if k.endswith("lora_up.weight")}
     expected = {

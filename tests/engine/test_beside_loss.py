@@ -10,7 +10,7 @@ import torch
 from test_step import job_for, merged, shown
 
 import tiny
-from limner.diffusion.draws import uniform_timesteps
+from limner.diffusion.draws import 
 from limner.engine.train import accumulate_gradients
 from limner.engine.validation import measure, timesteps
 from limner.randomness import mix

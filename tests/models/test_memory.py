@@ -16,7 +16,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 import tiny
-from limner.adapters.lora import LoraAdapter
+from limner.adapters.layered import LayerAdapter
 from limner.config import Lora
 from limner.errors import UserError
 from limner.formats.base import recognise
@@ -40,7 +40,7 @@ def step(folder: Path, keep: Keep, *, checkpointing: bool) -> tuple[Any, Tensor,
     family = families.make(recognise(str(folder)), keep)
     for part in ("text", "denoiser"):
         family.load(part, torch.float32, CPU)
-    adapter = LoraAdapter(Lora(rank=2))
+    adapter = LayerAdapter(Lora(rank=2))
     adapter.attach(family, 1)
     params = [p for _, layer in adapter.layers.values() for p in layer.parameters()]
     with torch.no_grad():

@@ -30,6 +30,15 @@ class Adapter(Protocol):
         """Inside, the model computes what it would without the adapter. Never asked of one that trains the base."""
         ...
 
+    def begin(self, step: int, micro_batch: int) -> None:
+        """Before each micro-batch is trained with: draw what it leaves out. `micro_batch` is its number in the step, counted
+        over all processes."""
+        ...
+
+    def after_step(self) -> None:
+        """After each step of the optimiser: keep to limits; until the next `begin` nothing is left out."""
+        ...
+
     def parameter_groups(self, optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
         """Groups for the optimiser: `params`, `lr` and a `name`. Not empty."""
         ...
@@ -51,10 +60,18 @@ class Adapter(Protocol):
         ...
 
 
+_LAYERED = "limner.adapters.layered:LayerAdapter"
 ADAPTERS: dict[str, str] = {
-    "lora": "limner.adapters.lora:LoraAdapter",
-    "none": "limner.adapters.none:NoAdapter",
+    "lora": _LAYERED,
+    "loha": _LAYERED,
+    "lokr": _LAYERED,
+    "oft": _LAYERED,
+    "ia3": _LAYERED,
+    "glora": _LAYERED,
+    "dylora": _LAYERED,
+    "full": _LAYERED,
     "embedding": "limner.adapters.embedding:EmbeddingAdapter",
+    "none": "limner.adapters.none:NoAdapter",
 }
 """Kind -> where its class is."""
 

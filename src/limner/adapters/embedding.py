@@ -74,6 +74,12 @@ class EmbeddingAdapter:
         finally:
             self._install()
 
+    def begin(self, step: int, micro_batch: int) -> None:
+        pass
+
+    def after_step(self) -> None:
+        pass
+
     def parameter_groups(self, optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
         del lr  # that of the layers
         rate = embedding_rate(self.section, optimizer)

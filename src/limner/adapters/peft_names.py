@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from limner.adapters.stacks import layer_name
+
 if TYPE_CHECKING:
     from limner.models.family import Target
 
@@ -34,7 +36,7 @@ def is_in_diffusers_names(state: Iterable[str]) -> bool:
 
 def from_diffusers(state: Mapping[str, Tensor], targets: Iterable[Target]) -> dict[str, Tensor]:
     """The adapter's tensors from a file's. What belongs to no target keeps its name: whoever loads it says so."""
-    own = {t.in_diffusers: f"{t.in_file}.{t.piece}" if t.piece else t.in_file for t in targets}
+    own = {t.in_diffusers: layer_name(t) for t in targets}
     out = dict[str, Tensor]()
     for name, tensor in state.items():
         layer, _, rest = name.rpartition(".lora_")

@@ -35,6 +35,12 @@ class Together:
         with self.beside.suspended(), self.embedding.suspended():
             yield
 
+    def begin(self, step: int, micro_batch: int) -> None:
+        self.beside.begin(step, micro_batch)
+
+    def after_step(self) -> None:
+        self.beside.after_step()
+
     def parameter_groups(self, optimizer: Optimizer, lr: float) -> list[dict[str, Any]]:
         return [*self.beside.parameter_groups(optimizer, lr), *self.embedding.parameter_groups(optimizer, lr)]
 

@@ -64,7 +64,11 @@ class _LowRank(_Kind):
         rank, alpha = (self.conv_rank, self.conv_alpha) if spatial else (self.rank, self.alpha)
         assert rank is not None, "3x3 convolutions are not adapted"
         alpha = float(rank) if alpha is None else alpha
-        return rank, alpha / rank
+        return rank, alpha / self.divisor(rank)
+
+    def divisor(self, rank: int) -> float:
+        """What alpha is divided by."""
+        return rank
 
     def file_alpha(self, *, spatial: bool) -> float:
         """The alpha that the file says: alpha / rank is the scale every reader will use, whatever rule it came from."""
@@ -101,9 +105,8 @@ class Lora(_Layers, _Regularised):
     dropout: float = option(0.0, ge=0, lt=1, kohya="network_dropout", advanced=True)
     """Share of the values between the two matrices that are left out, drawn anew at each step."""
 
-    def rank_and_scale(self, *, spatial: bool) -> tuple[int, float]:
-        rank, scale = super().rank_and_scale(spatial=spatial)
-        return rank, scale * math.sqrt(rank) if self.rank_stabilized else scale
+    def divisor(self, rank: int) -> float:
+        return math.sqrt(rank) if self.rank_stabilized else rank
 
 
 class Loha(_Layers, _Regularised):

@@ -45,7 +45,8 @@ def clean(text: str) -> str:
     return text
 
 
-def _to_path(value: Any) -> Any:
+def to_path(value: Any) -> Any:
+    """A typed path, `~` expanded. Raises ValueError if it cannot be one."""
     if not isinstance(value, str):
         return value
     if not value.strip():
@@ -68,7 +69,7 @@ def to_tuple(value: Any) -> Any:
 Text = Annotated[str, AfterValidator(clean), Field(max_length=20_000)]
 """Text without control characters."""
 
-FilePath = Annotated[Path, BeforeValidator(_to_path)]
+FilePath = Annotated[Path, BeforeValidator(to_path)]
 """A path as typed; `~` is expanded. Whether it exists is for preflight to say."""
 
 Above0 = Annotated[float, Field(gt=0)]

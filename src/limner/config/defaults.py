@@ -12,8 +12,15 @@ from collections.abc import Sequence
 from limner.config import Config, Data, Embedding, Optimizer
 from limner.config.optimizers import facts
 
-_LEARNING_RATES = {"lora": 1e-4, "none": 5e-6}
-_POCKET_LEARNING_RATES = {"lora": 1e-3, "none": 2e-4}
+# of the other kinds: what moves a layer's weight about as far in a step as a LoRA's rate does (docs/adr/0005-adapters.md)
+_LEARNING_RATES = {
+    "lora": 1e-4, "loha": 5e-5, "lokr": 1e-4, "oft": 1e-4, "ia3": 5e-3, "glora": 1e-4, "dylora": 1e-4, "full": 1e-5,
+    "none": 5e-6,
+}  # fmt: skip
+_POCKET_LEARNING_RATES = {
+    "lora": 1e-3, "loha": 5e-4, "lokr": 1e-3, "oft": 1e-3, "ia3": 2e-2, "glora": 1e-3, "dylora": 1e-3, "full": 2e-4,
+    "none": 2e-4,
+}  # fmt: skip
 _LION_SHARE = 1 / 3  # arXiv:2302.06675, section 5: 3 to 10 times smaller than AdamW's
 _EMBEDDING_RATE = 5e-3  # textual inversion's own (arXiv:2208.01618)
 _SHOWINGS = 100

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Literal
 
-from limner.config.base import FilePath, Section, Text, Texts, option
+from limner.config.base import FilePath, Section, Text, Texts, option, to_path
+from limner.errors import Finding, UserError, printable
 
 
 class Model(Section):
@@ -53,3 +56,21 @@ class Model(Section):
 
     config: FilePath | None = option(None, advanced=True)
     """A diffusers folder whose configuration files describe a single-file model of unusual shape."""
+
+
+def merges(model: Model) -> list[tuple[Path, float]]:
+    """The files of model.merge and their strengths. Raises UserError with all faults."""
+    out, faults = [], list[Finding]()
+    for text in model.merge:
+        path, at, said = text.rpartition(" @ ")
+        try:
+            strength = float(said) if at else 1.0
+            if not math.isfinite(strength) or not -10 <= strength <= 10:
+                raise ValueError(f"asks for the strength {said}")
+            out.append((to_path((path if at else text).strip()), strength))
+        except ValueError as error:
+            said = f"{printable(text, 80)!r}: {error}."
+            faults.append(Finding("model.merge", said, 'Write "file.safetensors" or "file.safetensors @ 0.8".'))
+    if faults:
+        raise UserError(faults)
+    return out

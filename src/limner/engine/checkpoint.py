@@ -73,7 +73,10 @@ def write_adapter(path: Path, state: dict[str, Tensor], config: Config, facts: d
     """A LoRA file with its metadata."""
     dtype = DTYPES[config.output.dtype]
     # alpha stays in float32: it is the scale of everything, and may not fit into fp16
-    tensors = {k: v.cpu().to(torch.float32 if k.endswith(".alpha") else dtype).contiguous() for k, v in state.items()}
+    dtypes = {
+        k: torch.float32 if k.endswith(".alpha") else dtype if v.is_floating_point() else v.dtype for k, v in state.items()
+    }
+    tensors = {k: v.cpu().to(dtypes[k]).contiguous() for k, v in state.items()}
     kohya = adapter_metadata(config, facts)
     with disk.replacing(path) as temporary:
         # the hashes are those of the file with the ss_ keys alone (sd-scripts' rule), so it is written twice

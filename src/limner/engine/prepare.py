@@ -14,6 +14,7 @@ from limner import disk, runs
 from limner.adapters import adapter as adapters
 from limner.adapters.embedding import remarks
 from limner.config import Config, defaults
+from limner.config.model import merges
 from limner.config.prompts import Prompt
 from limner.data import held_out, scan, tags
 from limner.data.cache import Cache
@@ -21,7 +22,7 @@ from limner.data.classes import base_name, num_missing, scan_classes
 from limner.data.dataset import Dataset, assemble
 from limner.data.decode import decode
 from limner.diffusion.timesteps import shift_of, timesteps_of
-from limner.engine import paint
+from limner.engine import paint, starting
 from limner.engine.classes import paint_class_pictures
 from limner.engine.journal import Journal
 from limner.engine.live import prompts_of
@@ -161,13 +162,14 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     encoded = _encode([samples, *([validation] if validation else [])], prompts, journal, watched("caching"))
     journal.say(phase="loading", steps=dataset.total_steps)
     dtype = torch.float32 if config.adapter.trains_in_fp32 else runtime.dtype
-    family.load("denoiser", dtype, runtime.device)
+    starting.load(family, "denoiser", dtype, runtime.device, config.model)
     if samples.trains_text or not samples.caches_text:
-        family.load("text", dtype, runtime.device)
+        starting.load(family, "text", dtype, runtime.device, config.model)
     if not config.memory.cache_latents:
         family.load("vae", family.keep.vae_dtype, runtime.device)
     adapter = adapters.make(config.adapter, config.embedding)
     adapter.attach(family, config.train.seed)
+    starting.go_on(adapter, family, config.adapter, run)
     _warn_of_words(config, dataset, family, journal)
     if config.memory.checkpointing:
         family.enable_checkpointing(text=samples.trains_text)
@@ -225,7 +227,7 @@ def _encode(sets: Sequence[Samples], prompts: list[Prompt], journal: Journal, pr
     encoded: list = []
     if fills_texts or (prompts and not samples.trains_text):
         progress(0, texts)
-        family.load("text", runtime.dtype, runtime.device)
+        starting.load(family, "text", runtime.dtype, runtime.device, samples.config.model)
         for each in sets:
             each.fill_texts(progress)
         if not samples.trains_text:
@@ -307,4 +309,5 @@ def metadata_facts(
         "total_steps": dataset.total_steps,
         "model_name": base_name(config.model.base, base.path),
         "model_hash": cache.content_hash(weights),
+        "merged": [f"{cache.content_hash(p)} {strength}" for p, strength in merges(config.model)],
     }

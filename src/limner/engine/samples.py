@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from limner.config import Config
+from limner.config.model import merges
 from limner.data import images, looks, masks, tags
 from limner.data.cache import Cache, Entry, key_of
 from limner.data.dataset import Dataset
@@ -73,6 +74,7 @@ class Samples:
         self._vae += ["tiles"] if memory.vae_tiling else []
         self._text = [self.cache.content_hash(f) for f in self.family.part_files("text")] if self.caches_text else []
         base = self.family.base
+        self._text += [f"{self.cache.content_hash(p)} {s}" for p, s in merges(self.config.model)] if self.caches_text else []
         self._text += [f"layer {base.clip_skip}"] if base.clip_skip > 1 else []
         self._text += [f"chunks {base.text_chunks}"] if base.text_chunks > 1 else []
         self._text += ["weights"] if base.weighted_captions else []

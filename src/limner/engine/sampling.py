@@ -11,10 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from limner import disk
+from limner.adapters import reading
 from limner.adapters.embedding import PREFIX, EmbeddingAdapter
-from limner.adapters.lora import LoraAdapter, section_of
-from limner.adapters.peft_names import from_diffusers, is_in_diffusers_names
-from limner.adapters.stacks import parted
+from limner.adapters.layered import LayerAdapter
 from limner.config import Config, Embedding, files
 from limner.config.prompts import all_prompts
 from limner.engine import paint, prepare
@@ -23,7 +22,6 @@ from limner.errors import wrong
 from limner.formats.embedding_file import by_encoder
 from limner.formats.header import read_header
 from limner.formats.known import FAMILIES as KNOWN
-from limner.formats.lora_file import require_family
 from limner.formats.metadata import TRIGGER
 from limner.formats.suited import require_suited
 from limner.models import family as families
@@ -39,28 +37,15 @@ def load_whole(config: Config, runtime: Runtime) -> Family:
     return family
 
 
-def load_lora(family: Family, path: Path, strength: float = 1.0) -> LoraAdapter | None:
-    """Attach a LoRA file at a strength to the parts that are loaded; None if it changes none of them.
+def load_lora(family: Family, path: Path, strength: float = 1.0) -> LayerAdapter | None:
+    """Attach an adapter file at a strength to the parts that are loaded; None if it changes none of them.
 
     Raises UserError if it is none or belongs to another model.
     """
-    if not path.is_file():
-        raise wrong("--lora", f"{path} is not a file.", "Give the path of a LoRA's .safetensors file.")
-    require_family(read_header(path, "--lora"), family.base.family, path.name, "--lora")
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise wrong("--lora", f"{path.name} cannot be read ({error}).", "Download or copy it again.") from None
-    targets = family.adapter_targets(convolutions=True)
-    state = from_diffusers(state, targets) if is_in_diffusers_names(state) else parted(state, targets)
-    absent = () if family.text_encoders else ("lora_te", "text_encoder")
-    absent += () if hasattr(family, "denoiser") else ("lora_unet", "unet.", "transformer.")
-    state = {k: v for k, v in state.items() if not k.startswith(absent)} if absent else state
-    if absent and not state:
+    state = reading.read(path, family, "--lora")
+    if not state:
         return None
-    adapter = LoraAdapter(section_of(state, "--lora"))
-    adapter.attach(family, 0)
-    adapter.load_state_dict({k: v.float() for k, v in state.items()})
+    adapter = LayerAdapter.of_file(family, state, "--lora")
     for _, layer in adapter.layers.values():
         layer.strength = strength
     return adapter

@@ -81,7 +81,8 @@ class Training:
             "number of steps": self.dataset.total_steps,
             "VAE or text encoders": self.samples.fingerprint(),
         }
-        return out | ({"base model": self.facts["model_hash"]} if self.facts else {})  # only the main process has hashed it
+        # only the main process has hashed them
+        return out | ({"base model": self.facts["model_hash"], "merged files": self.facts["merged"]} if self.facts else {})
 
 
 def train(job: Training, first_step: int) -> bool:
@@ -93,21 +94,9 @@ def train(job: Training, first_step: int) -> bool:
     if is_sample_due(job, step) and not has_samples(job, step):
         sample(job, step)
     while step < total:
-        rates = set_learning_rates(job.optimizer, schedule_factor(config.optimizer, step, total))
-        if isinstance(job.optimizer, OneByOne):
-            job.optimizer.now = step
-        loss = accumulate_gradients(job, step)  # may move the weights already: optimizer.in_backward
-        job.scaler.unscale_(job.optimizer)  # pyright: ignore[reportArgumentType] (in fp16 it is a real one)
-        norm = None
-        if config.train.clip_norm != "off":
-            norm = torch.nn.utils.clip_grad_norm_(job.params, config.train.clip_norm)
-        job.scaler.step(job.optimizer)  # pyright: ignore[reportArgumentType]
-        job.scaler.update()
-        job.optimizer.zero_grad(set_to_none=True)
-        if job.average is not None:
-            job.average.update(step)
+        measured = move_weights(job, step)
         step += 1
-        journal.step(step, loss, norm, rates)
+        journal.step(step, *measured)
 
         requests = job.run.take_requests() if runtime.is_main else []
         changes = live.take(job, step) if runtime.is_main else []
@@ -132,6 +121,24 @@ def train(job: Training, first_step: int) -> bool:
     return True
 
 
+def move_weights(job: Training, step: int) -> tuple[Tensor, Tensor | None, dict[str, float]]:
+    """One step; returns its loss, the gradients' norm before it was limited, and the learning rates by group."""
+    optimizer, scaler, limit = job.optimizer, job.scaler, job.config.train.clip_norm
+    rates = set_learning_rates(optimizer, schedule_factor(job.config.optimizer, step, job.dataset.total_steps))
+    if isinstance(optimizer, OneByOne):
+        optimizer.now = step
+    loss = accumulate_gradients(job, step)  # may move the weights already: optimizer.in_backward
+    scaler.unscale_(optimizer)  # pyright: ignore[reportArgumentType] (in fp16 it is a real one)
+    norm = None if limit == "off" else torch.nn.utils.clip_grad_norm_(job.params, limit)
+    scaler.step(optimizer)  # pyright: ignore[reportArgumentType]
+    scaler.update()
+    job.adapter.after_step()
+    optimizer.zero_grad(set_to_none=True)
+    if job.average is not None:
+        job.average.update(step)
+    return loss, norm, rates
+
+
 def accumulate_gradients(job: Training, step: int) -> Tensor:
     """Forward and backward over the micro-batches of one step; returns the loss, a mean over all pictures of the step."""
     runtime, rank = job.runtime, job.runtime.rank
@@ -142,6 +149,7 @@ def accumulate_gradients(job: Training, step: int) -> Tensor:
     for number, indices in enumerate(micro_batches):
         if number % runtime.world == rank:
             batch = job.samples.batch(indices, step, position)
+            job.adapter.begin(step, number)
             part = batch_loss(job, batch, step).sum() / count
             job.scaler.scale(part).backward()
             loss += part.detach()

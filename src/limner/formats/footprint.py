@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import isqrt, prod
+from typing import Any
 
-from limner.config import Config, Lora, defaults
+from limner.config import Config, Full, Glora, Ia3, Loha, Lokr, Oft, defaults, rules
 from limner.config.optimizers import facts
 from limner.formats.base import Base, weight_files
 from limner.formats.header import TensorInfo
@@ -64,7 +65,7 @@ def trained_bytes(config: Config) -> float:
 
 
 def num_trained(config: Config, base: Base) -> int:
-    """How many numbers are trained: of a LoRA as if every layer of the model had one, which is an upper bound."""
+    """How many numbers are trained: of an adapter as if every layer of the model had one: an upper bound."""
     adapter, parts = config.adapter, list[str]()
     known = FAMILIES[base.family]
     if adapter.denoiser:
@@ -72,9 +73,28 @@ def num_trained(config: Config, base: Base) -> int:
     if adapter.text_encoder:
         parts += [n for n in known.parts if n not in (known.denoiser, "vae", base.t5, *base.absent)]
     tensors = [info.shape for part in parts for info in tensors_of(base, part).values()]
-    if isinstance(adapter, Lora):
-        return sum((s[0] + prod(s[1:])) * adapter.rank for s in tensors if len(s) in (2, 4))
-    return sum(prod(s) for s in tensors)
+    if adapter.trains_base or isinstance(adapter, Full):
+        return sum(prod(s) for s in tensors)
+    return sum(_of_a_layer(adapter, s[0], s[1], prod(s[1:])) for s in tensors if len(s) in (2, 4))
+
+
+def _of_a_layer(adapter: Any, outputs: int, inputs: int, columns: int) -> int:
+    """How many numbers an adapter has for a layer at most; `columns`: inputs times the kernel."""
+    if isinstance(adapter, Ia3):
+        return max(outputs, inputs)
+    if isinstance(adapter, Oft):
+        turns = 1 + (outputs // adapter.block).bit_length() if adapter.butterfly else 1
+        return outputs * adapter.block * turns
+    rank = max([adapter.rank, *(r.values.get("rank", 0) for r in rules.parse(adapter.rules, ranks=True))])
+    if isinstance(adapter, Lokr):
+        small_out, small_in = (min(isqrt(n), adapter.factor if adapter.factor > 0 else n) for n in (outputs, inputs))
+        large_out, large_in = outputs // small_out, columns // small_in
+        return small_out * small_in + min(large_out * large_in, rank * (large_out + large_in))
+    if isinstance(adapter, Loha):
+        return 2 * rank * (outputs + columns)
+    if isinstance(adapter, Glora):
+        return rank * (outputs + columns + 2 * inputs)
+    return rank * (outputs + columns) + (inputs if getattr(adapter, "dora", False) else 0)
 
 
 def tensors_of(base: Base, part: str) -> dict[str, TensorInfo]:

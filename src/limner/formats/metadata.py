@@ -1,4 +1,4 @@
-"""What a LoRA file says about itself: kohya's `ss_*` and Stability's `modelspec.*` keys, all values text, all true.
+"""What an adapter's file says about itself: kohya's `ss_*` and Stability's `modelspec.*` keys, all values text, all true.
 
 Hashes: `sshs_model_hash` is the SHA-256 of everything behind the header; `sshs_legacy_hash` the first 8 digits of the
 SHA-256 of 64 KiB at 1 MiB (kohya.md §2.10).
@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from limner.config import Config, Lora
+from limner.config import Config, Dylora, Lokr, Lora, Oft
+from limner.config.model import merges
 from limner.config.optimizers import kohya_name
 from limner.formats.known import FAMILIES
 from limner.formats.objective_keys import objective_keys
@@ -42,23 +43,59 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
 
 
+def network(config: Config, family: str) -> dict[str, Any]:
+    """What sd-scripts or LyCORIS would have been asked for."""
+    adapter, args = config.adapter, dict[str, Any]()
+    module = _MODULES.get(family, "networks.lora")
+    if isinstance(adapter, Lora) and not adapter.dora:
+        module = "networks.lora_fa" if adapter.freeze_down and family not in _MODULES else module
+    elif isinstance(adapter, Dylora):
+        module, args["unit"] = "networks.dylora", adapter.unit
+    else:
+        module, args = "lycoris.kohya", _lycoris(adapter)
+    if getattr(adapter, "conv_rank", None) is not None:
+        args |= {"conv_dim": adapter.conv_rank, "conv_alpha": adapter.file_alpha(spatial=True)}  # type: ignore[union-attr]
+    for ours, theirs in (("rank_dropout", "rank_dropout"), ("module_dropout", "module_dropout")):
+        if value := getattr(adapter, ours, 0.0):
+            args[theirs] = value
+    if getattr(adapter, "up_lr_ratio", 1.0) != 1:
+        args["loraplus_lr_ratio"] = adapter.up_lr_ratio  # type: ignore[union-attr]
+    has_rank = hasattr(adapter, "rank")
+    limit = getattr(adapter, "max_norm", "off")
+    return {
+        "ss_network_module": module,
+        "ss_network_dim": adapter.rank if has_rank else getattr(adapter, "block", None),  # type: ignore[union-attr]
+        "ss_network_alpha": adapter.file_alpha(spatial=False) if has_rank else None,  # type: ignore[union-attr]
+        "ss_network_dropout": getattr(adapter, "dropout", None) or None,
+        "ss_network_args": args,
+        "ss_scale_weight_norms": None if limit == "off" else limit,
+    }
+
+
+def _lycoris(adapter: Any) -> dict[str, Any]:
+    """network_args of lycoris.kohya. A plain LoRA with DoRA is its default, "lora"."""
+    if isinstance(adapter, Lora):
+        return {"dora_wd": True}
+    if isinstance(adapter, Oft):
+        out = {"algo": "boft" if adapter.butterfly else "diag-oft"}
+        return out | ({"constraint": adapter.constraint} if adapter.constraint else {})
+    out = dict[str, Any](algo=adapter.kind)
+    if isinstance(adapter, Lokr):
+        out |= {"factor": adapter.factor} | ({"decompose_both": True} if adapter.decompose_both else {})
+    return out
+
+
 def adapter_metadata(config: Config, facts: Mapping[str, Any]) -> dict[str, str]:
-    """kohya's keys for a LoRA. `facts` are what the run found out: see `engine.prepare.metadata_facts`."""
-    lora = config.adapter
-    assert isinstance(lora, Lora)
-    network_args: dict[str, Any] = {}
-    if lora.conv_rank is not None:
-        network_args |= {"conv_dim": lora.conv_rank, "conv_alpha": lora.file_alpha(spatial=True)}
-    if lora.dora:
-        network_args |= {"dora_wd": True}
+    """kohya's keys for an adapter. `facts` are what the run found out: see `engine.prepare.metadata_facts`."""
+    adapter = config.adapter
     values: dict[str, Any] = {
         "ss_session_id": facts["session_id"],
         "ss_training_started_at": facts["started_at"],
         "ss_training_finished_at": facts["saved_at"],
         "ss_output_name": config.output.name,
         "ss_learning_rate": facts["lr"],
-        "ss_unet_lr": facts["lr"] if lora.denoiser else None,
-        "ss_text_encoder_lr": facts["text_encoder_lr"] if lora.text_encoder else None,
+        "ss_unet_lr": facts["lr"] if adapter.denoiser else None,
+        "ss_text_encoder_lr": facts["text_encoder_lr"] if adapter.text_encoder else None,
         "ss_num_train_images": facts["num_shown_per_epoch"],
         "ss_num_reg_images": facts.get("num_class_pictures", 0),
         "ss_num_batches_per_epoch": facts["num_batches_per_epoch"],
@@ -74,10 +111,7 @@ def adapter_metadata(config: Config, facts: Mapping[str, Any]) -> dict[str, str]
         "ss_lr_scheduler": config.optimizer.kohya_schedule(),
         "ss_optimizer": kohya_name(config.optimizer),
         "ss_max_grad_norm": 0.0 if config.train.clip_norm == "off" else config.train.clip_norm,
-        "ss_network_module": "lycoris.kohya" if lora.dora else _MODULES.get(facts["family"], "networks.lora"),
-        "ss_network_dim": lora.rank,
-        "ss_network_alpha": lora.file_alpha(spatial=False),
-        "ss_network_args": network_args,
+        **network(config, facts["family"]),
         "ss_mixed_precision": {"fp32": "no"}.get(facts["precision"], facts["precision"]),
         "ss_v2": facts["family"] == "sd2",
         "ss_base_model_version": BASE_VERSIONS[facts["family"]],
@@ -118,6 +152,7 @@ def model_spec(config: Config, facts: Mapping[str, Any], suffix: str = "/lora") 
         "date": datetime.datetime.fromtimestamp(float(facts["saved_at"]), datetime.UTC).isoformat(timespec="seconds"),
         "prediction_type": _KOHYA_PREDICTION[facts["prediction"]],
         "timestep_range": f"{config.objective.least_timestep},{config.objective.most_timestep}",
+        "merged_from": ", ".join(p.name for p, _ in merges(config.model)) or None,
     }
     return {f"modelspec.{k}": str(v) for k, v in values.items() if v is not None}
 

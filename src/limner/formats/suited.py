@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from limner.config import Config, Lora, Sample
+from limner.config import Config, Sample
 from limner.config.prompts import Prompt
 from limner.errors import Finding, UserError
 from limner.formats.base import Base
@@ -43,12 +43,10 @@ def _unsuited_to_a_flow(config: Config, base: Base, title: str) -> Iterator[Find
         yield Finding("data.weighted_captions", f"{title} reads no weights in captions.", "Set it to false.")
     if sample.solver not in (None, "euler"):
         yield Finding("sample.solver", f"{sample.solver} cannot paint with {title}.", 'Set "euler", or remove it.')
-    if isinstance(adapter, Lora):
-        if adapter.conv_rank is not None:
-            yield Finding("adapter.conv_rank", f"{title} has no 3x3 convolutions.", "Remove it.", "warning")
-        if adapter.dora:
-            said = f"cannot be written for {title}: LoRA files stack layers whose magnitudes differ."
-            yield Finding("adapter.dora", said, "Set it to false.")
+    if not adapter.trains_base:
+        if getattr(adapter, "convolutions", False):
+            field = "adapter.conv_rank" if hasattr(adapter, "conv_rank") else "adapter.convolutions"
+            yield Finding(field, f"{title} has no 3x3 convolutions.", "Remove it.", "warning")
         if adapter.text_encoder:
             yield Finding("adapter.text_encoder", "adapts CLIP; T5 stays as it is.", "", "note")
     elif config.output.layout == "original" and adapter.text_encoder and _leaves_out_text(base):

@@ -10,7 +10,19 @@ from collections.abc import Callable
 from limner.config import Config
 from limner.errors import Finding, UserError
 from limner.machine import Machine
-from limner.preflight import beside, captions, device, model, optimizer, output, pictures, training, versions, word
+from limner.preflight import (
+    adapters,
+    beside,
+    captions,
+    device,
+    model,
+    optimizer,
+    output,
+    pictures,
+    training,
+    versions,
+    word,
+)  # fmt: skip
 from limner.preflight.records import Check, Records
 
 __all__ = ["Records", "examine"]
@@ -33,6 +45,8 @@ CHECKS: tuple[Check, ...] = (
     optimizer.check_schedule,
     training.check_idle,
     training.check_adapter,
+    adapters.check_layers,
+    adapters.check_files,
     word.check_word,
     device.check_memory,
     model.check_family,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from limner.config import Config, Lora, defaults
+from limner.config import Config, defaults
 from limner.errors import Finding
 from limner.formats.footprint import footprint
 from limner.machine import Machine
@@ -44,10 +44,8 @@ def check_memory(config: Config, machine: Machine | None, records: Records) -> I
     if memory.quantize != "off":
         if adapter.trains_base:
             yield Finding("memory.quantize", "the model itself is trained, which needs whole numbers.", 'Set it to "off".')
-        if isinstance(adapter, Lora) and adapter.dora:
-            yield Finding(
-                "memory.quantize", "DoRA needs the layers' whole weights.", 'Set it to "off", or adapter.dora = false.'
-            )
+        if config.model.merge:
+            yield Finding("memory.quantize", "files cannot be merged into layers of few bits.", 'Set it to "off".')
     if memory.swap_blocks:
         if adapter.trains_base:
             yield Finding("memory.swap_blocks", "the model itself is trained; only frozen weights are swapped.", "Set it to 0.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-from limner.config import Config, Lora
+from limner.config import Config
 from limner.config.fields import applies, condition_words, values
 from limner.config.prompts import all_prompts
 from limner.errors import Finding
@@ -57,9 +57,6 @@ def check_adapter(config: Config, machine: Machine | None, records: Records) -> 
     adapter = config.adapter
     if not adapter.denoiser and not adapter.text_encoder and adapter.kind != "embedding":
         yield Finding("adapter.denoiser", "nothing is trained.", "Set adapter.denoiser or adapter.text_encoder to true.")
-    if isinstance(adapter, Lora) and adapter.dora and config.output.lora_names == "diffusers":
-        said = "diffusers means another norm by DoRA's magnitudes than A1111 and ComfyUI."
-        yield Finding("output.lora_names", said, 'Set it to "kohya", or adapter.dora = false.')
     if config.trains_text and config.memory.cache_text:
         what = "the text encoder is trained" if adapter.text_encoder else "a word is learnt"
         said = f"captions are not cached while {what}."
