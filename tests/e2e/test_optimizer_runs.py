@@ -43,3 +43,22 @@ def test_resuming_is_exact(tiny_model, pictures, variant):
         assert rates[0] == 0 and 0 < rates[1] < 1e-3  # what was found times what the schedule says, not the nominal 1
     elif variant == "muon":
         assert rates == pytest.approx([1e-2] * 4 + [3e-3] * 5 + [1e-3] * 3)
+
+
+@pytest.mark.slow
+def test_in_the_backward_pass_a_run_comes_to_the_same(tiny_model, pictures):
+    """With layers computed again and the text encoder trained, too: no weight moves before it has been used."""
+    runs = []
+    for in_backward in (False, True):
+        chosen = config(
+            tiny_model,
+            pictures,
+            adapter={"kind": "none", "text_encoder": True},
+            memory={"checkpointing": True},
+            optimizer={"lr": 1e-3, "in_backward": in_backward},
+            train={"clip_norm": "off", "steps": 6},
+        )
+        runs.append(new_run(chosen))
+        assert train(runs[-1]) == 0, runs[-1].tail()
+    plain, early = (result(run) for run in runs)
+    assert (plain["weights"], plain["steps"]) == (early["weights"], early["steps"])

@@ -156,22 +156,21 @@ def test_schedule_free_by_its_paper():
 
 
 @pytest.mark.parametrize("kind", ["prodigy", "dadapt_adam", "dadapt_lion"])
-def test_the_rate_in_effect_is_the_one_found(kind):
-    """The mean step is as large as the rate that is told; d grows from a millionth."""
+def test_the_rate_in_effect_is_the_one_found_times_the_one_set(kind):
+    """It grows from a millionth; every step of a sign method is exactly so long."""
     ps = params()
     optimizer, rates = make(ps, kind=kind, weight_decay=0.0), []
     for number in range(40):
-        rates.append(set_learning_rates(optimizer, 1.0))
-        walk_one(ps, optimizer, number)
-    assert rates[0] == {"a": pytest.approx(1e-6), "b": pytest.approx(1e-6)}
-    assert rates[-1]["a"] > 10 * rates[0]["a"] and rates[-1]["a"] == rates[-1]["b"]
-    assert rates[-1]["a"] == optimizer.param_groups[0]["d"] or rates[-1]["a"] <= optimizer.param_groups[0]["d"]
-
-
-def walk_one(ps, optimizer, number):
-    for p, g in zip(ps, gradients(ps, number % 3), strict=True):
-        p.grad = g
-    optimizer.step()
+        found = optimizer.param_groups[1]["d"]
+        rates.append(set_learning_rates(optimizer, 0.5))
+        assert rates[-1] == {"a": 0.5 * found, "b": 0.5 * found}
+        before = ps[1].detach().double()
+        for p, g in zip(ps, gradients(ps, number % 3), strict=True):
+            p.grad = g
+        optimizer.step()
+        if kind == "dadapt_lion":
+            assert torch.allclose((ps[1].double() - before).abs(), torch.tensor(0.5 * found).double(), atol=2e-7)
+    assert rates[0]["a"] == pytest.approx(5e-7) and rates[-1]["a"] > 100 * rates[0]["a"]
 
 
 # --- states -----------------------------------------------------------------------------------------------------------
@@ -270,12 +269,13 @@ def refused(**values) -> str:
         ({"class_path": "torch.optim.lr_scheduler.LambdaLR"}, "is no optimiser"),
         ({"class_path": "torch.optim.swa_utils.swap_tensors"}, "has no swap_tensors"),
         ({"class_path": "torch.optim.LBFGS"}, "per-parameter options"),
-        ({"class_path": "pytorch_optimizer.SAM"}, "refuses them"),
+        ({"class_path": "pytorch_optimizer.SAM"}, "cannot be made so"),
         ({"class_path": "torch.optim.SparseAdam"}, "in a trial of a few steps it failed"),
         ({"class_path": "prodigyopt.Prodigy"}, "pip install prodigyopt"),
         ({"class_path": "torch.optim.Adam", "arguments": ("amsgrd=True",)}, "has no amsgrd. Did you mean amsgrad?"),
-        ({"class_path": "torch.optim.Adam", "arguments": ("betas=1",)}, "refuses them"),
+        ({"class_path": "torch.optim.Adam", "arguments": ("betas=1",)}, "cannot be made so"),
         ({"class_path": "torch.optim.Adam", "arguments": ("lr=1",)}, "has no lr"),
+        ({"class_path": "transformers.optimization.Adafactor"}, "takes no notice of the learning rate"),
         ({"class_path": "torch.optim.Rprop", "weight_decay": 0.5}, "has none"),
     ],
 )
@@ -314,3 +314,29 @@ def test_one_that_does_not_resume_exactly_is_found_out(kind, monkeypatch):
     before = torch.get_rng_state()
     assert "trial of 6 and 6 steps came out otherwise" in refused(kind="other", class_path=f"torch.optim.{kind.__name__}")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- fp16 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_scaled_for_fp16_come_to_the_same_and_infinite_ones_move_nothing(kind):
+    """A scale is a power of two, so scaling and unscaling change no bit."""
+    plain, scaled = params(), params()
+    one, other = make(plain, kind=kind), make(scaled, kind=kind)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    for number in range(4):
+        walk(plain, one, range(number, number + 1))
+        for is_sound in (False, True):
+            set_learning_rates(other, (1 + number) / 12)
+            for p, g in zip(scaled, gradients(scaled, number), strict=True):
+                p.grad = g * scaler.scale(torch.ones(()))
+            before = [p.detach().clone() for p in scaled]
+            if not is_sound:
+                scaled[1].grad[0, 0] = float("inf")
+            scaler.unscale_(other)
+            scaler.step(other)
+            scaler.update()
+            other.zero_grad(set_to_none=True)
+            assert is_sound != all(torch.equal(a, b) for a, b in zip(before, scaled, strict=True))
+    assert same(plain, scaled)

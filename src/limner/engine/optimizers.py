@@ -68,7 +68,11 @@ def _maker(section: Optimizer, device: torch.device) -> Callable[[Groups], torch
         try:
             optimizer = kind(_part_matrices(marked) if section.kind == "muon" else marked, **{**own, **given})
         except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
-            raise wrong("optimizer.arguments", f"{known.path} refuses them: {printable(error)}", "Correct them.") from error
+            remedy = (
+                "Correct optimizer.arguments." if given else "Give what it needs in optimizer.arguments, or choose another."
+            )
+            field = "optimizer.arguments" if given else "optimizer.class_path"
+            raise wrong(field, f"{known.path} cannot be made so: {printable(error)}", remedy) from error
         if train := getattr(optimizer, "train", None):
             train()  # schedule-free ones of some packages are made for evaluation
         return optimizer
@@ -181,6 +185,8 @@ def _try_out(section: Optimizer, made: Callable[[Groups], torch.optim.Optimizer]
             unpack(optimizer, tensors, told)
             torch.manual_seed(1)  # one that draws random numbers of its own is found out
             _walk(second, optimizer, range(_TRIAL_STEPS, 2 * _TRIAL_STEPS))
+            faster, optimizer = _toy([2 * rate for rate in rates], made, device)
+            _walk(faster, optimizer, range(2 * _TRIAL_STEPS))
         except UserError:
             raise
         except Exception as error:  # whatever a class from outside does, it is its fault and not ours
@@ -190,6 +196,9 @@ def _try_out(section: Optimizer, made: Callable[[Groups], torch.optim.Optimizer]
             raise wrong("optimizer.class_path", said, "Choose another.") from error
     if all(torch.equal(a, b) for a, b in zip(unbroken, _toy_params(device), strict=True)):
         raise wrong("optimizer.class_path", f"{path} moved no weight in a trial of a few steps.", "Choose another.")
+    if all(torch.equal(a, b) for a, b in zip(unbroken, faster, strict=True)):
+        said = f"{path} takes no notice of the learning rate, nor of optimizer.schedule."
+        raise wrong("optimizer.class_path", said, "Correct optimizer.arguments (relative_step=False?), or choose another.")
     if not all(torch.equal(a, b) for a, b in zip(unbroken, second, strict=True)):
         said = f"{path} does not go on as it would have when a run is resumed: a trial of 6 and 6 steps came out otherwise."
         raise wrong("optimizer.class_path", said, "Choose another.")
