@@ -11,7 +11,6 @@ from torch import Tensor
 
 from limner.adapters.layered import LayerAdapter
 from limner.config import Lora
-from limner.errors import UserError
 from limner.formats.base import Base, recognise
 from limner.models import family as families
 from limner.models.family import Family

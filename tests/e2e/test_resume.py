@@ -21,7 +21,11 @@ VARIANTS = {
     },
     "other kinds, rules, left out": {
         "adapter": {
-            "kind": "loha", "rank": 2, "rank_dropout": 0.3, "module_dropout": 0.3, "max_norm": 0.5,
+            "kind": "loha",
+            "rank": 2,
+            "rank_dropout": 0.3,
+            "module_dropout": 0.3,
+            "max_norm": 0.5,
             "rules": ["denoiser.mid_block.*: lr_factor=2", "*to_v: off"],
         },
         "train": {"accumulation": 2},

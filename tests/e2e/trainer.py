@@ -21,7 +21,9 @@ from limner.config import Config, files
 from limner.runs import Run
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["limner.engine.train", "limner.engine.prepare", "limner.models.sd1", "limner.adapters.layered"])
+_CONTEXT.set_forkserver_preload(
+    ["limner.engine.train", "limner.engine.prepare", "limner.models.sd1", "limner.adapters.layered"]
+)
 
 
 @dataclass(frozen=True)
