@@ -217,7 +217,10 @@ def test_a_strength_is_a_share_of_the_change(family: Any, name: str) -> None:
         (Oft(block=7), 1280, 320, (), {"oft_blocks": (256, 5, 5)}),
         (Oft(block=10, butterfly=True), 320, 320, (), {"oft_blocks": (6, 32, 10, 10)}),
         (Oft(block=9, butterfly=True), 320, 320, (), {"oft_blocks": (40, 8, 8)}),  # no power of two: turned once
-        (Loha(conv_rank=3), 64, 32, (3, 3), {"hada_w1_a": (64, 3), "hada_w1_b": (3, 288), "hada_w2_a": (64, 3), "hada_w2_b": (3, 288)}),
+        (
+            Loha(conv_rank=3), 64, 32, (3, 3),
+            {"hada_w1_a": (64, 3), "hada_w1_b": (3, 288), "hada_w2_a": (64, 3), "hada_w2_b": (3, 288)},
+        ),
     ],
 )  # fmt: skip
 def test_shapes(section: Any, outputs: int, inputs: int, kernel: tuple[int, ...], shapes: dict[str, tuple[int, ...]]) -> None:

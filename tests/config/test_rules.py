@@ -7,12 +7,7 @@ import pytest
 from limner.config.rules import Effect, effect, parse, require_use
 from limner.errors import UserError
 
-NAMES = [
-    "denoiser.down_blocks.0.attn.to_q",
-    "denoiser.mid_block.proj",
-    "denoiser.up_blocks.1.attn.to_q",
-    "text_encoder.layers.0",
-]
+NAMES = [f"denoiser.{n}" for n in ("down_blocks.0.attn.to_q", "mid_block.proj", "up_blocks.1.attn.to_q")] + ["text_encoder.0"]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,17 @@ VARIANTS = {
         "memory": {"checkpointing": True},
         "optimizer": {"text_encoder_lr": 3e-3},
     },
+    "other kinds, rules, left out": {
+        "adapter": {
+            "kind": "loha",
+            "rank": 2,
+            "rank_dropout": 0.3,
+            "module_dropout": 0.3,
+            "max_norm": 0.5,
+            "rules": ["denoiser.mid_block.*: lr_factor=2", "*to_v: off"],
+        },
+        "train": {"accumulation": 2},
+    },
     "whole model": {"adapter": {"kind": "none", "text_encoder": True}, "optimizer": {"lr": 1e-3}, "train": {"ema": 0.5}},
 }
 ENDINGS = {

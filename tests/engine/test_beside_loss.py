@@ -10,7 +10,6 @@ import torch
 from test_step import job_for, merged, shown
 
 import tiny
-from limner.diffusion.draws import 
 from limner.engine.train import accumulate_gradients
 from limner.engine.validation import measure, timesteps
 from limner.randomness import mix
@@ -27,7 +26,7 @@ def test_class_pictures_weigh_what_was_asked(tiny_model, tmp_path, monkeypatch):
     (unet, up), losses = merged(job, "attn2_to_v"), []
     alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
     for position, (i, x0, eps, cond) in enumerate(shown(job)):
-        t = int(uniform_timesteps(1000, 7, step, [position], torch.device("cpu")))
+        t = int(torch.randint(1000, (), generator=torch.Generator().manual_seed(mix(7, "timestep", step, position))))
         noisy = math.sqrt(alphas[t]) * x0 + math.sqrt(1 - alphas[t]) * eps
         pred = unet(noisy[None], t, encoder_hidden_states=cond["text"]).sample[0]
         weight = 3.0 if Path(pictures[i].path).parent.name == "c" else 1.0

@@ -58,15 +58,23 @@ class Model(Section):
     """A diffusers folder whose configuration files describe a single-file model of unusual shape."""
 
 
+def _strength(text: str) -> float:
+    try:
+        strength = float(text)
+    except ValueError:
+        strength = math.nan
+    if not -10 <= strength <= 10:
+        raise ValueError(f"{text!r} is no strength from -10 to 10")
+    return strength
+
+
 def merges(model: Model) -> list[tuple[Path, float]]:
     """The files of model.merge and their strengths. Raises UserError with all faults."""
     out, faults = [], list[Finding]()
     for text in model.merge:
         path, at, said = text.rpartition(" @ ")
         try:
-            strength = float(said) if at else 1.0
-            if not math.isfinite(strength) or not -10 <= strength <= 10:
-                raise ValueError(f"asks for the strength {said}")
+            strength = _strength(said) if at else 1.0
             out.append((to_path((path if at else text).strip()), strength))
         except ValueError as error:
             said = f"{printable(text, 80)!r}: {error}."

@@ -104,6 +104,14 @@ def effect(rules: Sequence[Rule], name: str) -> Effect:
     return out
 
 
+def highest_rank(texts: Sequence[str], rank: int) -> int:
+    """Of the section's rank and those of its rules. Rules that mean nothing are passed over: `parse` says so elsewhere."""
+    try:
+        return max([rank, *(rule.values.get("rank", 0) for rule in parse(texts, ranks=True))])
+    except UserError:
+        return rank
+
+
 def require_use(rules: Sequence[Rule], names: Sequence[str]) -> None:
     """Raise UserError if a rule fits none of these names, or nothing is left to be trained."""
     faults = [

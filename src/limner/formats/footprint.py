@@ -85,7 +85,7 @@ def _of_a_layer(adapter: Any, outputs: int, inputs: int, columns: int) -> int:
     if isinstance(adapter, Oft):
         turns = 1 + (outputs // adapter.block).bit_length() if adapter.butterfly else 1
         return outputs * adapter.block * turns
-    rank = max([adapter.rank, *(r.values.get("rank", 0) for r in rules.parse(adapter.rules, ranks=True))])
+    rank = rules.highest_rank(adapter.rules, adapter.rank)
     if isinstance(adapter, Lokr):
         small_out, small_in = (min(isqrt(n), adapter.factor if adapter.factor > 0 else n) for n in (outputs, inputs))
         large_out, large_in = outputs // small_out, columns // small_in
