@@ -53,6 +53,7 @@ def said(findings: list[Finding], field: str) -> list[tuple[str, str]]:
         ({"masks": "folder"}, "data.mask_path", "error", "no folder of masks is given"),
         ({"masks": "folder", "mask_path": "gone"}, "data.mask_path", "error", "gone is no folder"),
         ({"masks": "alpha"}, "data.masks", "error", "no picture is transparent"),
+        ({"caption_separator": "", "shuffle_tags": True}, "data.caption_separator", "error", "is empty"),
         ({"metadata": "gone.json"}, "data.metadata", "error", "cannot be read"),
         ({"subsets": "gone.toml"}, "gone.toml", "error", "is not a file"),
     ],
@@ -117,3 +118,13 @@ def test_dataset_files_give_their_pictures(look, tmp_path: Path) -> None:
     found = look(subsets=str(file))
     assert [s for s, m in said(found, "data.subsets") if "batch_size is not taken over" in m] == ["warning"]
     assert [s for s, m in said(found, "data.path") if "is not read" in m] == ["warning"]
+
+
+def test_masks_behind_links_that_may_not_be_followed(tiny_model: Path, pictures: Path, masks: Path, tmp_path: Path) -> None:
+    Image.new("L", (40, 40), 255).save(tmp_path / "secret.png")
+    (masks / "p0.png").symlink_to(tmp_path / "secret.png")
+    Image.new("L", (60, 40), 255).save(masks / "p1.png")
+    data = {"path": str(pictures), "masks": "folder", "mask_path": str(masks)}
+    config = files.build({"model": {"base": str(tiny_model)}, "data": data}, {})
+    found, _ = examine(config, None, may_follow=lambda path: "p0" not in path)
+    assert [s for s, m in said(found, str(masks / "p0.png")) if "outside the allowed folders" in m] == ["error"]
