@@ -1,4 +1,4 @@
-"""What every adapter promises (`adapters.adapter.Adapter`), tried on each kind and its options on Stable Diffusion 1, and on each
+"""What every adapter promises (`adapters.adapter.Adapter`): each kind and option on Stable Diffusion 1, and on each
 kind on the other families."""
 
 from __future__ import annotations

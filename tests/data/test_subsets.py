@@ -204,3 +204,10 @@ def test_masks_of_a_folder(root: Path) -> None:
     file = write(root, '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "cats"\nconditioning_data_dir = "dogs"\n')
     [subset], _ = subsets.read(file, Data(masks="folder"))
     assert subset.data.mask_path == root / "dogs" and subset.data.masks == "folder"
+
+
+def test_folders_that_may_not_be_read_are_refused(root: Path) -> None:
+    file = write(root, '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "cats"\n')
+    assert len(scan(Data(subsets=file), lambda path: path.startswith(str(root))).pictures) == 2
+    with pytest.raises(UserError, match="outside the allowed folders"):
+        scan(Data(subsets=file), lambda path: path.startswith(str(root / "dogs")))

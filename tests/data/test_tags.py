@@ -86,6 +86,7 @@ OTHERWISE = [
     ("a, ,b,,", {"shuffle_tags": True}, "b, a"),
     ("first\nsecond", {"wildcards": True, "caption_prefix": "p", "caption_suffix": "s"}, "p second s"),
     ("", {"caption_prefix": "p"}, "p"),
+    ("a, b", {"shuffle_tags": True, "caption_separator": ""}, "a, b"),
 ]
 
 

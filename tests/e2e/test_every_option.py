@@ -97,7 +97,7 @@ CASES: dict[str, Case] = {
     "data.weighted_captions": Case(True),
     "data.repeats": Case(3, "plan"),
     "data.resolution": Case(16),
-    "data.more_resolutions": Case(["24"], "plan"),
+    "data.more_resolutions": Case(["48"], "plan"),
     "data.buckets": Case(False, "plan"),
     "data.bucket_step_px": Case(16, "plan"),
     "data.bucket_min_px": Case(32, "plan"),

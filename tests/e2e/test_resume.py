@@ -30,8 +30,19 @@ VARIANTS = {
         },
         "train": {"accumulation": 2},
     },
+    "cuts, colours, resolutions, dropped captions": {
+        "data": {"random_crop": True, "colour": True, "flip": True, "variants": 3, "caption_dropout": 0.3, "buckets": False,
+                 "bucket_min_px": None, "bucket_max_px": None, "more_resolutions": ["40"]},
+        "train": {"accumulation": 2},
+    },
+    "captions drawn, nothing cached": {
+        "data": {"random_crop": True, "caption_separator": " ", "shuffle_tags": True, "tag_dropout": 0.3, "keep_tags": 1,
+                 "tag_warmup_steps": 8, "caption_dropout_epochs": 2},
+        "memory": {"cache_latents": False},
+        "train": {"accumulation": 2},
+    },
     "whole model": {"adapter": {"kind": "none", "text_encoder": True}, "optimizer": {"lr": 1e-3}, "train": {"ema": 0.5}},
-}
+}  # fmt: skip
 ENDINGS = {
     "asked": [Moment("stop", "step", 4)],
     "terminated twice": [Moment("term", "step", 2), Moment("term", "step", 3)],

@@ -35,7 +35,7 @@ def test_class_pictures_weigh_what_was_asked(tiny_model, tmp_path, monkeypatch):
     expected.backward()
     assert float(accumulate_gradients(job, step)) == pytest.approx(expected.item(), rel=1e-5)
     _, (_, layer) = next((n, v) for n, v in job.adapter.layers.items() if n.endswith("attn2_to_v"))
-    assert (layer.up.grad.double() - up.grad).norm() / up.grad.norm() < 1e-5
+    assert (layer.lora_up.grad.double() - up.grad).norm() / up.grad.norm() < 1e-5
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

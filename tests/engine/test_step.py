@@ -54,11 +54,11 @@ def merged(job, ending: str) -> tuple[torch.nn.Module, torch.Tensor]:
         module.__dict__.pop("forward", None)
     model = model.double()
     name, (target, layer) = next((n, v) for n, v in job.adapter.layers.items() if n.endswith(ending))
-    up = layer.up.detach().double().requires_grad_()
+    up = layer.lora_up.detach().double().requires_grad_()
     for other, (place, change) in job.adapter.layers.items():
         weight = model.get_parameter(f"{place.name}.weight").detach()
-        matrix = up if other == name else change.up.detach().double().flatten(1)
-        whole = weight + (2.0 / 3) * (matrix @ change.down.detach().double().flatten(1)).view(weight.shape)
+        matrix = up if other == name else change.lora_up.detach().double().flatten(1)
+        whole = weight + (2.0 / 3) * (matrix @ change.lora_down.detach().double().flatten(1)).view(weight.shape)
         module = model.get_submodule(place.name)
         del module.weight
         module.weight = whole
@@ -118,7 +118,7 @@ def test_loss_and_gradient(tmp_path, family, prediction, gamma):
     expected_loss, expected_gradient = reference(job, prediction, gamma)
     assert float(loss) == pytest.approx(expected_loss, rel=1e-5)
     _, (_, layer) = next((n, v) for n, v in job.adapter.layers.items() if n.endswith("attn2_to_v"))
-    difference = (layer.up.grad.double() - expected_gradient).norm() / expected_gradient.norm()
+    difference = (layer.lora_up.grad.double() - expected_gradient).norm() / expected_gradient.norm()
     assert difference < 1e-5
 
 
@@ -158,7 +158,7 @@ def test_loss_and_gradient_of_a_flow(tmp_path, family, ending):
     expected_loss, expected_gradient = flow_reference(job, ending)
     assert float(loss) == pytest.approx(expected_loss, rel=1e-5)
     _, (_, layer) = next((n, v) for n, v in job.adapter.layers.items() if n.endswith(ending))
-    difference = (layer.up.grad.double() - expected_gradient).norm() / expected_gradient.norm()
+    difference = (layer.lora_up.grad.double() - expected_gradient).norm() / expected_gradient.norm()
     assert difference < 1e-5
 
 

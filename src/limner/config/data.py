@@ -52,7 +52,7 @@ class Data(Section):
     """Put behind every caption, with a space before it."""
 
     caption_separator: Text = option(
-        ",", min_length=1, kohya="caption_separator", advanced=True,
+        ",", kohya="caption_separator", advanced=True,
         when=f"{_TAGS} or data.keep_separator or data.secondary_separator",
     )  # fmt: skip
     """What parts a caption's tags."""

@@ -73,6 +73,7 @@ def scan(data: Data, may_follow: MayFollow = None) -> Scan:
         parts, warnings = subsets.read(data.subsets, data)
         out.warnings += warnings
         for part in parts:
+            _bar(part.data, may_follow)
             _Look(part.data, part, out, may_follow).look()
     without = sum(not p.caption for p in out.pictures)
     if without:
@@ -82,6 +83,14 @@ def scan(data: Data, may_follow: MayFollow = None) -> Scan:
         )
     _check_trigger(data, out)
     return out
+
+
+def _bar(data: Data, may_follow: MayFollow) -> None:
+    """Raises UserError for a folder or file of a subset that may not be read, as a link to it might not be followed."""
+    for path in filter(None, (data.path, data.metadata, data.mask_path)):
+        if may_follow is not None and not may_follow(str(path)):
+            said = f"{path} lies outside the allowed folders."
+            raise wrong("data.subsets", said, "Put it into one of them, or start Limner with that folder allowed.")
 
 
 def root_of(data: Data) -> Path:

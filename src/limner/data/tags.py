@@ -98,7 +98,8 @@ def _parted(caption: str, data: Data, is_marked: bool) -> tuple[list[str], list[
 
 
 def _tags(text: str, data: Data) -> list[str]:
-    return [stripped for tag in text.split(data.caption_separator) if (stripped := tag.strip())]
+    parts = text.split(data.caption_separator) if data.caption_separator else [text]
+    return [stripped for tag in parts if (stripped := tag.strip())]
 
 
 def _joiner(separator: str) -> str:

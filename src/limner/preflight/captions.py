@@ -15,6 +15,8 @@ def check_captions(config: Config, machine: Machine | None, records: Records) ->
     del machine
     pictures = records.scan.pictures if records.scan is not None else []
     settings = {id(d): d for d in (config.data, *(p.settings(config.data) for p in pictures))}.values()
+    if any(not d.caption_separator for d in settings):
+        yield Finding("data.caption_separator", "is empty, so nothing would part tags.", 'Set it to ",".')
     if config.memory.cache_text and not config.adapter.text_encoder and any(map(tags.varies, settings)):
         said = "captions are not cached, since they read otherwise each time: the text encoders stay in memory."
         yield Finding("memory.cache_text", said, "", "note")

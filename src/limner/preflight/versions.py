@@ -39,6 +39,11 @@ def check_masks(config: Config, machine: Machine | None, records: Records) -> It
     if not masked:
         return
     found = [(p, m) for p, m in zip(masked, masks.find(config.data, masked), strict=True) if m is not None]
+    if records.may_follow is not None:
+        barred = [m for _, m in found if os.path.islink(m) and not records.may_follow(m)]
+        said = "is a link that leads outside the allowed folders."
+        yield from (Finding(m, said, "Put the file itself there.") for m in barred[:20])
+        found = [(p, m) for p, m in found if m not in set(barred)]
     looked_at = found if records.deep else found[:_OPENED]
     with_mask = [(p, m) for p, m in looked_at if m != p.path or _is_transparent(p.path)]
     is_alpha = config.data.masks == "alpha"
