@@ -38,7 +38,6 @@ def test_class_pictures_must_be_there_or_be_painted(folder: Path, tmp_path: Path
     said, _ = found(folder, data__class_path=nowhere, data__class_count=5)
     assert said["error", "data.class_prompt"] == "is needed to paint the 5 missing class pictures."
     nowhere.rmdir()
-    Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
     said, records = found(folder, data__class_path=nowhere, data__class_count=5, data__class_prompt="a thing")
     assert said == {("note", "data.class_path"): "the base model will paint 5 class pictures into it before the start."}
     assert not nowhere.exists(), "checking paints nothing"

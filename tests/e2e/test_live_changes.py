@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from limner.engine.optim import schedule_factor
 from trainer import Moment, config, kinds, new_run, result, train
 
 import tiny
+from limner import changes, jobs
 
 PROMPTS = {"prompts": ["picture number 1 --s 2 --w 16 --h 16"], "every_steps": 6}
 FIRST: dict[str, Any] = {"optimizer.lr": 4e-3, "train.steps": 15, "output.state_every_steps": 4}
@@ -99,3 +101,24 @@ def test_the_cadence_of_validation_can_be_changed(tiny_model, pictures, tmp_path
     assert train(run, Moment("change", "step", 2, {"validation.every_steps": 4})) == 0, run.tail()
     assert [e["step"] for e in run.history() if e["event"] == "validation"] == [0, 4, 6]
     assert kinds(run)[-1] == "stop"
+
+
+@pytest.mark.slow
+def test_all_processes_change_alike_and_measure_the_same(tiny_model, pictures, tmp_path):
+    """Of two processes: the run ends where it was told to, and the validation loss before the first step is that of one."""
+    apart = tiny.pictures(tmp_path / "apart", ((40, 40), (50, 30), (30, 50)), seed=9)
+    sections = {"validation": {"path": str(apart), "every_steps": 100_000}, "sample": {"every_steps": 100_000}}
+    one = new_run(config(tiny_model, pictures, train={"steps": 1}, **sections))
+    assert train(one) == 0, one.tail()
+    run = new_run(config(tiny_model, pictures, launch={"num_processes": 2}, train={"steps": 100_000}, **sections))
+    process = jobs.start(run, "cpu")
+    assert process is not None
+    while process.poll() is None and run.state().step == 0:
+        time.sleep(0.1)
+    steps = run.state().step + 200
+    changes.request(run, {"train.steps": steps, "sample.prompts": ["a --s 1 --w 16 --h 16"], "optimizer.lr": 1e-3})
+    assert process.wait(300) == 0, run.tail(20_000)
+    assert (run.state().status, run.state().step) == ("done", steps)
+    assert [p.name for p in run.samples.iterdir()] == [f"step-{steps:08d}_00.png"]
+    ours, theirs = ([e["loss"] for e in r.history() if e["event"] == "validation"] for r in (run, one))
+    assert len(ours) == 2 and ours[0] == theirs[0]

@@ -83,6 +83,36 @@ def test_watch_a_run_and_download_its_lora(page: Page, new_run: Callable[..., Ru
     assert read_header(tmp_path / "got.safetensors").metadata["ss_steps"] == "60"
 
 
+def test_change_a_run_that_goes_on(browser: Browser, server: str, new_run: Callable[..., Run]) -> None:
+    """Only what was edited is sent; what is refused is said in the dialog, which stays."""
+    page = browser.new_context().new_page()  # of its own: browsers log every refusal as an error
+    page.goto(server)
+    run = start(new_run("changed", 10_000))
+    opened(page, run)
+    wait_for(lambda: run.state().step > 2)
+    page.get_by_role("button", name="Change…").click()
+    dialog = page.get_by_role("dialog", name="Change this run")
+    expect(dialog.get_by_label("Prompts, one a line")).to_have_value("a zibbo\na red zibbo")
+    expect(dialog.get_by_label("Learning rate")).to_have_value("0.001")
+    expect(dialog.get_by_label("Paint every so many steps")).to_have_value("20")
+    dialog.get_by_label("Steps", exact=True).fill("1")
+    dialog.get_by_label("Prompts, one a line").fill("a blue zibbo\n")
+    dialog.get_by_role("button", name="Change from the next step on").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("train.steps: 1 is less than the")
+    steps = run.state().step + 40
+    dialog.get_by_label("Steps", exact=True).fill(str(steps))
+    dialog.get_by_role("button", name="Change from the next step on").click()
+    expect(dialog).to_have_count(0)
+    expect(page.locator(".changes li")).to_contain_text(
+        f'train.steps = {steps}, sample.prompts = ["a blue zibbo"]', timeout=SECONDS
+    )
+    says(page, "Finished")
+    assert run.state().step == steps
+    (change,) = [e for e, _ in run.events() if e["event"] == "change"]
+    assert change["options"] == {"train.steps": steps, "sample.prompts": ["a blue zibbo"]}
+    page.context.close()
+
+
 def test_stop_kill_and_resume(page: Page, new_run: Callable[..., Run]) -> None:
     run = start(new_run("stubborn", 200))
     opened(page, run)
