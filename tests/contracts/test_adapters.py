@@ -1,5 +1,5 @@
-"""What every adapter promises (`adapters.adapter.Adapter`), tried on each kind and its options on Stable Diffusion 1, and on each
-kind on the other families."""
+"""What every adapter promises (`adapters.adapter.Adapter`), tried on each kind and its options on Stable Diffusion 1, kinds on
+the other families."""
 
 from __future__ import annotations
 
