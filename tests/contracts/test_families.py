@@ -427,7 +427,7 @@ def test_a_lora_of_every_layer_works_in_diffusers(folder: Path, tmp_path: Path):
     # diffusers reads `linear1` at Flux's full width only
     narrow = {name: layer for name, (_, layer) in adapter.layers.items() if "_linear1." in name}
     for layer in narrow.values():
-        layer.up.zero_()
+        layer.lora_up.zero_()
     expected = prediction(family)
     assert (expected - before).abs().max() > 0.01
     state = {k: v for k, v in adapter.state_dict().items() if not k.startswith(tuple(narrow))}
