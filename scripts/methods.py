@@ -21,6 +21,8 @@ from typing import Any
 from limner import disk, jobs, preflight, runs
 from limner.config import Config, files
 from limner.errors import UserError
+from limner.formats.header import read_header
+from limner.formats.metadata import TRIGGER
 from limner.pocket import exam, lesson, world
 
 ROOT = Path(__file__).parents[1]
@@ -145,13 +147,22 @@ class Examiner:
         runtime = Runtime(torch.device("cpu"), "fp32")
         family = sampling.load_whole(config, runtime)
         for path in taught:
-            sampling.load_lora(family, path)
+            if world.TRIGGER in learnt_words(path):
+                sampling.load_embedding(family, f"{path}={world.TRIGGER}")
+            else:
+                sampling.load_lora(family, path)
         asked = [(scene, seed) for scene in exam.thing_scenes()[1] for seed in range(self.num_seeds)]
         wanted = exam.held_out_scenes(self.num_scenes)
         things = examine.paint_all(family, runtime, [(scene.caption, 100 + seed) for scene, seed in asked])
         others = examine.paint_all(family, runtime, [(caption, 1000 + i) for i, (_, caption) in enumerate(wanted)])
         seen = exam.score_thing(things, [scene.background for scene, _ in asked])
         return {"recognised": seen["recognised"] / len(things), "right": exam.score_scenes(others, wanted)["right"]}
+
+
+def learnt_words(path: Path) -> str:
+    """The word that a file teaches; "" of one that holds none."""
+    header = read_header(path)
+    return header.metadata.get(TRIGGER, "") if {"emb_params", "clip_l"} & header.tensors.keys() else ""
 
 
 def measure(name: str, folder: Path, examiner: Examiner) -> dict[str, Any]:

@@ -1,5 +1,10 @@
+<<<<<<< HEAD
 """What every adapter promises (`adapters.adapter.Adapter`): each kind and option on Stable Diffusion 1, each kind
 on the other families."""
+=======
+"""What every adapter promises (`adapters.adapter.Adapter`), tried on each kind and its options on Stable Diffusion 1, kinds on
+the other families."""
+>>>>>>> adapters
 
 from __future__ import annotations
 

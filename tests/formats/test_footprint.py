@@ -9,9 +9,10 @@ import torch
 
 import tiny
 from headers import parts_beside, published, single_file
+from limner.adapters import adapter as adapters
 from limner.config import Config, files
 from limner.formats.base import recognise
-from limner.formats.footprint import footprint, tensors_of
+from limner.formats.footprint import footprint, num_trained, tensors_of
 from limner.models import family as families
 from limner.models.family import FAMILIES, Keep
 
@@ -62,3 +63,26 @@ def test_a_model_that_is_trained_itself(tmp_path: Path) -> None:
     for share, sections in shares.items():
         assert weighed(path, "bf16", **sections)[3] == pytest.approx(share * trained, abs=1)
     assert text == round(123_060_480 * 4 / 2**20) and vae == round(83_653_863 * 4 / 2**20)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"rank": 3, "conv_rank": 3}, {"rank": 3, "conv_rank": 3, "dora": True},
+        {"rank": 2, "conv_rank": 2, "rules": ["*: rank=5"]},
+        {"kind": "loha", "rank": 3, "conv_rank": 3}, {"kind": "lokr", "rank": 1, "conv_rank": 1}, {"kind": "lokr", "rank": 99},
+        {"kind": "lokr", "rank": 2, "conv_rank": 2, "factor": 2}, {"kind": "oft", "convolutions": True},
+        {"kind": "oft", "butterfly": True, "convolutions": True}, {"kind": "ia3"}, {"kind": "glora", "rank": 3, "conv_rank": 3},
+        {"kind": "dylora", "rank": 4, "conv_rank": 4}, {"kind": "full", "convolutions": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_an_adapter_holds_is_known_before(tiny_model: Path, adapter: dict) -> None:
+    """An upper bound, and not a wild one: embeddings and the denoiser's ends are counted, and not adapted."""
+    config, base = files.build({"adapter": adapter}, {}), recognise(str(tiny_model))
+    family = families.make(base)
+    family.load("denoiser", torch.float32, torch.device("cpu"))
+    made = adapters.make(config.adapter)
+    made.attach(family, 0)
+    held = sum(len(t.flatten()) for name, t in made.state_dict().items() if not name.endswith(("alpha", "on_input")))
+    assert held <= num_trained(config, base) < 10 * held

@@ -237,3 +237,30 @@ def test_tags_are_counted_as_kohya_does() -> None:
     assert tag_frequency(captions) == {"10_cat": {"red": 3, "a cat": 1}, "x": {}}
     many = tag_frequency([(f"f{i}", ",".join(f"t{j}" for j in range(3000))) for i in range(120)])
     assert len(many) == 100 and all(len(v) == 2000 for v in many.values())
+
+
+@pytest.mark.parametrize(
+    ("adapter", "module", "dim", "args"),
+    [
+        ({"rank": 4, "freeze_down": True}, "networks.lora_fa", "4", {}),
+        ({"rank": 4, "up_lr_ratio": 16.0}, "networks.lora", "4", {"loraplus_lr_ratio": 16.0}),
+        ({"rank": 4, "rank_dropout": 0.1}, "networks.lora", "4", {"rank_dropout": 0.1}),
+        ({"kind": "dylora", "rank": 8}, "networks.dylora", "8", {"unit": 4}),
+        ({"kind": "loha", "conv_rank": 2}, "lycoris.kohya", "16", {"algo": "loha", "conv_dim": 2, "conv_alpha": 2.0}),
+        ({"kind": "lokr", "factor": 8}, "lycoris.kohya", "16", {"algo": "lokr", "factor": 8}),
+        ({"kind": "oft", "block": 8, "constraint": 0.1}, "lycoris.kohya", "8", {"algo": "diag-oft", "constraint": 0.1}),
+        ({"kind": "oft", "butterfly": True}, "lycoris.kohya", "4", {"algo": "boft"}),
+        ({"kind": "ia3", "module_dropout": 0.2}, "lycoris.kohya", "None", {"algo": "ia3", "module_dropout": 0.2}),
+        ({"kind": "glora"}, "lycoris.kohya", "16", {"algo": "glora"}),
+        ({"kind": "full"}, "lycoris.kohya", "None", {"algo": "full"}),
+    ],
+)  # fmt: skip
+def test_what_sd_scripts_would_have_been_asked_for(adapter: dict, module: str, dim: str, args: dict) -> None:
+    found = adapter_metadata(files.build({"adapter": adapter}, {}), FACTS)
+    assert (found["ss_network_module"], found["ss_network_dim"]) == (module, dim)
+    assert json.loads(found["ss_network_args"]) == args
+
+
+def test_merged_files_are_named() -> None:
+    config = files.build({"model": {"merge": ["/secret/a.safetensors @ 0.5", "b.safetensors"]}}, {})
+    assert model_spec(config, FACTS)["modelspec.merged_from"] == "a.safetensors, b.safetensors"

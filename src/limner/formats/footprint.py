@@ -87,9 +87,13 @@ def _of_a_layer(adapter: Any, outputs: int, inputs: int, columns: int) -> int:
         return outputs * adapter.block * turns
     rank = rules.highest_rank(adapter.rules, adapter.rank)
     if isinstance(adapter, Lokr):
-        small_out, small_in = (min(isqrt(n), adapter.factor if adapter.factor > 0 else n) for n in (outputs, inputs))
+        most = [min(isqrt(n), adapter.factor if adapter.factor > 0 else n) for n in (outputs, inputs)]
+        small_out, small_in = (
+            next(d for d in range(m, 0, -1) if n % d == 0) for n, m in zip((outputs, inputs), most, strict=True)
+        )
         large_out, large_in = outputs // small_out, columns // small_in
-        return small_out * small_in + min(large_out * large_in, rank * (large_out + large_in))
+        is_whole = 2 * rank >= max(large_out, inputs // small_in)
+        return small_out * small_in + (large_out * large_in if is_whole else rank * (large_out + large_in))
     if isinstance(adapter, Loha):
         return 2 * rank * (outputs + columns)
     if isinstance(adapter, Glora):
