@@ -1,10 +1,5 @@
-<<<<<<< HEAD
-"""What every adapter promises (`adapters.adapter.Adapter`): each kind and option on Stable Diffusion 1, each kind
-on the other families."""
-=======
 """What every adapter promises (`adapters.adapter.Adapter`), tried on each kind and its options on Stable Diffusion 1, kinds on
 the other families."""
->>>>>>> adapters
 
 from __future__ import annotations
 
@@ -88,7 +83,7 @@ def section(request):
 
 
 def test_every_kind_is_tried():
-    assert {s.kind for s in SECTIONS.values()} | {"embedding"} == set(adapters.ADAPTERS)  # see adapters/test_embedding.py
+    assert {s.kind for s in SECTIONS.values()} == set(adapters.ADAPTERS)
 
 
 @torch.no_grad()

@@ -193,10 +193,6 @@ def test_what_cannot_be_merged(text: str) -> None:
     if text == "a @":  # a file's name may be so
         assert merges(Model(merge=(text,))) == [(Path("a @"), 1.0)]
         return
-<<<<<<< HEAD
-    with pytest.raises(UserError, match=r"a\.safetensors|file\.safetensors @ 0\.8") as caught:
-=======
     with pytest.raises(UserError, match=r"file\.safetensors @ 0\.8") as caught:
->>>>>>> adapters
         merges(Model(merge=("x.safetensors", text)))
     assert [f.field for f in caught.value.findings] == ["model.merge"]
