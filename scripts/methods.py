@@ -57,7 +57,7 @@ METHODS: dict[str, Method] = {
     "lokr": Method(
         "LoKr", {"adapter": {"kind": "lokr", "rank": 16, "conv_rank": 16, "factor": 4}, "optimizer": {"lr": 2e-3}}
     ),
-    "oft": Method("OFT", {"adapter": {"kind": "oft", "block": 16, "convolutions": True}, "optimizer": {"lr": 2e-3}}),
+    "oft": Method("OFT", {"adapter": {"kind": "oft", "block": 16, "convolutions": True}, "optimizer": {"lr": 1e-3}}),
     "full": Method("full fine-tuning", {"adapter": {"kind": "none"}, "optimizer": {"lr": 2e-4}}),
     "dreambooth": Method(
         "DreamBooth with class pictures", {"adapter": {"kind": "none"}, "optimizer": {"lr": 2e-4}}, data="class"

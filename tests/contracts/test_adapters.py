@@ -83,7 +83,7 @@ def section(request):
 
 
 def test_every_kind_is_tried():
-    assert {s.kind for s in SECTIONS.values()} == set(adapters.ADAPTERS)
+    assert {s.kind for s in SECTIONS.values()} == set(adapters.ADAPTERS) - {"embedding"}  # tests/adapters/test_embedding.py
 
 
 @torch.no_grad()

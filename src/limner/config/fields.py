@@ -7,6 +7,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -86,7 +87,8 @@ def section_types(model: type[BaseModel] = Config) -> Iterator[tuple[str, str | 
                 yield name, _tag(variant) if len(variants) > 1 else None, variant
 
 
-def walk(model: type[BaseModel] = Config) -> Iterator[Option]:
+@cache
+def walk(model: type[BaseModel] = Config) -> tuple[Option, ...]:
     """Every option, in the order of declaration; a tagged section's `kind` comes once, with all its values."""
     sections = list(section_types(model))
     found = dict[Option, list[str]]()
@@ -97,7 +99,7 @@ def walk(model: type[BaseModel] = Config) -> Iterator[Option]:
         for field_name, info in variant.model_fields.items():
             if tag is None or field_name != "kind":
                 found.setdefault(_option(f"{name}.{field_name}", info), []).extend([tag] if tag else [])
-    return (replace(option, tags=tuple(tags)) for option, tags in found.items())
+    return tuple(replace(option, tags=tuple(tags)) for option, tags in found.items())
 
 
 def values(config: BaseModel) -> Iterator[tuple[Option, Any]]:
