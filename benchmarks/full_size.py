@@ -4,7 +4,7 @@
     python benchmarks/full_size.py flux MODEL.safetensors --ways nf4    one of them
 
 scripts/random_model.py writes the model. A short run first fills the caches and paints a picture, so that the timed runs hold
-nothing but the denoiser. Steps are told from the events that the trainer writes about once a second, when it waits for the
+nothing but the denoiser; with --no-picture the first of these fills them. Steps are told from the events that the trainer writes about once a second, when it waits for the
 device; the median is over steps, without the first of them and without what the end takes.
 
 Results are added to benchmarks/results/full_size.json, or to --out, after every run.
@@ -87,7 +87,7 @@ class Card:
     def __init__(self) -> None:
         self.most_mib = 0
         self._reader = None
-        words = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0", "-lms", "100"]
+        words = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i", "0", "-lms", "1000"]
         try:
             self._reader = subprocess.Popen(words, stdout=subprocess.PIPE)
             assert self._reader.stdout is not None
@@ -195,6 +195,7 @@ def main() -> None:
     parser.add_argument("family", choices=WAYS)
     parser.add_argument("model", type=Path)
     parser.add_argument("--ways", nargs="*")
+    parser.add_argument("--no-picture", action="store_true")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--seconds", type=float, default=300, help="until a run is given up")
@@ -218,7 +219,8 @@ def main() -> None:
 
         sample = {"prompts": [f"{_PROMPT} --s 8 --w {side} --h {side}"], "every_steps": 2}
         first = config(args.model, data, side, ways[next(iter(ways))], train={"steps": 2}, sample=sample)
-        note({"way": "caches and a picture", **measured(first, args.seconds)})
+        if not args.no_picture:
+            note({"way": "caches and a picture", **measured(first, args.seconds)})
         for name in args.ways or ways:
             if time.monotonic() - began > args.until:
                 break
