@@ -4,8 +4,10 @@
     python benchmarks/full_size.py flux MODEL.safetensors --ways nf4    one of them
 
 scripts/random_model.py writes the model. A short run first fills the caches and paints a picture, so that the timed runs hold
-nothing but the denoiser; with --no-picture the first of these fills them. Steps are told from the events that the trainer writes about once a second, when it waits for the
-device; the median is over steps, without the first of them and without what the end takes.
+nothing but the denoiser; with --no-picture the first of these fills them. Steps are told from
+the events that the trainer writes about once a second, when it waits for the device; the median is over steps, without the
+first of them and without what the end takes. Where many small layers are computed it tells more of the processor, which orders
+their kernels, than of the card.
 
 Results are added to benchmarks/results/full_size.json, or to --out, after every run.
 """
@@ -131,6 +133,9 @@ def train(raw: dict[str, Any], seconds: float) -> tuple[Run | None, dict[str, fl
             process.kill()
     card.close()
     os.unlink(file.name)
+    until = time.monotonic() + 30
+    while run and runs.is_alive(run.state().pid, run.state().process_started) and time.monotonic() < until:
+        time.sleep(0.1)  # the next run's readings are not to be this one's
     if process.returncode and not trouble:
         trouble = (process.communicate()[1] or b"").decode(errors="replace")[-2000:]
     return run, {k: round(v, 1) for k, v in phases.items()}, card.most_mib, trouble

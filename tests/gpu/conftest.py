@@ -1,4 +1,4 @@
-"""What the tests on a GPU share: they are passed over where there is none, and compute as exactly as can be."""
+"""What the tests on a GPU share: they are passed over where there is none, and compute in true float32."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import tiny
-from limner.engine import runtime
 from limner.models.family import FAMILIES
 
 _HERE = Path(__file__).parent
@@ -33,16 +32,11 @@ def known_machine(home: Path, machine_file: Path) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def exact() -> Iterator[None]:
-    """As the trainer computes, and without TF32, which cuDNN's convolutions use unless they are told not to."""
-    if not torch.cuda.is_available():
-        yield
-        return
+    """Without TF32, which cuDNN's convolutions use unless they are told not to."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
-    runtime.start("cuda", "fp32")
     yield
     torch.backends.cudnn.allow_tf32 = before
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

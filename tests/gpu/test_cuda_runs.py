@@ -17,7 +17,7 @@ from limner.formats.base import recognise
 from limner.models import family as families
 from limner.models.family import FAMILIES
 from limner.runs import Run
-from trainer import Moment, config, losses, new_run, result, train
+from trainer import Moment, config, losses, new_run, states, train
 
 ON_GPU = {"device": "cuda"}
 SAMPLE = {"prompts": ["picture number 1 --s 4 --w 32 --h 24"], "every_steps": 6}
@@ -51,19 +51,22 @@ def trained(model: Path, pictures: Path, endings: tuple[Moment, ...] = (), **sec
     ],
     ids=str,
 )
-def test_resuming_is_exact_on_a_gpu(models: dict[str, Path], pictures: Path, family: str, sections: dict[str, Any]):
-    whole = result(trained(models[family], pictures, **sections))
-    resumed = result(trained(models[family], pictures, (Moment("stop", "step", 4), Moment("kill", "step", 4)), **sections))
-    assert len(whole["steps"]) == 12
-    assert resumed == whole
+def test_resuming_goes_on_there(models: dict[str, Path], pictures: Path, family: str, sections: dict[str, Any]):
+    """The same pictures, noise and rates at each step; the losses as near as a GPU repeats them."""
+    endings = Moment("stop", "step", 4), Moment("kill", "step", 4)
+    whole, resumed = trained(models[family], pictures, **sections), trained(models[family], pictures, endings, **sections)
+    assert [e["step"] for e in resumed.history() if e["event"] == "step"] == list(range(1, 13))
+    assert losses(resumed) == pytest.approx(losses(whole), rel=0.02)
+    assert states(resumed)[-1].name == states(whole)[-1].name
+    assert {p.name for p in resumed.samples.iterdir()} == {p.name for p in whole.samples.iterdir()}
 
 
 @pytest.mark.parametrize(("family", "blocks"), [("sdxl", 4), ("flux", 3), ("sd3", 2)])
-def test_a_run_with_swapped_blocks_makes_the_same_file(models: dict[str, Path], pictures: Path, family: str, blocks: int):
+def test_a_run_with_swapped_blocks_learns_the_same(models: dict[str, Path], pictures: Path, family: str, blocks: int):
     memory = {"checkpointing": True}
-    whole = result(trained(models[family], pictures, memory=memory, sample=SAMPLE))
-    swapped = result(trained(models[family], pictures, memory={**memory, "swap_blocks": blocks}, sample=SAMPLE))
-    assert swapped == whole
+    whole = trained(models[family], pictures, memory=memory, sample=SAMPLE)
+    swapped = trained(models[family], pictures, memory={**memory, "swap_blocks": blocks}, sample=SAMPLE)
+    assert losses(swapped) == pytest.approx(losses(whole), rel=0.02)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -75,8 +75,6 @@ class Runtime:
 
 def start(device: str, precision: str) -> Runtime:
     """Join the other processes if there are any."""
-    if device == "cuda":
-        _compute_exactly()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Runtime(torch.device(device), precision)
@@ -85,13 +83,3 @@ def start(device: str, precision: str) -> Runtime:
     state = PartialState(cpu=device == "cpu")
     assert state.device is not None
     return Runtime(state.device, precision, state.process_index, state.num_processes)
-
-
-def _compute_exactly() -> None:
-    """Only kernels whose sums do not depend on which thread comes first, where there are such: a run gives the same file again,
-    and a resumed one that of an uninterrupted one."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is used first
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass is not exact where exactness is only preferred
-    # nothing here reads what it has not written
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
