@@ -9,9 +9,9 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from trainer import Moment, config, launch, new_run, states, train
 
 from limner import jobs
+from trainer import Moment, config, launch, new_run, states, train
 
 
 def error_of(run) -> str:

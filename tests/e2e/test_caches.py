@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 from PIL import Image
-from trainer import Moment, config, losses, new_run, result, train
 
 import tiny
+from trainer import Moment, config, losses, new_run, result, train
 
 
 def run_once(tiny_model, pictures, **sections):

@@ -56,7 +56,7 @@ PAINT = beside(sample={"prompts": ["picture, one"], "steps": 2})
 HUBER = beside(objective={"loss": "huber"})
 WORD = beside(embedding={"token": "picture"})
 CLASSES = beside(data={"class_path": "{classes}"})
-CONV = beside(adapter={"conv_rank": 4})
+CONV = beside(adapter={"conv_rank": 4, "rank": 1})
 
 CASES: dict[str, Case] = {
     "model.base": Case("{other}"),
@@ -442,7 +442,7 @@ def test_every_family_uses_or_refuses_each_option(places, family):
             continue  # files of one family
         without = _config(places, family, kind, case.beside)
         having = _config(places, family, kind, case.beside, {option.section: {option.name: case.value}})
-        findings, _ = preflight.examine(having, None)
+        findings = [*preflight.examine(having, None)[0], *preflight.examine(without, None)[0]]
         if any(f.severity == "error" or (f.field == option.path and is_refusal(f)) for f in findings):
             continue
         if _outcome(files.render(without))[case.shows] == _outcome(files.render(having))[case.shows]:

@@ -13,7 +13,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from trainer import config, kinds
 
 import tiny
 from limner import disk, jobs, progress, queue
@@ -21,6 +20,7 @@ from limner.config.prompts import Prompt
 from limner.engine import paint, sampling
 from limner.engine.runtime import Runtime
 from limner.formats.header import read_header
+from trainer import config, kinds
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from trainer import Moment, config, new_run, tensors_hash, train
 
 import tiny
 from limner.formats.base import recognise
@@ -18,6 +17,7 @@ from limner.formats.known import FAMILIES
 from limner.models import family as families
 from limner.runs import Run
 from original_layout import as_file, in_folder
+from trainer import Moment, config, new_run, tensors_hash, train
 
 OTHERS = tuple(name for name in families.FAMILIES if name != "sd1")
 pytestmark = pytest.mark.slow

@@ -7,9 +7,9 @@ import time
 
 import pytest
 from safetensors.torch import load_file
-from trainer import config, losses, new_run, train
 
 from limner import disk, jobs, progress, queue
+from trainer import config, losses, new_run, train
 
 
 @pytest.mark.slow

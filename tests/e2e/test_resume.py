@@ -8,6 +8,7 @@ import signal
 import time
 
 import pytest
+
 from trainer import Moment, config, launch, new_run, result, states, train
 
 PROMPT = {"prompts": ["picture number 1 --s 2 --w 16 --h 16"], "every_steps": 6}

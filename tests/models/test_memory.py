@@ -218,6 +218,14 @@ def test_t5_keeps_what_float16_is_too_narrow_for(tmp_path: Path):
     assert dtypes["wo"] == torch.float32 and dtypes["wi_0"] == dtypes["q"] == torch.float16
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="the device can be used")
+def test_a_device_that_cannot_be_used_is_no_fault_of_the_model(folder: Path):
+    family = families.make(recognise(str(folder)), Keep())
+    for part in ("text", "vae", "denoiser"):
+        with pytest.raises(NotImplementedError, match="MPS"):
+            family.load(part, torch.float32, torch.device("mps"))
+
+
 def test_keep_is_what_the_configuration_says():
     from limner.config import files
     from limner.engine.prepare import keep_of

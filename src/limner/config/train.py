@@ -26,7 +26,8 @@ class Train(Section):
     """Micro-batches whose gradients are added up before one step."""
 
     seed: int = option(0, ge=0, le=2**63 - 1, kohya="seed")
-    """Where all randomness comes from. The same seed on the same machine gives the same file."""
+    """Where all randomness comes from. The same seed on the same machine gives the same file; on a GPU one that differs by
+    rounding."""
 
     precision: Literal["fp32", "bf16", "fp16"] | None = option(None, kohya="mixed_precision")
     """Precision of the arithmetic. When not given: bf16 where the device has it, fp32 on a CPU."""

@@ -84,6 +84,7 @@ class Parts:
 
     def load(self, part: Part, dtype: torch.dtype, device: torch.device) -> None:
         self.device = device
+        torch.empty(0, device=device)  # a device that cannot be used says so itself; it is no fault of the model
         try:
             if part == "denoiser":
                 self.denoiser = self._load_denoiser(dtype, device)

@@ -1,6 +1,7 @@
 """Run trainers as real processes, end them at chosen moments, and compare what they leave behind.
 
-Processes are forked from a server that has imported everything, so that one costs a second and not ten.
+Processes are forked from a server that has imported everything, so that one costs a second and not ten. Not those on a GPU:
+the libraries ask for it while they are imported, and a fork cannot use what was asked for before.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def new_run(chosen: Config) -> Run:
 
 def launch(run: Run, *moments: Moment | None) -> multiprocessing.process.BaseProcess:
     """Start the trainer of a run; it ends itself at such a moment."""
-    process = _CONTEXT.Process(target=_train, args=(str(run.path), os.environ["LIMNER_HOME"], moments))
+    context = multiprocessing.get_context("spawn") if run.config().launch.device == "cuda" else _CONTEXT
+    process = context.Process(target=_train, args=(str(run.path), os.environ["LIMNER_HOME"], moments))
     process.start()
     return process
 
