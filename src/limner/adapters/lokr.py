@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 class LokrLayer(Layer):
     names = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
-    depends = ("decompose_both", "alpha", "rank_dropout")
+    depends = ("decompose_both", "alpha", "conv_alpha", "rank_dropout")
 
     @classmethod
     def initial(cls, target: Target, sizes: Sizes, section: Any, source: torch.Generator) -> tuple[Tensors, float]:  # noqa: ARG003
@@ -46,7 +46,9 @@ class LokrLayer(Layer):
         return None if small is None else len(small)
 
     def uses(self, option: str) -> bool:
-        return hasattr(self, "lokr_w1_a") if option == "decompose_both" else self.rank is not None
+        if option == "decompose_both":
+            return hasattr(self, "lokr_w1_a")
+        return self.rank is not None and (option != "conv_alpha" or self.sizes.is_spatial)
 
     def delta(self) -> Tensor:
         small, large = self._product("lokr_w1"), self._product("lokr_w2").flatten(1)

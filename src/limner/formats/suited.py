@@ -46,7 +46,7 @@ def _unsuited_to_a_flow(config: Config, base: Base, title: str) -> Iterator[Find
     if not adapter.trains_base:
         if getattr(adapter, "convolutions", False):
             field = "adapter.conv_rank" if hasattr(adapter, "conv_rank") else "adapter.convolutions"
-            yield Finding(field, f"{title} has no 3x3 convolutions.", "Remove it.", "warning")
+            yield Finding(field, f"has no effect: {title} has no 3x3 convolutions.", "Remove it.", "warning")
         if adapter.text_encoder:
             yield Finding("adapter.text_encoder", "adapts CLIP; T5 stays as it is.", "", "note")
     elif config.output.layout == "original" and adapter.text_encoder and _leaves_out_text(base):
