@@ -67,7 +67,9 @@ def new_run(chosen: Config) -> Run:
 
 def launch(run: Run, *moments: Moment | None) -> multiprocessing.process.BaseProcess:
     """Start the trainer of a run; it ends itself at such a moment."""
-    context = multiprocessing.get_context("spawn") if run.config().launch.device == "cuda" else _CONTEXT
+    # a fork cannot use CUDA; the file is looked at as text, since some tests damage it
+    on_gpu = 'device = "cuda"' in (run.path / "config.toml").read_text(encoding="utf-8")
+    context = multiprocessing.get_context("spawn") if on_gpu else _CONTEXT
     process = context.Process(target=_train, args=(str(run.path), os.environ["LIMNER_HOME"], moments))
     process.start()
     return process

@@ -9,11 +9,11 @@ import time
 from typing import Any
 
 import pytest
-from limner.engine.optim import schedule_factor
-from trainer import Moment, config, kinds, new_run, result, train
 
 import tiny
 from limner import changes, jobs
+from limner.engine.schedules import schedule_factor
+from trainer import Moment, config, kinds, new_run, result, train
 
 PROMPTS = {"prompts": ["picture number 1 --s 2 --w 16 --h 16"], "every_steps": 6}
 FIRST: dict[str, Any] = {"optimizer.lr": 4e-3, "train.steps": 15, "output.state_every_steps": 4}
