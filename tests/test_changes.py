@@ -54,7 +54,7 @@ def test_only_the_named_sections_change() -> None:
 )
 def test_refused(options: dict, said: str) -> None:
     with pytest.raises(UserError) as caught:
-        changed(files.build({}, {"train.steps": "100"}), options)
+        changes.require_effect(changed(files.build({}, {"train.steps": "100"}), options), options)
     assert said in str(caught.value)
 
 
@@ -112,3 +112,11 @@ def test_the_command(run, capsys, monkeypatch) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2 and "cannot be changed while a run goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lion", "prodigy"])
+def test_a_rate_changed_beside_another_optimiser(kind):
+    """The optimiser's kind is no kind of section: choosing one forgets nothing else."""
+    config = files.build({"optimizer": {"kind": kind, "lr": 1.0, "warmup_steps": 7}}, {})
+    changed = changes.changed(config, {"optimizer.lr": 0.3})
+    assert (changed.optimizer.kind, changed.optimizer.lr, changed.optimizer.warmup_steps) == (kind, 0.3, 7)

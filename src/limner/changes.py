@@ -15,8 +15,9 @@ from typing import Any
 import tomlkit
 
 from limner import disk
-from limner.config import Config, files
+from limner.config import Config, defaults, files
 from limner.config.fields import applies, condition_words, walk
+from limner.config.optimizers import facts
 from limner.config.prompts import all_prompts
 from limner.errors import UserError, wrong
 from limner.runs import LIVE, Run
@@ -71,12 +72,22 @@ def changed(config: Config, options: Mapping[str, Any]) -> Config:
     new = config.model_copy(update={name.partition(".")[0]: getattr(built, name.partition(".")[0]) for name in options})
     if new.train.steps is None and new.train.epochs is None and {"train.steps", "train.epochs"} & options.keys():
         raise wrong("train.steps", "cannot be left empty: the run would have no end.", "Give a number.")
-    for name in given:
-        if not applies(known[name], new):
-            raise wrong(name, f"has no effect unless {condition_words(known[name].when)}.", "Leave it out.")
-        if name.startswith("validation.") and not new.validation.share and new.validation.path is None:
-            raise wrong(name, "this run holds no pictures out.", "Leave it out, or start a new run with validation.share.")
     return new
+
+
+def require_effect(config: Config, options: Mapping[str, Any]) -> None:
+    """Raise UserError for a change that would do nothing in a run whose config it has become. Asked when a change is made, not
+    when it is made again: others may have come between."""
+    known = {option.path: option for option in walk()}
+    for name in (n for n, value in options.items() if value != ""):
+        if not applies(known[name], config):
+            raise wrong(name, f"has no effect unless {condition_words(known[name].when)}.", "Leave it out.")
+        if name.startswith("validation.") and not config.validation.share and config.validation.path is None:
+            raise wrong(name, "this run holds no pictures out.", "Leave it out, or start a new run with validation.share.")
+        if name == "optimizer.text_encoder_lr" and facts(config.optimizer).finds_rate:
+            raise wrong(name, f"{config.optimizer.kind} finds one learning rate for all.", "Change optimizer.lr.")
+    if options.get("optimizer.lr") == "" and config.optimizer.kind == "sgd":
+        raise wrong("optimizer.lr", "SGD has none of its own.", "Give a number.")
 
 
 def _laid_over(config: Config, options: Mapping[str, Any], given: Mapping[str, Any]) -> Config:
@@ -140,7 +151,7 @@ def _rate_now(run: Run, name: str) -> float:
     lr = section.lr if section.lr is not None else run.plan().get("lr")
     if not isinstance(lr, float):
         raise wrong(name, "is not known yet.", "Wait until the training has begun, or give the rate itself.")
-    return lr if name == "optimizer.lr" else section.text_encoder_lr or lr / 2
+    return lr if name == "optimizer.lr" else defaults.text_encoder_rate(section, lr)
 
 
 def request(run: Run, options: Options) -> None:
@@ -149,11 +160,13 @@ def request(run: Run, options: Options) -> None:
     if state.status not in LIVE:
         raise wrong("run", f"{run.id} is not running.", "Only a run that trains can be changed; duplicate it instead.")
     new = changed(config_at(run), options)
+    require_effect(new, options)
     steps = new.train.steps
     if "train.steps" in options and steps is not None and steps < state.step:
         raise too_few(steps, state.step)
-    resolution = run.plan().get("resolution")
-    all_prompts(new, resolution if isinstance(resolution, int) else 512, 8)  # raises if one is not understood
+    if "sample.prompts" in options:
+        resolution = run.plan().get("resolution")
+        all_prompts(new, resolution if isinstance(resolution, int) else 512, 8)  # raises if one is not understood
     document = tomlkit.document()
     for name, value in options.items():
         section, _, rest = name.partition(".")

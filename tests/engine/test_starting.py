@@ -114,7 +114,7 @@ def test_a_file_in_diffusers_names(tiny_model: Path, tmp_path: Path) -> None:
         (Lora(rank=3), Lora(rank=3, dora=True), "is a Lora, not a Dora"),
         (Loha(rank=3), Lora(rank=3), "is a Loha, not a Lora"),
         (Lokr(rank=1), Lokr(rank=1, factor=2), "other shapes"),
-        (Lora(rank=3, text_encoder=True), Lora(rank=3), "also changes lora_te.*layers more.*adapter.text_encoder"),
+        (Lora(rank=3, text_encoder=True), Lora(rank=3), "also changes the text encoder.*adapter.text_encoder"),
         (Lora(rank=3), Lora(rank=3, conv_rank=3), "does not change lora_unet.*layers more"),
     ],
     ids=lambda v: getattr(v, "kind", ""),

@@ -127,7 +127,7 @@ class Layer(nn.Module):
     def restrain(self, section: Any) -> None:
         """Called after each step of the optimiser where the section has a limit: keep to it."""
         limit = section.max_norm
-        factors = [p for name, p in self.named_parameters() if name != "dora_scale"]
+        factors = [p for name, p in self.named_parameters() if name != "dora_scale" and p.requires_grad]
         # n = max(|dW|, m / 2); the change is multiplied by min(n, m) / n (kohya.md, section 3, row 19). It is linear in each of
         # its factors, so each takes its root of that. Nothing is read back from the device.
         norm = self.norm().clamp(min=limit / 2)

@@ -40,7 +40,7 @@ _KINDS: tuple[tuple[frozenset[str], type[Layer]], ...] = (
     (frozenset({"diff"}), FullLayer),
 )
 """The first whose tensors a layer has is its kind."""
-_TEXT, _DENOISER = ("lora_te", "text_encoder"), ("lora_unet", "lycoris_", "lora_transformer_", "unet.", "transformer.")
+TEXT, _DENOISER = ("lora_te", "text_encoder"), ("lora_unet", "lycoris_", "lora_transformer_", "unet.", "transformer.")
 
 
 def read(path: Path, family: Family, where: str) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ def read(path: Path, family: Family, where: str) -> dict[str, Tensor]:
         state = load_file(path)
     except (OSError, SafetensorError) as error:
         raise wrong(where, f"{path.name} cannot be read ({error}).", "Download or copy it again.") from None
-    absent = (*(() if family.text_encoders else _TEXT), *(() if hasattr(family, "denoiser") else _DENOISER))
+    absent = (*(() if family.text_encoders else TEXT), *(() if hasattr(family, "denoiser") else _DENOISER))
     own = own_names({k: v for k, v in state.items() if not k.startswith(absent)} if absent else state, family)
     return {k: v.float() if v.is_floating_point() else v for k, v in own.items()}
 

@@ -71,6 +71,8 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _anchored_value(option: Option, value: Any, folder: Path) -> Any:
     is_path = Path in option.types
+    if option.path == "model.merge" and isinstance(value, list | tuple):
+        return [str(folder / text) if isinstance(text, str) and text.strip() and text[0] != "~" else text for text in value]
     if option.path == "model.base" and isinstance(value, str) and value not in ("pocket", "pocket-flow"):
         # a local model if something of that name lies beside the file, or in the current folder; else a hub id
         beside = next((f for f in (folder, Path.cwd()) if _exists(f / value)), None)
@@ -90,7 +92,7 @@ def _exists(path: Path) -> bool:
 def build(raw: dict[str, Any], overrides: Mapping[str, str], text: str = "", source: str = "") -> Config:
     """Lay overrides (dotted name -> typed text) over nested dicts and validate the whole."""
     merged = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
-    options = _options_by_path()
+    options, tagged = _options_by_path(), {name for name, tag, _ in section_types() if tag is not None}
     unknown = [path for path in overrides if path not in options]
     faults = [_unknown(path, "", "") for path in unknown[:_MAX_FINDINGS]]
     if more := len(unknown) - len(faults):
@@ -102,13 +104,13 @@ def build(raw: dict[str, Any], overrides: Mapping[str, str], text: str = "", sou
         table = merged.setdefault(section, {})
         if not isinstance(table, dict):
             continue  # reported by validation below
-        if name == "kind" and table.get("kind", options[path][0].default) != typed:
+        if name == "kind" and section in tagged and table.get("kind", options[path][0].default) != typed:
             table.clear()  # the other kind's options do not carry over
         if len(typed) > MAX_BYTES:
             faults.append(Finding(path, f"is longer than {MAX_BYTES} characters.", "Make it shorter."))
             continue
         table[name] = _anchored_value(options[path][0], _typed(options[path], typed), Path.cwd())
-    for name in {n for n, tag, _ in section_types() if tag is not None}:
+    for name in tagged:
         if isinstance(merged.get(name), dict):
             merged[name].setdefault("kind", Config.model_fields[name].default.kind)
     try:

@@ -38,7 +38,11 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """A hash of what decides the order and the content of every step, as far as headers and captions tell."""
-        facts = [(p.path, p.caption, p.repeats, f.bucket) for p, f in zip(self.pictures, self.fits, strict=True)]
+        told = {p.subset: p.subset.data.model_dump_json() for p in self.pictures if p.subset is not None}
+        facts = [
+            (p.path, p.caption, p.repeats, f.bucket, *([told[p.subset], p.is_class] if p.subset is not None else []))
+            for p, f in zip(self.pictures, self.fits, strict=True)
+        ]
         return hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass")).hexdigest()
 
     @property

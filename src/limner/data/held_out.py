@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from limner.config import Config, Data
 from limner.data.classes import scan_beside
 from limner.data.scan import Picture, Scan
+from limner.data.subset import Subset
 from limner.randomness import permutation
 
 
 def parted(config: Config, pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:
     """(pictures to train on, held-out ones), each in their order. Drawn by the seed; a picture goes with all its showings.
 
-    At least one is held out if a share is asked for, and at least one is left.
+    At least one is held out if a share is asked for, and at least one is left. Class pictures are never held out.
     """
-    names = list(dict.fromkeys(p.path for p in pictures))
+    names = list(dict.fromkeys(p.path for p in pictures if not p.is_class))
     count = min(len(names) - 1, max(1, round(config.validation.share * len(names)))) if config.validation.share else 0
     held = {names[i] for i in permutation(len(names), config.train.seed, "held out")[: max(0, count)]}
     return [p for p in pictures if p.path not in held], [p for p in pictures if p.path in held]
@@ -27,6 +29,12 @@ def scan_validation(config: Config, may_follow: Callable[[str], bool] | None = N
         return Scan()
     changes = {"path": config.validation.path, "repeats": 1, "metadata": None, "subsets": None}
     return scan_beside(config.data.model_copy(update=changes), "validation.path", may_follow)
+
+
+def seen_plainly(pictures: Sequence[Picture]) -> list[Picture]:
+    """The pictures with their subsets' settings made `plain`."""
+    subsets = {p.subset: Subset(plain(p.subset.data)) for p in pictures if p.subset is not None}
+    return [replace(p, subset=subsets[p.subset]) if p.subset is not None else p for p in pictures]
 
 
 def plain(data: Data) -> Data:

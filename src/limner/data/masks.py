@@ -25,8 +25,8 @@ def find(data: Data, pictures: Sequence[Picture]) -> list[str | None]:
 
 
 def _mask(picture: Picture, data: Data, folders: dict[Path, dict[str, str]]) -> str | None:
-    if data.masks == "off":
-        return None
+    if data.masks == "off" or (picture.is_class and data.masks == "folder"):
+        return None  # a mask is of the picture whose name it has, and class pictures lie elsewhere under any names
     if data.masks == "alpha":
         return None if picture.path.lower().endswith((".jpg", ".jpeg", ".bmp")) else picture.path
     if data.mask_path is None:

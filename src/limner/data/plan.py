@@ -51,7 +51,7 @@ class Order:
     def class_share(self, epoch: int) -> tuple[int, ...]:
         """The class pictures of an epoch: as many as there are others."""
         size, wanted = len(self.class_items), len(self.items)
-        if not size:
+        if not size or not wanted:
             return ()
         turns = range(epoch * wanted // size, -(-(epoch + 1) * wanted // size))
         stream = [i for turn in turns for i in _class_turn(self, turn)]

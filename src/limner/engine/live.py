@@ -12,7 +12,7 @@ from limner.changes import Change
 from limner.config import Config, defaults
 from limner.config.prompts import Prompt, all_prompts
 from limner.data.dataset import Dataset
-from limner.engine import paint
+from limner.engine import paint, starting
 from limner.errors import UserError
 from limner.formats.base import Base
 from limner.formats.suited import require_suited
@@ -43,7 +43,9 @@ def take(job: Training, step: int) -> list[Change]:
     for name, text in job.run.take_changes():
         try:
             options = changes.parse(text, name)
-            config = _vetted(job, changes.changed(config, options), options, step)
+            new = changes.changed(config, options)
+            changes.require_effect(new, options)
+            config = _vetted(job, new, options, step)
             taken.append(Change(step, secrets.token_hex(4), options))
         except UserError as error:
             refused += [f"a change was refused: {f.field}: {f.message} {f.remedy}".strip() for f in error.findings]
@@ -99,13 +101,15 @@ def apply(job: Training, step: int, taken: Sequence[Change]) -> None:
 
 def _take_prompts(job: Training) -> None:
     family, runtime = job.family, job.runtime
-    job.prompts = prompts_of(job.config, job.run, job.dataset, family.base)
+    before, job.prompts = job.prompts, prompts_of(job.config, job.run, job.dataset, family.base)
+    if job.prompts == before:
+        return  # another cadence is no reason to bring a text encoder back
     job.encoded_prompts = []
     if job.samples.trains_text or not runtime.is_main:
         return  # encoded anew for each painting, and by the process that paints
     was_here = bool(family.text_encoders)
     if not was_here:
-        family.load("text", runtime.dtype, runtime.device)
+        starting.load(family, "text", runtime.dtype, runtime.device, job.config.model)
     job.encoded_prompts = paint.encode_prompts(family, runtime, job.prompts)
     if not was_here:
         family.free("text")

@@ -43,14 +43,16 @@ class Runtime:
             torch.distributed.barrier()
 
     def sum_gradients(self, params: Iterable[nn.Parameter]) -> None:
-        """Add up the gradients of all processes, in one message. A parameter without gradient counts as zero."""
+        """Add up the gradients of all processes, in one message. What has none in any of them has none then either: optimisers
+        leave it alone."""
         if self.world == 1:
             return
         params = list(params)
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in params])
         torch.distributed.all_reduce(flat)
-        for p, part in zip(params, flat.split([p.numel() for p in params]), strict=True):
-            p.grad = part.view_as(p)
+        has = self.agree([p.grad is not None for p in params])
+        for p, part, is_there in zip(params, flat.split([p.numel() for p in params]), has, strict=True):
+            p.grad = part.view_as(p).to(p.dtype) if is_there else None
 
     def sum_scalar(self, value: Tensor) -> Tensor:
         if self.world > 1:

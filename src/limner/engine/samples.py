@@ -17,6 +17,7 @@ from limner.data import images, looks, masks, tags
 from limner.data.cache import Cache, Entry, key_of
 from limner.data.dataset import Dataset
 from limner.diffusion.draws import posterior_sample
+from limner.engine import starting
 from limner.engine.runtime import Runtime
 from limner.errors import wrong
 from limner.models.family import Conditioning, Family
@@ -285,7 +286,7 @@ class Samples:
         if entry is None:
             was_here = bool(self.family.text_encoders)
             if not was_here:
-                self.family.load("text", self.runtime.dtype, self.runtime.device)
+                starting.load(self.family, "text", self.runtime.dtype, self.runtime.device, self.config.model)
             entry = self._encode_caption(caption)
             if not was_here:
                 self.family.free("text")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -101,6 +101,8 @@ def paint_one(
     require_suited(prompts, base)
     if lora is not None and KNOWN[base.family].skips_layers:
         base = replace(base, clip_skip=_clip_skip_of(lora))
+    if lora is not None and base.prediction != "flow" and (said := _prediction_of(lora)) is not None:
+        base = replace(base, prediction=said)
     if lora is not None and base.prediction != "flow" and _ends_in_noise(lora):
         base = replace(base, has_zero_snr=True)
     family = families.make(base)
@@ -121,6 +123,12 @@ def paint_one(
         paint.to_image(pixels).save(temporary, format="PNG")
     print(f"Wrote {out}")
     return 0
+
+
+def _prediction_of(lora: Path) -> Literal["epsilon", "v_prediction"] | None:
+    """What a model with this LoRA predicts, as its file says; None if it does not say."""
+    said = read_header(lora, "--lora").metadata.get("modelspec.prediction_type") if lora.is_file() else None
+    return {"epsilon": "epsilon", "v": "v_prediction"}.get(said or "")  # type: ignore[return-value]
 
 
 def _clip_skip_of(lora: Path) -> int:

@@ -13,8 +13,10 @@ from limner.adapters.dylora import DyloraLayer
 from limner.adapters.layered import LayerAdapter
 from limner.adapters.layers import Layer
 from limner.adapters.lora import LoraLayer
+from limner.adapters.together import Together
 from limner.config.model import Model, merges
-from limner.errors import Finding, UserError
+from limner.errors import Finding, UserError, wrong
+from limner.formats.header import read_header
 from limner.models.family import Family, Part
 from limner.runs import Run
 
@@ -39,8 +41,12 @@ def go_on(adapter: Adapter, family: Family, section: Any, run: Run) -> None:
     Where the run has a training state the weights will come from there.
     """
     path = getattr(section, "start", None)
+    adapter = adapter.beside if isinstance(adapter, Together) else adapter
     if path is None or not isinstance(adapter, LayerAdapter) or any(run.states.glob("step-*")):
         return
+    if not section.text_encoder and any(n.startswith(reading.TEXT) for n in read_header(path, _START).tensors):
+        said = "the file also changes the text encoder, which would be lost."
+        raise wrong(_START, said, "Set adapter.text_encoder = true.")
     state = reading.read(path, family, _START)
     found = {name: layer for name, _, layer in reading.layers_of(family, state, _START)}
     own = {name: layer for name, (_, layer) in adapter.layers.items()}

@@ -128,10 +128,13 @@ def move_weights(job: Training, step: int) -> tuple[Tensor, Tensor | None, dict[
     if isinstance(optimizer, OneByOne):
         optimizer.now = step
     loss = accumulate_gradients(job, step)  # may move the weights already: optimizer.in_backward
-    scaler.unscale_(optimizer)  # pyright: ignore[reportArgumentType] (in fp16 it is a real one)
+    moves = not scaler.is_enabled() or any(p.grad is not None for p in job.params)
+    if moves:
+        scaler.unscale_(optimizer)  # pyright: ignore[reportArgumentType] (in fp16 it is a real one)
     norm = None if limit == "off" else torch.nn.utils.clip_grad_norm_(job.params, limit)
-    scaler.step(optimizer)  # pyright: ignore[reportArgumentType]
-    scaler.update()
+    if moves:
+        scaler.step(optimizer)  # pyright: ignore[reportArgumentType]
+        scaler.update()
     job.adapter.after_step()
     optimizer.zero_grad(set_to_none=True)
     if job.average is not None:
@@ -151,7 +154,8 @@ def accumulate_gradients(job: Training, step: int) -> Tensor:
             batch = job.samples.batch(indices, step, position)
             job.adapter.begin(step, number)
             part = batch_loss(job, batch, step).sum() / count
-            job.scaler.scale(part).backward()
+            if part.requires_grad:  # not if every layer was left out
+                job.scaler.scale(part).backward()
             loss += part.detach()
         position += len(indices)
     runtime.sum_gradients(job.params)

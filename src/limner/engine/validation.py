@@ -29,7 +29,7 @@ def validation_samples(samples: Samples, held: Sequence[Picture]) -> Samples | N
     config = samples.config
     objective = config.objective.model_copy(update={"preserve": "off"})
     plain = config.model_copy(update={"data": held_out.plain(config.data), "objective": objective})
-    dataset = assemble(plain, samples.family.base, list(held))
+    dataset = assemble(plain, samples.family.base, held_out.seen_plainly(held))
     return Samples(plain, dataset, samples.family, samples.runtime, samples.cache)
 
 

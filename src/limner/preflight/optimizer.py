@@ -69,6 +69,9 @@ def _check_own_rate(config: Config) -> Iterable[Finding]:
         yield Finding("optimizer.lr", said, "Remove it, or set it to 1.", "warning")
     if adapter.text_encoder and section.text_encoder_lr not in (None, section.lr or 1.0):
         yield Finding("optimizer.text_encoder_lr", f"{name} finds one learning rate for all.", "Remove it.")
+    is_beside = config.embedding.token is not None and adapter.kind != "embedding"
+    if is_beside and config.embedding.lr not in (None, section.lr or 1.0):
+        yield Finding("embedding.lr", f"{name} finds one learning rate for all.", "Remove it.")
     if any("lr_factor" in rule for rule in getattr(adapter, "rules", ())):
         yield Finding("adapter.rules", f"{name} finds one learning rate for all; lr_factor cannot be.", "Remove lr_factor.")
     if isinstance(adapter, Lora) and adapter.up_lr_ratio != 1:

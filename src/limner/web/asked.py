@@ -16,6 +16,7 @@ from limner import expect, jobs, launch, machine, preflight, queue, runner, runs
 from limner.config import Config, defaults, files
 from limner.config.fields import values as option_values
 from limner.config.fields import walk
+from limner.config.model import merges
 from limner.errors import Finding, UserError, wrong
 from limner.machine import Machine
 from limner.preflight import Records
@@ -140,12 +141,13 @@ def _incomplete_paths(values: dict[str, str]) -> Iterator[Finding]:
 
 def check_places(config: Config, context: Context) -> list[Finding]:
     """A finding for each path that lies outside the folders that the page may use."""
-    named = {option.path: value for option, value in option_values(config) if isinstance(value, Path)}
+    named = [(option.path, value) for option, value in option_values(config) if isinstance(value, Path)]
+    named += [("model.merge", path) for path, _ in merges(config.model)]
     base = Path(config.model.base).expanduser() if config.model.base.startswith("~") else Path(config.model.base)
     if base.is_absolute() or ".." in base.parts:
-        named["model.base"] = base
+        named.append(("model.base", base))
     faults: list[Finding] = []
-    for field, path in named.items():
+    for field, path in named:
         try:
             places.resolve(str(path), context.roots, field=field, must_exist=False)
         except UserError as error:

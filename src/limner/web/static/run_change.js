@@ -10,6 +10,7 @@ export function askForChange(path, now, changed) {
   const every = number("sample.every_steps");
   every.placeholder = t("not given");
   const prompts = h("textarea", { rows: "4", spellcheck: "false" }, now["sample.prompts"].join("\n"));
+  const shown = prompts.value;
   const trouble = h("p", { class: "wrong", role: "alert", hidden: true });
   const field = (label, input) => h("label", {}, h("span", {}, label), input);
   const apply = h("button", { type: "submit", class: "primary" }, t("Change from the next step on"));
@@ -26,7 +27,7 @@ export function askForChange(path, now, changed) {
     const typed = { "optimizer.lr": rate.value.trim(), "train.steps": steps.value.trim(), "sample.every_steps": every.value.trim() };
     const options = Object.fromEntries(Object.entries(typed).filter(([name, text]) => text !== now[name]));
     const lines = prompts.value.split("\n").map((line) => line.trim()).filter(Boolean);
-    if (JSON.stringify(lines) !== JSON.stringify(now["sample.prompts"])) options["sample.prompts"] = JSON.stringify(lines);
+    if (prompts.value !== shown) options["sample.prompts"] = JSON.stringify(lines);
     return options;
   }
 
