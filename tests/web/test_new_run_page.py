@@ -140,6 +140,10 @@ TEXTS = ["0", "false", "[x]", " a  b ", "quo\"te 'x' \\", "ünï 🐈 猫", "<b>
 
 def _typed(option: Option, rng: random.Random, folder: Path) -> str:
     """A text that somebody may type into a field; never the default."""
+    if option.path == "model.merge":
+        return json.dumps(
+            [str(folder / "ü.safetensors"), f"{folder / 'a b.safetensors'} @ 0.5"], ensure_ascii=False, separators=(",", ":")
+        )
     if option.is_list:
         return json.dumps(rng.sample(option.choices or TEXTS, 2), ensure_ascii=False, separators=(",", ":"))
     if option.choices and not option.types:

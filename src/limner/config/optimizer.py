@@ -38,9 +38,9 @@ class Optimizer(Section):
     """More of what the optimiser's class takes, one "name=value" each, such as "d_coef=2"."""
 
     lr: float | None = option(None, gt=0, le=10, kohya="learning_rate", when="not adapter.kind = embedding")
-    """Learning rate; a word has its own, embedding.lr. When not given: 1e-4 for a LoRA, 5e-6 for a whole SD 1 model (1e-3 and
-    2e-4 for the pocket model); a third of that for Lion. For optimisers that find the rate themselves 1, by which that rate is
-    multiplied. SGD's must be given."""
+    """Learning rate. When not given: 1e-4 for a LoRA, 5e-6 for a whole SD 1 model (1e-3 and 2e-4 for the pocket model); a third
+    of that for Lion, a tenth for CAME. For optimisers that find the rate themselves 1, by which that rate is multiplied. SGD's
+    must be given. A word has its own, embedding.lr."""
 
     text_encoder_lr: float | None = option(None, gt=0, le=10, kohya="text_encoder_lr", when="adapter.text_encoder")
     """Learning rate of the text encoder. Half of lr when not given; lr itself for optimisers that find the rate themselves."""

@@ -110,11 +110,15 @@ export function holds(when) {
   return !when || when.split(" or ").some((way) => way.split(" and ").every(isMet));
 }
 
+// What counts as not set, beside nothing, by the kind of input.
+const UNSET = { switch: (text) => text === "false", list: (text) => text === "[]", number: (text) => text === "off" || Number(text) === 0 };
+
 function isMet(atom) {
   const negated = atom.startsWith("not ");
   const [path, word] = (negated ? atom.slice(4) : atom).split(" = ");
   const text = textOf(path);
-  const met = word ? text === word : !["false", "off", "[]"].includes(text) && Number(text) !== 0;
+  const isUnset = UNSET[options.find((o) => o.path === path)?.input] ?? ((other) => other === "off");
+  const met = word ? text === word : text !== "" && !isUnset(text);
   return met !== negated;
 }
 
