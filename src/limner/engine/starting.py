@@ -15,6 +15,7 @@ from limner.adapters.layers import Layer
 from limner.adapters.lora import LoraLayer
 from limner.adapters.together import Together
 from limner.config.model import Model, merges
+from limner.engine.checkpoint import newest_state
 from limner.errors import Finding, UserError, wrong
 from limner.formats.header import read_header
 from limner.models.family import Family, Part
@@ -42,7 +43,7 @@ def go_on(adapter: Adapter, family: Family, section: Any, run: Run) -> None:
     """
     path = getattr(section, "start", None)
     adapter = adapter.beside if isinstance(adapter, Together) else adapter
-    if path is None or not isinstance(adapter, LayerAdapter) or any(run.states.glob("step-*")):
+    if path is None or not isinstance(adapter, LayerAdapter) or newest_state(run.states)[0] is not None:
         return
     if not section.text_encoder and any(n.startswith(reading.TEXT) for n in read_header(path, _START).tensors):
         said = "the file also changes the text encoder, which would be lost."

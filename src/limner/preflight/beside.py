@@ -23,10 +23,11 @@ def check_class_pictures(config: Config, machine: Machine | None, records: Recor
     data = config.data
     if data.class_path is None:
         return
-    yield from _apart("data.class_path", data.class_path, config)
+    yield from _apart("data.class_path", data.class_path, config, records)
     found = scan_classes(data, records.may_follow)
     yield from _said_of(found, config, "data.class_path")
     records.classes = list(found.pictures)
+    yield from _painted_otherwise(config, records)
     missing = num_missing(data, len(found.pictures))
     if not found.pictures and not data.class_count:
         said = f"{data.class_path} holds no usable picture."
@@ -55,14 +56,18 @@ def _painted(config: Config, records: Records, missing: int) -> Iterable[Finding
     if base is not None and base.path is not None:
         side = side // base.bucket_step_px * base.bucket_step_px
         yield from unsuited_prompts([prompt_of(config, side, 1)], base, config.sample)
-        made = painted_otherwise(records.classes, data.class_prompt, base_name(config.model.base, base.path))
-        if made:
-            said = (
-                f"{len(made)} pictures in it were painted from another prompt or by another base model; they are used as well."
-            )
-            yield Finding("data.class_path", said, "Remove them to have them painted anew.", "warning")
     # those that are still to be painted count already: in the steps, in the buckets, on the disk
     records.to_paint = [Picture(str(data.class_path / "?"), side, side, data.class_prompt, 1, is_class=True)] * missing
+
+
+def _painted_otherwise(config: Config, records: Records) -> Iterable[Finding]:
+    prompt, base = config.data.class_prompt, records.base
+    if not prompt or base is None or base.path is None:
+        return
+    made = painted_otherwise(records.classes, prompt, base_name(config.model.base, base.path))
+    if made:
+        said = f"{len(made)} pictures in it were painted from another prompt or by another base model; they are used as well."
+        yield Finding("data.class_path", said, "Remove them to have them painted anew.", "warning")
 
 
 def check_held_out(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
@@ -76,7 +81,7 @@ def check_held_out(config: Config, machine: Machine | None, records: Records) ->
                 yield Finding(f"validation.{name}", said, "Set validation.share or validation.path, or remove this.", "warning")
         return
     if section.path is not None:
-        yield from _apart("validation.path", section.path, config)
+        yield from _apart("validation.path", section.path, config, records)
         found = held_out.scan_validation(config, records.may_follow)
         yield from _said_of(found, config, "validation.path")
         if not found.pictures:
@@ -92,17 +97,20 @@ def check_held_out(config: Config, machine: Machine | None, records: Records) ->
             yield Finding("validation.share", said, "", "note")
 
 
-def _apart(field: str, folder: Path, config: Config) -> Iterable[Finding]:
-    """That a folder and that of the pictures do not lie in one another: folders inside are read too."""
-    if (taught := config.data.path) is None:
-        return
-    try:
-        one, other = folder.resolve(), taught.resolve()
-    except (OSError, RuntimeError, ValueError):
-        return
-    if one == other or one.is_relative_to(other) or other.is_relative_to(one):
-        said = f"{folder} and data.path lie in one another, so the same pictures would be taught."
-        yield Finding(field, said, "Put them into folders beside each other.")
+def _apart(field: str, folder: Path, config: Config, records: Records) -> Iterable[Finding]:
+    """That a folder and those of the pictures do not lie in one another: folders inside are read too."""
+    pictures = records.scan.pictures if records.scan is not None else []
+    for taught in {p.settings(config.data).path for p in pictures} or {config.data.path}:
+        if taught is None:
+            continue
+        try:
+            one, other = folder.resolve(), taught.resolve()
+        except (OSError, RuntimeError, ValueError):
+            continue
+        if one == other or one.is_relative_to(other) or other.is_relative_to(one):
+            said = f"{folder} and {taught} lie in one another, so the same pictures would be taught."
+            yield Finding(field, said, "Put them into folders beside each other.")
+            return
 
 
 def _said_of(found: Scan, config: Config, field: str) -> Iterable[Finding]:

@@ -46,7 +46,7 @@ def check_masks(config: Config, machine: Machine | None, records: Records) -> It
         found = [(p, m) for p, m in found if m not in set(barred)]
     looked_at = found if records.deep else found[:_OPENED]
     with_mask = [(p, m) for p, m in looked_at if m != p.path or _is_transparent(p.path)]
-    is_alpha = config.data.masks == "alpha"
+    is_alpha = all(p.settings(config.data).masks == "alpha" for p in masked)
     lacking, of = len(masked) - len(found) + len(looked_at) - len(with_mask), len(masked) - len(found) + len(looked_at)
     if not with_mask and len(looked_at) == len(found):
         said = "no picture is transparent anywhere." if is_alpha else f"no picture has a mask in {config.data.mask_path}."
