@@ -8,9 +8,9 @@ import signal
 import pytest
 from PIL import Image
 from safetensors import safe_open
-from trainer import Moment, config, losses, new_run, result, train
 
 import tiny
+from trainer import Moment, config, losses, new_run, result, train
 
 SPARSE = {"steps": 2}
 

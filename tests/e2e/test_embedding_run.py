@@ -7,12 +7,12 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from trainer import Moment, config, new_run, result, tensors_hash, train
 
 import tiny
 from limner.cli import app
 from limner.config import EmbeddingOnly
 from limner.formats.header import read_header
+from trainer import Moment, config, new_run, result, tensors_hash, train
 
 WORD = {"token": "picture", "vectors": 2, "initial": "cat", "lr": 0.05}
 PROMPT = {"prompts": ["Picture number 1 --s 2 --w 16 --h 16", "a cat --s 2 --w 16 --h 16"], "every_steps": 6}
