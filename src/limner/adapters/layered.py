@@ -81,7 +81,9 @@ class LayerAdapter:
                 layer.get_parameter("lora_down").requires_grad_(False)
         for option in kind.depends:
             is_set = getattr(section, option) != type(section).model_fields[option].default
-            if is_set and not any(layer.uses(option) for _, layer in self.layers.values()):
+            # where there are no convolutions at all, that is said before the start
+            meant = [layer for _, layer in self.layers.values() if option != "conv_alpha" or layer.sizes.is_spatial]
+            if is_set and meant and not any(layer.uses(option) for layer in meant):
                 raise wrong(f"adapter.{option}", "none of these layers has a use for it: they are too small.", "Remove it.")
         self._enter()
 

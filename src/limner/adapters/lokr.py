@@ -48,7 +48,7 @@ class LokrLayer(Layer):
     def uses(self, option: str) -> bool:
         if option == "decompose_both":
             return hasattr(self, "lokr_w1_a")
-        return self.rank is not None and (option != "conv_alpha" or self.sizes.is_spatial)
+        return self.rank is not None
 
     def delta(self) -> Tensor:
         small, large = self._product("lokr_w1"), self._product("lokr_w2").flatten(1)
