@@ -13,7 +13,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from limner.adapters.lora import LoraAdapter
+from limner.adapters.layered import LayerAdapter
 from limner.config import Lora
 from limner.formats.base import recognise
 from limner.models import family as families
@@ -30,7 +30,7 @@ def steps(folder: Path, keep: Keep, device: torch.device, *, checkpointing: bool
     family: Any = families.make(recognise(str(folder)), keep)
     for part in ("text", "denoiser"):
         family.load(part, torch.float32, device)
-    adapter = LoraAdapter(Lora(rank=2))
+    adapter = LayerAdapter(Lora(rank=2))
     adapter.attach(family, 1)
     params = [p for _, layer in adapter.layers.values() for p in layer.parameters()]
     with torch.no_grad():

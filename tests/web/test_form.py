@@ -80,8 +80,11 @@ def test_each_option_gets_its_kind_of_input_and_a_default_that_reads_back() -> N
 def test_the_page_names_no_option_but_the_quick_fields() -> None:
     sources = {p: p.read_text(encoding="utf-8") for p in (*WEB.glob("*.py"), *WEB.glob("static/*.js"))}
     found = {(p.name, o.path) for p, text in sources.items() for o in walk() if f'"{o.path}"' in text}
-    # how pictures are cut is what the Dataset page shows; where results go is one of the settings
-    assert {path for _, path in found} <= QUICK | {"data.resolution", "data.bucket_step_px", "output.path"}, found
+    # how pictures are cut is what the Dataset page shows; where results go is one of the settings; the dialog of a running run
+    # has what is changed most; and the gate looks at every path, also where one stands in a text
+    shown = {"data.resolution", "data.bucket_step_px", "output.path"}
+    changed = {"optimizer.lr", "train.steps", "sample.every_steps", "sample.prompts"}
+    assert {path for _, path in found} <= QUICK | shown | changed | {"model.merge"}, found
 
 
 def test_texts_are_said_in_the_pages_language() -> None:
