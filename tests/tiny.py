@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,10 @@ from diffusers import (
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5Tokenizer
 
+from limner.adapters.layered import LayerAdapter
+from limner.formats.base import recognise
+from limner.models import family as families
+from limner.models.family import Keep
 from limner.models.text import END, EXCLAMATION, clip_tokenizer
 
 
@@ -122,6 +128,36 @@ def _text(width: int) -> CLIPTextConfig:
         vocab_size=49408, hidden_size=width, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         projection_dim=width, max_position_embeddings=77, bos_token_id=49406, eos_token_id=49407, pad_token_id=1,
     )  # fmt: skip
+
+
+def loaded(folder: Path, keep: Keep = Keep(), device: torch.device = torch.device("cpu")) -> Any:
+    """A model's family with its text encoders and its denoiser in float32."""
+    family = families.make(recognise(str(folder)), keep)
+    family.load("text", torch.float32, device)
+    family.load("denoiser", torch.float32, device)
+    return family
+
+
+@cache
+def _loaded(folder: Path) -> Any:
+    return loaded(folder)
+
+
+def fresh(folder: Path) -> Any:
+    """As `loaded`, of a model that is asked for again and again: a copy, which is faster than reading it anew."""
+    family = copy.copy(_loaded(folder))
+    family.denoiser, family.text_encoders = copy.deepcopy((family.denoiser, family.text_encoders))
+    return family
+
+
+def moved(adapter: LayerAdapter, scale: float = 0.1) -> LayerAdapter:
+    """An attached adapter, far away from where it began."""
+    rng = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for _, layer in adapter.layers.values():
+            for p in layer.parameters():
+                p.add_((torch.randn(p.shape, generator=rng) * scale).to(p.device))
+    return adapter
 
 
 def pictures(

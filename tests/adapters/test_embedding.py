@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from functools import cache
 
 import pytest
 import torch
@@ -40,21 +39,6 @@ def section(request):
     return SECTIONS[request.param]
 
 
-@cache
-def _loaded(folder):
-    family = families.make(recognise(str(folder)))
-    family.load("text", torch.float32, CPU)
-    family.load("denoiser", torch.float32, CPU)
-    return family
-
-
-def load(folder):
-    """A freshly loaded family; copied, which is faster than reading it again."""
-    family = copy.copy(_loaded(folder))
-    family.denoiser, family.text_encoders = copy.deepcopy((family.denoiser, family.text_encoders))
-    return family
-
-
 def attached(family, section=SECTIONS["alone"], word=WORD, seed=5):
     adapter = adapters.make(section, word)
     adapter.attach(family, seed)
@@ -85,7 +69,7 @@ def train(family, adapter) -> None:
 
 
 def test_texts_without_the_word_are_untouched_and_detaching_gives_the_base_back(folder, section):
-    family = load(folder)
+    family = tiny.fresh(folder)
     before, with_word = output(family, WITHOUT).detach(), output(family).detach()
     adapter = attached(family, section)
     assert torch.equal(output(family, WITHOUT).detach(), before)
@@ -104,7 +88,7 @@ def test_texts_without_the_word_are_untouched_and_detaching_gives_the_base_back(
 
 
 def test_gradients_reach_the_vectors_of_every_encoder(folder, section):
-    family = load(folder)
+    family = tiny.fresh(folder)
     adapter = attached(family, section)
     (group,) = [g for g in adapter.parameter_groups(Optimizer(lr=1e-4), 1e-4) if g["name"] == "embedding"]
     assert group["lr"] == 5e-3 and [tuple(p.shape) for p in group["params"]] == [(3, w) for w in WIDTHS[family.base.family]]
@@ -116,7 +100,7 @@ def test_gradients_reach_the_vectors_of_every_encoder(folder, section):
 
 
 def test_without_the_word_in_a_batch_the_gradient_is_zero_and_not_missing(folder):
-    family = load(folder)
+    family = tiny.fresh(folder)
     adapter = attached(family)
     output(family, WITHOUT).square().mean().backward()
     assert all(p.grad is not None and not p.grad.any() for p in adapter.vectors.values())
@@ -132,7 +116,7 @@ def test_the_vectors_stay_in_float32_where_the_model_does_not(folder):
 
 
 def test_a_fresh_adapter_takes_the_state_over_to_the_bit(folder, section):
-    family, other = load(folder), load(folder)
+    family, other = tiny.fresh(folder), tiny.fresh(folder)
     adapter, fresh = attached(family, section), attached(other, section, seed=99)
     train(family, adapter)
     state = {k: v.clone() for k, v in adapter.state_dict().items()}
@@ -143,7 +127,7 @@ def test_a_fresh_adapter_takes_the_state_over_to_the_bit(folder, section):
 
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "misshapen"])
 def test_a_state_that_does_not_fit_is_refused_whole(folder, section, fault):
-    adapter = attached(load(folder), section)
+    adapter = attached(tiny.fresh(folder), section)
     state = {k: v.clone() + 1 for k, v in adapter.state_dict().items()}
     if fault == "missing":
         del state["embedding.text_encoder"]
@@ -161,13 +145,13 @@ def test_a_state_that_does_not_fit_is_refused_whole(folder, section, fault):
 
 
 def test_it_begins_as_the_words_given(folder):
-    family = load(folder)
+    family = tiny.fresh(folder)
     adapter = attached(family, word=Embedding(token="zibbo", vectors=2, initial="house cat"))
     for name, vectors in adapter.vectors.items():
         rows = family.text_encoders[name].get_input_embeddings().weight
         assert torch.equal(vectors, rows[clip_tokenizer()("house cat", add_special_tokens=False).input_ids])
     # as many as one word's: the caption with the word in its place is encoded alike
-    short = attached(load(folder), word=Embedding(token="zibbo", initial="house"))
+    short = attached(tiny.fresh(folder), word=Embedding(token="zibbo", initial="house"))
     family = short._family
     said, same = family.encode_captions(["a zibbo"]), family.encode_captions(["a house"])
     assert all(torch.equal(said[k], same[k]) for k in said)
@@ -175,12 +159,12 @@ def test_it_begins_as_the_words_given(folder):
 
 def test_too_few_words_are_repeated_each_time_a_little_otherwise(folder):
     def start(seed: int, initial: str | None = "house") -> torch.Tensor:
-        family = load(folder)
+        family = tiny.fresh(folder)
         return attached(family, word=Embedding(token="zibbo", vectors=3, initial=initial), seed=seed).vectors["text_encoder"]
 
     first, again, other = start(1), start(1), start(2)
     assert torch.equal(first, again) and torch.equal(first[0], other[0])
-    table = load(folder).text_encoders["text_encoder"].get_input_embeddings().weight
+    table = tiny.fresh(folder).text_encoders["text_encoder"].get_input_embeddings().weight
     spread = (first[1:] - first[0]) / table.std(0)
     assert 0.03 < spread.abs().mean() < 0.2  # a tenth, of 32 draws
     assert (first[1:] - other[1:]).abs().min() > 0 and not torch.equal(first[1], first[2])
@@ -213,7 +197,7 @@ def test_remarks_are_those_of_the_tokenizer(folder):
     ],
 )
 def test_the_word_is_found_as_a_whole(tiny_model, text, word, parts):
-    family = load(tiny_model)
+    family = tiny.fresh(tiny_model)
     attached(family, word=Embedding(token=word, vectors=2))
     expected = []
     for part in parts:
@@ -222,7 +206,7 @@ def test_the_word_is_found_as_a_whole(tiny_model, text, word, parts):
 
 
 def test_all_its_vectors_have_the_weight_of_a_prompts_brackets(tiny_model):
-    family = load(tiny_model)
+    family = tiny.fresh(tiny_model)
     attached(family, word=Embedding(token="zibbo", vectors=2))
     weighted, plain = (family.encode_prompt(p, "")[0]["text"] for p in ("a (zibbo:1.5) house", "a zibbo house"))
     factors = torch.tensor([1, 1, 1.5, 1.5, *[1] * 73])[None, :, None]
@@ -230,7 +214,7 @@ def test_all_its_vectors_have_the_weight_of_a_prompts_brackets(tiny_model):
 
 
 def test_its_places_count_towards_a_captions_length(tiny_model):
-    family = load(tiny_model)
+    family = tiny.fresh(tiny_model)
     attached(family, word=Embedding(token="zibbo", vectors=3))
     assert family.is_too_long("cat " * 73 + "zibbo") and not family.is_too_long("cat " * 72 + "zibbo")
 
@@ -241,7 +225,7 @@ def test_the_pooled_vector_is_that_of_the_end(tmp_path, end):
     folder = tiny.build(tmp_path / "xl", seed=4, family="sdxl")
     file = folder / "text_encoder_2" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"eos_token_id": end}), encoding="utf-8")
-    family = load(folder)
+    family = tiny.fresh(folder)
     adapter = attached(family)
     encoder = family.text_encoders["text_encoder_2"]
     assert encoder.config.eos_token_id == end
@@ -272,7 +256,7 @@ def written(adapter, path, width=0.5):
 
 
 def test_diffusers_reads_the_file_and_encodes_alike(folder, tmp_path):
-    family = load(folder)
+    family = tiny.fresh(folder)
     file = written(attached(family), tmp_path / "zibbo.safetensors")
     ours = family.encode_captions([WITH.lower()])
     is_xl = family.base.family == "sdxl"
@@ -292,22 +276,22 @@ def test_diffusers_reads_the_file_and_encodes_alike(folder, tmp_path):
         pipe.load_textual_inversion(file, token="zibbo")
         text, _ = pipe.encode_prompt(WITH.lower(), CPU, 1, False)
     assert torch.allclose(ours["text"], text, atol=1e-6)
-    base = load(folder).encode_captions([WITH.lower()])["text"]
+    base = tiny.fresh(folder).encode_captions([WITH.lower()])["text"]
     assert (ours["text"] - base).abs().max() > 1e-2
 
 
 def test_a_file_loads_again(folder, tmp_path):
-    family, other = load(folder), load(folder)
+    family, other = tiny.fresh(folder), tiny.fresh(folder)
     file = written(attached(family), tmp_path / "my thing.safetensors")
     sampling.load_embedding(other, f"{file}=zibbo")
     assert torch.equal(output(other), output(family))
-    by_name = load(folder)
+    by_name = tiny.fresh(folder)
     sampling.load_embedding(by_name, str(shutil.copy(file, tmp_path / "zibbo.safetensors")))
     assert torch.equal(output(by_name), output(family))
 
 
 def test_another_models_file_is_refused_in_words(tiny_model, tmp_path):
-    family = load(tiny_model)
+    family = tiny.fresh(tiny_model)
     for tensors, said in (
         ({"clip_l": torch.zeros(1, 16), "clip_g": torch.zeros(1, 24)}, "needs emb_params"),
         ({"emb_params": torch.zeros(2, 24)}, r"\(2, 16\) is needed"),
@@ -315,6 +299,6 @@ def test_another_models_file_is_refused_in_words(tiny_model, tmp_path):
     ):
         save_file(tensors, tmp_path / "x.safetensors")
         with pytest.raises(UserError, match=said):
-            sampling.load_embedding(load(tiny_model), str(tmp_path / "x.safetensors"))
+            sampling.load_embedding(tiny.fresh(tiny_model), str(tmp_path / "x.safetensors"))
     with pytest.raises(UserError, match="not a file"):
         sampling.load_embedding(family, str(tmp_path / "nowhere.safetensors=zibbo"))

@@ -16,8 +16,6 @@ from limner.adapters.layered import LAYERS, LayerAdapter
 from limner.adapters.layers import Sizes
 from limner.config import Dylora, Full, Glora, Ia3, Loha, Lokr, Lora, Oft
 from limner.errors import UserError
-from limner.formats.base import recognise
-from limner.models import family as families
 from limner.models.family import FAMILIES
 
 CPU = torch.device("cpu")
@@ -43,26 +41,14 @@ SECTIONS: dict[str, Any] = {
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tiny.build(tmp_path_factory.mktemp("models") / request.param, family=request.param)
-    return loaded(folder)
-
-
-def loaded(folder: Path) -> Any:
-    family = families.make(recognise(str(folder)))
-    family.load("text", torch.float32, CPU)
-    family.load("denoiser", torch.float32, CPU)
-    return family
+    return tiny.loaded(folder)
 
 
 def trained(family: Any, section: Any) -> LayerAdapter:
     """Attached, and far away from where it began."""
     adapter = LayerAdapter(section.model_copy(update={"text_encoder": True}))
     adapter.attach(family, 1)
-    rng = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for _, layer in adapter.layers.values():
-            for p in layer.parameters():
-                p.add_(torch.randn(p.shape, generator=rng) * 0.1)
-    return adapter
+    return tiny.moved(adapter)
 
 
 # --- the independent reader -------------------------------------------------------------------------------------------
@@ -252,7 +238,7 @@ def file_of(family: Any, section: Any) -> dict[str, Tensor]:
     ids=["empty", "stranger", "no layer", "half", "misshapen", "dora by outputs"],
 )
 def test_files_that_do_not_fit(tiny_model: Path, change: Any, said: str) -> None:
-    family = loaded(tiny_model)
+    family = tiny.loaded(tiny_model)
     state = file_of(family, Lora(rank=2, dora=True))
     change(state)
     with pytest.raises(UserError, match=said) as caught:
@@ -262,7 +248,7 @@ def test_files_that_do_not_fit(tiny_model: Path, change: Any, said: str) -> None
 
 
 def test_a_file_may_change_some_layers_alone_and_mix_kinds(tiny_model: Path) -> None:
-    family = loaded(tiny_model)
+    family = tiny.loaded(tiny_model)
     some = {k: v for k, v in file_of(family, Lora(rank=2)).items() if "mid_block" in k}
     others = {k: v for k, v in file_of(family, Loha(rank=2)).items() if "up_blocks" in k}
     adapter = LayerAdapter.of_file(family, reading.own_names(some | others, family), "--lora")

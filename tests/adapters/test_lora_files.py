@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import tiny
 from limner.adapters.layered import LayerAdapter
 from limner.config import Lora
-from limner.formats.base import Base, recognise
+from limner.formats.base import Base
 from limner.models import family as families
 from limner.models.family import Family
 from limner.models.parts import CONFIGS
@@ -36,17 +37,9 @@ def keys_of(section: Lora, family: str = "sd1") -> dict[str, tuple[int, ...]]:
 
 
 def attached(folder: Path, section: Lora) -> tuple:
-    family = families.make(recognise(str(folder)))
-    family.load("text", torch.float32, CPU)
-    family.load("denoiser", torch.float32, CPU)
-    adapter = LayerAdapter(section)
+    family, adapter = tiny.loaded(folder), LayerAdapter(section)
     adapter.attach(family, 1)
-    rng = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for _, layer in adapter.layers.values():
-            for p in layer.parameters():
-                p.add_(torch.randn(p.shape, generator=rng) * 0.1)
-    return family, adapter
+    return family, tiny.moved(adapter)
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

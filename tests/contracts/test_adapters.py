@@ -3,9 +3,6 @@ the other families."""
 
 from __future__ import annotations
 
-import copy
-from functools import cache
-
 import pytest
 import torch
 
@@ -46,21 +43,6 @@ SECTIONS = {
 BESIDE = {name: section for name, section in SECTIONS.items() if section.kind != "none"}
 
 
-@cache
-def _loaded(folder):
-    family = families.make(recognise(str(folder)))
-    family.load("text", torch.float32, CPU)
-    family.load("denoiser", torch.float32, CPU)
-    return family
-
-
-def load(folder):
-    """A freshly loaded family; copied, which is faster than reading it again."""
-    family = copy.copy(_loaded(folder))
-    family.denoiser, family.text_encoders = copy.deepcopy((family.denoiser, family.text_encoders))
-    return family
-
-
 def output(family) -> torch.Tensor:
     """What the whole model computes, with gradients where it has any."""
     rng = torch.Generator().manual_seed(3)
@@ -88,7 +70,7 @@ def test_every_kind_is_tried():
 
 @torch.no_grad()
 def test_attaching_and_detaching_changes_no_bit(tiny_model, section):
-    family = load(tiny_model)
+    family = tiny.fresh(tiny_model)
     before = output(family)
     adapter = adapters.make(section)
     adapter.attach(family, 5)
@@ -100,7 +82,7 @@ def test_attaching_and_detaching_changes_no_bit(tiny_model, section):
 
 @pytest.mark.parametrize("name", BESIDE)
 def test_detaching_after_training_gives_the_base_back(tiny_model, name):
-    family = load(tiny_model)
+    family = tiny.fresh(tiny_model)
     before = output(family).detach()
     adapter = adapters.make(BESIDE[name])
     adapter.attach(family, 5)
@@ -111,7 +93,7 @@ def test_detaching_after_training_gives_the_base_back(tiny_model, name):
 
 
 def test_gradients_reach_what_is_trained_and_nothing_else(tiny_model, section):
-    family = load(tiny_model)
+    family = tiny.fresh(tiny_model)
     adapter = adapters.make(section)
     adapter.attach(family, 5)
     train(family, adapter, 1)  # behind the first step: a LoRA's down has no gradient while its up is zero
@@ -134,7 +116,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else(tiny_model, section):
 
 def test_half_the_rate_is_the_text_encoders_default(tiny_model):
     adapter = adapters.make(SECTIONS["lora, both"])
-    adapter.attach(load(tiny_model), 0)
+    adapter.attach(tiny.fresh(tiny_model), 0)
     assert [(g["name"], g["lr"]) for g in adapter.parameter_groups(Optimizer(), 2e-4)] == [
         ("denoiser", 2e-4),
         ("text_encoder", 1e-4),
@@ -142,14 +124,14 @@ def test_half_the_rate_is_the_text_encoders_default(tiny_model):
 
 
 def test_a_fresh_adapter_takes_the_state_over_to_the_bit(tiny_model, section):
-    family = load(tiny_model)
+    family = tiny.fresh(tiny_model)
     adapter = adapters.make(section)
     adapter.attach(family, 5)
     train(family, adapter)
     expected = output(family).detach()
     state = {k: v.clone() for k, v in adapter.state_dict().items()}
 
-    other = load(tiny_model)
+    other = tiny.fresh(tiny_model)
     fresh = adapters.make(section)
     fresh.attach(other, 99)
     fresh.load_state_dict(state)
@@ -161,7 +143,7 @@ def test_a_fresh_adapter_takes_the_state_over_to_the_bit(tiny_model, section):
 def test_the_seed_decides_the_start(tiny_model):
     def start(seed: int) -> dict:
         adapter = adapters.make(SECTIONS["lora"])
-        adapter.attach(load(tiny_model), seed)
+        adapter.attach(tiny.fresh(tiny_model), seed)
         return {k: v.clone() for k, v in adapter.state_dict().items() if "lora_down" in k}
 
     first, again, other = start(1), start(1), start(2)
@@ -176,7 +158,7 @@ def test_the_seed_decides_the_start(tiny_model):
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "misshapen"])
 def test_a_state_that_does_not_fit_is_refused(tiny_model, section, fault):
     adapter = adapters.make(section)
-    adapter.attach(load(tiny_model), 5)
+    adapter.attach(tiny.fresh(tiny_model), 5)
     state = {k: v.clone() for k, v in adapter.state_dict().items()}
     key = sorted(k for k in state if state[k].ndim)[0]
     if fault == "missing":
@@ -192,7 +174,7 @@ def test_a_state_that_does_not_fit_is_refused(tiny_model, section, fault):
 
 
 def test_merging_keeps_the_output(tiny_model, section):
-    family = load(tiny_model)
+    family = tiny.fresh(tiny_model)
     adapter = adapters.make(section)
     adapter.attach(family, 5)
     train(family, adapter)
@@ -208,7 +190,7 @@ def test_merging_keeps_the_output(tiny_model, section):
 def test_suspended_is_the_base(tiny_model, section):
     if section.kind == "none":
         pytest.skip("there is no base beside it")
-    family = load(tiny_model)
+    family = tiny.fresh(tiny_model)
     before = output(family).detach()
     adapter = adapters.make(section)
     adapter.attach(family, 5)
@@ -250,7 +232,7 @@ def prediction(family) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_what_holds_on_every_family(other, name):
-    family, section = load(other), KINDS[name].model_copy(update={"text_encoder": True})
+    family, section = tiny.fresh(other), KINDS[name].model_copy(update={"text_encoder": True})
     before = prediction(family).detach()
     adapter = adapters.make(section)
     adapter.attach(family, 5)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass, field
 from functools import cache
@@ -258,10 +257,21 @@ def test_every_option_has_a_case():
 
 
 @pytest.fixture(scope="module")
+def shared_home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def home(shared_home, monkeypatch) -> Path:
+    """One for all: what a run encodes, the next need not."""
+    monkeypatch.setenv("LIMNER_HOME", str(shared_home))
+    return shared_home
+
+
+@pytest.fixture(scope="module")
 def places(tmp_path_factory) -> dict[str, Path]:
     """Names in braces -> what they stand for."""
     root = tmp_path_factory.mktemp("options")
-    os.environ["LIMNER_HOME"] = str(root / "home")
     out = {name: tiny.build(root / name, family=name) for name in FAMILIES}
     out["other"] = tiny.build(root / "another", seed=5)
     for name in (*FAMILIES, "another"):  # without a tokenizer it is CLIP's own, and to read one is what takes longest

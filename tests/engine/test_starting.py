@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 import tiny
+from limner import disk
 from limner.adapters import adapter as adapters
 from limner.config import Dylora, Full, Glora, Loha, Lokr, Lora, Model, NoAdapter, Oft
 from limner.config.model import merges
-from limner.engine import starting
+from limner.engine import loading, starting
 from limner.errors import UserError
 from limner.formats.base import recognise
 from limner.models import family as families
@@ -25,7 +26,7 @@ CPU = torch.device("cpu")
 def loaded(folder: Path, *merge: str) -> Any:
     family = families.make(recognise(str(folder)))
     for part in ("text", "denoiser"):
-        starting.load(family, part, torch.float32, CPU, Model(merge=merge))
+        loading.load(family, part, torch.float32, CPU, Model(merge=merge))
     return family
 
 
@@ -37,12 +38,7 @@ def output(family: Any) -> torch.Tensor:
 def trained(family: Any, section: Any, scale: float = 0.05) -> Any:
     adapter = adapters.make(section)
     adapter.attach(family, 1)
-    rng = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for _, layer in adapter.layers.values():
-            for p in layer.parameters():
-                p.add_(torch.randn(p.shape, generator=rng) * scale)
-    return adapter
+    return tiny.moved(adapter, scale)
 
 
 def written(path: Path, family: Any, section: Any, names: Any = "kohya") -> tuple[Path, torch.Tensor]:
@@ -137,8 +133,14 @@ def test_another_familys_file(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_has_a_state_does_not_ask_for_the_file(tiny_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "states" / "step-00000004").mkdir(parents=True)
-    go_on(loaded(tiny_model), Lora(start=tmp_path / "gone.safetensors"), tmp_path)
+    section, state = Lora(start=tmp_path / "gone.safetensors"), tmp_path / "states" / "step-00000004"
+    disk.write_folder(state, lambda folder: (folder / "state.json").write_text("{}"))
+    adapter = go_on(loaded(tiny_model), section, tmp_path)
+    assert adapter.layers and not any(layer.lora_up.any() for _, layer in adapter.layers.values())
+    # a damaged one is none to go on from: the run begins anew, and so with the file
+    (state / "state.json").write_text("{ }")
+    with pytest.raises(UserError, match=r"gone\.safetensors"):
+        go_on(loaded(tiny_model), section, tmp_path)
 
 
 # --- merging ----------------------------------------------------------------------------------------------------------
@@ -182,7 +184,7 @@ def test_a_part_is_merged_once(tiny_model: Path, tmp_path: Path) -> None:
     family = loaded(tiny_model, str(path))
     text = {k: v.clone() for k, v in family.text_encoders["text_encoder"].state_dict().items()}
     alone = families.make(recognise(str(tiny_model)))
-    starting.load(alone, "text", torch.float32, CPU, Model(merge=(str(path),)))
+    loading.load(alone, "text", torch.float32, CPU, Model(merge=(str(path),)))
     assert all(torch.equal(v, text[k]) for k, v in alone.text_encoders["text_encoder"].state_dict().items())
     plain = loaded(tiny_model).text_encoders["text_encoder"].state_dict()
     assert any(not torch.equal(v, text[k]) for k, v in plain.items())

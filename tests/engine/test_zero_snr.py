@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,8 +92,20 @@ def test_a_trained_model_says_so_itself(model, tmp_path):
     assert not {"ztsnr", "v_pred"} & read_header(tmp_path / "plain.safetensors").tensors.keys()
 
 
-@pytest.mark.parametrize(("metadata", "expected"), [({"ss_zero_terminal_snr": "True"}, True), ({}, False), (None, False)])
-def test_a_lora_says_so(metadata, expected, tmp_path):
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        # pure noise tells only a prediction of v something, whatever the base predicts without this LoRA
+        ({"ss_zero_terminal_snr": "True"}, (True, "v_prediction", 1)),
+        ({"ss_clip_skip": "2"}, (False, "epsilon", 2)),
+        ({"ss_clip_skip": "None", "ss_zero_terminal_snr": "False", "modelspec.prediction_type": "v"}, (False, "epsilon", 1)),
+        (None, (False, "epsilon", 1)),
+    ],
+)
+def test_a_lora_says_so(model, metadata, expected, tmp_path):
+    """A LoRA made for another base model of the family changes nothing of what this one predicts."""
+    base = replace(base_for(model), prediction="epsilon")
     save_file({"a": torch.ones(1)}, tmp_path / "l.safetensors", metadata)
-    assert sampling._ends_in_noise(tmp_path / "l.safetensors") is expected
-    assert not sampling._ends_in_noise(tmp_path / "none.safetensors")
+    found = sampling._as_taught(base, tmp_path / "l.safetensors")
+    assert (found.has_zero_snr, found.prediction, found.clip_skip) == expected
+    assert sampling._as_taught(base, tmp_path / "none.safetensors") == base

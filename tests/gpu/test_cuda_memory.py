@@ -13,6 +13,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import tiny
 from limner.adapters.layered import LayerAdapter
 from limner.config import Lora
 from limner.formats.base import recognise
@@ -27,16 +28,10 @@ SWAPPED = ("sd1", "sdxl", "sd3", "flux")
 
 def steps(folder: Path, keep: Keep, device: torch.device, *, checkpointing: bool, count: int = 3) -> list[list[Tensor]]:
     """Of each training step the prediction and the LoRA's gradients, and at last the LoRA; all on the CPU."""
-    family: Any = families.make(recognise(str(folder)), keep)
-    for part in ("text", "denoiser"):
-        family.load(part, torch.float32, device)
+    family = tiny.loaded(folder, keep, device)
     adapter = LayerAdapter(Lora(rank=2))
     adapter.attach(family, 1)
-    params = [p for _, layer in adapter.layers.values() for p in layer.parameters()]
-    with torch.no_grad():
-        rng = torch.Generator().manual_seed(2)
-        for p in params:
-            p.add_(torch.randn(p.shape, generator=rng).to(device) * 0.1)
+    params = [p for _, layer in tiny.moved(adapter).layers.values() for p in layer.parameters()]
     if checkpointing:
         family.enable_checkpointing(text=False)
     told = {"geometry": torch.tensor([[40.0, 60, 0, 6, 24, 32]] * 2), "guidance": torch.tensor([1.0, 3.5])}

@@ -37,16 +37,10 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def step(folder: Path, keep: Keep, *, checkpointing: bool) -> tuple[Any, Tensor, list[Tensor]]:
     """(the family, its prediction, the LoRA's gradients) of one training step."""
-    family = families.make(recognise(str(folder)), keep)
-    for part in ("text", "denoiser"):
-        family.load(part, torch.float32, CPU)
+    family = tiny.loaded(folder, keep)
     adapter = LayerAdapter(Lora(rank=2))
     adapter.attach(family, 1)
-    params = [p for _, layer in adapter.layers.values() for p in layer.parameters()]
-    with torch.no_grad():
-        rng = torch.Generator().manual_seed(2)
-        for p in params:
-            p.add_(torch.randn(p.shape, generator=rng) * 0.1)
+    params = [p for _, layer in tiny.moved(adapter).layers.values() for p in layer.parameters()]
     if checkpointing:
         family.enable_checkpointing(text=False)
     noisy = torch.randn(2, family.base.latent_channels, 12, 16, generator=torch.Generator().manual_seed(3))

@@ -7,7 +7,7 @@ pocket model's own were measured (docs/pocket-model.md).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from limner.config import Config, Data, Embedding, Optimizer
 from limner.config.optimizers import facts
@@ -68,9 +68,9 @@ def captions_vary(data: Data) -> bool:
     return data.shuffle_tags or data.tag_dropout > 0 or data.wildcards or data.tag_warmup_steps > 0
 
 
-def caches_text(config: Config) -> bool:
-    """Whether captions are encoded once, and the text encoders forgotten."""
-    return config.memory.cache_text and not config.trains_text and not captions_vary(config.data)
+def caches_text(config: Config, settings: Iterable[Data] = ()) -> bool:
+    """Whether captions are encoded once, and the text encoders forgotten. `settings`: the [data] of the pictures' subsets."""
+    return config.memory.cache_text and not config.trains_text and not any(map(captions_vary, (config.data, *settings)))
 
 
 def precision(config: Config, device: str, has_bf16: bool) -> str:

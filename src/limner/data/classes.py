@@ -13,7 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from limner.config import Config, Data
+from limner.config import Config, Data, Model
+from limner.config.model import merges
 from limner.config.prompts import Prompt
 from limner.data.scan import Picture, Scan, scan
 from limner.errors import Finding, UserError
@@ -71,13 +72,13 @@ def painted_path(folder: Path, number: int) -> Path:
     return folder / f"limner-{number:04d}.png"
 
 
-def painted_otherwise(pictures: list[Picture], prompt: str | None, base: str) -> list[str]:
-    """The names of painted class pictures that were painted from another prompt or by another base model."""
+def painted_otherwise(pictures: list[Picture], prompt: str | None, by: str) -> list[str]:
+    """The names of painted class pictures that were painted from another prompt, or by another `painter`."""
     out = []
     for picture in pictures:
         if _NAME.fullmatch(Path(picture.path).name):
             facts = _facts(picture.path)
-            if facts and (facts.get("prompt"), facts.get("base")) != (prompt, base):
+            if facts and (facts.get("prompt"), facts.get("base")) != (prompt, by):
                 out.append(Path(picture.path).name)
     return out
 
@@ -94,6 +95,11 @@ def _facts(path: str) -> dict[str, object]:
 def base_name(given: str, path: Path | None) -> str:
     """What a base model is called in files: of a local one only the last part of its path."""
     return path.name if path is not None and Path(given).exists() else given
+
+
+def painter(model: Model, path: Path | None) -> str:
+    """What paints the missing class pictures, as their mark says: the base model, and what is merged into it."""
+    return " + ".join([base_name(model.base, path), *(f"{file.name} @ {strength:g}" for file, strength in merges(model))])
 
 
 def prompt_of(config: Config, side: int, number: int) -> Prompt:

@@ -12,7 +12,7 @@ from typing import Any
 from limner.config import Config, Data, defaults
 from limner.data.buckets import Buckets, Fit
 from limner.data.plan import Order, repeated
-from limner.data.scan import Picture
+from limner.data.scan import Picture, settings_of
 from limner.errors import wrong
 from limner.formats.base import Base
 
@@ -96,7 +96,7 @@ def more_resolutions(data: Data) -> list[int]:
 def assemble(config: Config, base: Base, pictures: Sequence[Picture]) -> Dataset:
     """Sort the pictures into buckets and lay down their order. Class pictures come behind the others."""
     entries, fits = list[Picture](), list[Fit]()
-    rules = {id(d): bucket_rules(d, base) for d in _settings(config, pictures)}
+    rules = {id(d): bucket_rules(d, base) for d in settings_of(config.data, pictures)}
     known: dict[tuple[Buckets, int, int], Fit] = {}
     sizes = {rule: rule.sizes() for found in rules.values() for rule in found}
     for p, rule in _shown(config, pictures, rules):
@@ -129,9 +129,3 @@ def _shown(config: Config, pictures: Sequence[Picture], rules: dict[int, list[Bu
                 own = rules[id(p.settings(config.data))]
                 if p.is_class == is_class and turn < len(own):
                     yield p, own[turn]
-
-
-def _settings(config: Config, pictures: Sequence[Picture]) -> list[Data]:
-    """The [data] of the configuration, and those of subsets."""
-    subsets = {p.subset for p in pictures if p.subset is not None}
-    return [config.data, *(s.data for s in subsets)]

@@ -47,6 +47,11 @@ def has_versions(data: Data) -> bool:
     return data.random_crop or data.colour
 
 
+def num_versions(data: Data) -> int:
+    """How many of each picture are kept, each also mirrored if asked."""
+    return data.variants if has_versions(data) else 1
+
+
 def look(data: Data, picture: str, version: int, mirrored: bool) -> Look:
     """The look number `version` of the picture at a path. It depends on the file's name, not on its folder or its place among
     others, so that what is cached stays of use when pictures are added."""

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,27 @@ class Metadata:
 
 
 def _names(picture: str, folder: Path, beside: Path) -> Iterator[str]:
-    full = os.path.abspath(picture)
-    for name in (full, os.path.relpath(full, folder), os.path.relpath(full, beside), os.path.basename(full)):
-        name = name.replace(os.sep, "/")
+    """What a file may call a picture. By its bare name only where that is not what it calls another one."""
+    inside, name = os.path.split(picture)
+    stem = os.path.splitext(name)[0]
+    for place in _places(inside, folder, beside):
+        yield place + name
+        yield place + stem
+    if not any(os.path.lexists(root / name) for root in (folder, beside)):
         yield name
-        yield os.path.splitext(name)[0]
+        yield stem
+
+
+@lru_cache(maxsize=64)
+def _places(inside: str, folder: Path, beside: Path) -> tuple[str, ...]:
+    """A picture's folder by its whole path, from `folder` and from the file's own, each with the separator behind it."""
+    out = [os.path.join(os.path.abspath(inside), "")]
+    for root in (folder, beside):
+        try:
+            out.append(os.path.join(os.path.relpath(inside, root), ""))
+        except ValueError:  # on another drive
+            continue
+    return tuple(place.replace(os.sep, "/").removeprefix("./") for place in out)
 
 
 def read(path: Path) -> Metadata:

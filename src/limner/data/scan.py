@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -48,6 +48,11 @@ class Picture:
     def settings(self, data: Data) -> Data:
         """Its own [data], given the configuration's."""
         return data if self.subset is None else self.subset.data
+
+
+def settings_of(data: Data, pictures: Iterable[Picture]) -> list[Data]:
+    """The configuration's [data], and those that hold for pictures in its place, each once."""
+    return list({id(d): d for d in (data, *(p.settings(data) for p in pictures))}.values())
 
 
 @dataclass

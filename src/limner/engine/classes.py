@@ -8,9 +8,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from limner import disk
 from limner.config import Config
-from limner.data.classes import MARK, base_name, free_numbers, painted_path, prompt_of
+from limner.data.classes import MARK, free_numbers, painted_path, painter, prompt_of
 from limner.data.dataset import bucket_rule
-from limner.engine import paint, starting
+from limner.engine import loading, paint
 from limner.engine.runtime import Runtime
 from limner.engine.samples import Progress
 from limner.formats.suited import require_suited
@@ -31,12 +31,12 @@ def paint_class_pictures(config: Config, family: Family, runtime: Runtime, count
     prompts = [prompt_of(config, side, n) for n in numbers]
     require_suited(prompts[:1], base)
     progress(0, len(numbers))
-    starting.load(family, "text", runtime.dtype, runtime.device, config.model)
+    loading.load(family, "text", runtime.dtype, runtime.device, config.model)
     encoded = paint.encode_prompts(family, runtime, prompts[:1])
     family.free("text")
-    starting.load(family, "denoiser", runtime.dtype, runtime.device, config.model)
+    loading.load(family, "denoiser", runtime.dtype, runtime.device, config.model)
     family.load("vae", family.keep.vae_dtype, runtime.device)
-    name = base_name(config.model.base, base.path)
+    name = painter(config.model, base.path)
     for done, (number, prompt) in enumerate(zip(numbers, prompts, strict=True), 1):
         pixels = next(paint.paint(family, runtime, [prompt], encoded))
         mark = PngInfo()

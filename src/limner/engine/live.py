@@ -12,7 +12,7 @@ from limner.changes import Change
 from limner.config import Config, defaults
 from limner.config.prompts import Prompt, all_prompts
 from limner.data.dataset import Dataset
-from limner.engine import paint, starting
+from limner.engine import loading, paint
 from limner.errors import UserError
 from limner.formats.base import Base
 from limner.formats.suited import require_suited
@@ -107,9 +107,5 @@ def _take_prompts(job: Training) -> None:
     job.encoded_prompts = []
     if job.samples.trains_text or not runtime.is_main:
         return  # encoded anew for each painting, and by the process that paints
-    was_here = bool(family.text_encoders)
-    if not was_here:
-        starting.load(family, "text", runtime.dtype, runtime.device, job.config.model)
-    job.encoded_prompts = paint.encode_prompts(family, runtime, job.prompts)
-    if not was_here:
-        family.free("text")
+    with loading.lent(family, "text", runtime.dtype, runtime.device, job.config.model):
+        job.encoded_prompts = paint.encode_prompts(family, runtime, job.prompts)

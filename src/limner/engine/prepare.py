@@ -22,7 +22,7 @@ from limner.data.classes import base_name, num_missing, scan_classes
 from limner.data.dataset import Dataset, assemble
 from limner.data.decode import decode
 from limner.diffusion.timesteps import shift_of, timesteps_of
-from limner.engine import paint, starting
+from limner.engine import loading, paint, starting
 from limner.engine.classes import paint_class_pictures
 from limner.engine.journal import Journal
 from limner.engine.live import prompts_of
@@ -162,9 +162,9 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     encoded = _encode([samples, *([validation] if validation else [])], prompts, journal, watched("caching"))
     journal.say(phase="loading", steps=dataset.total_steps)
     dtype = torch.float32 if config.adapter.trains_in_fp32 else runtime.dtype
-    starting.load(family, "denoiser", dtype, runtime.device, config.model)
+    loading.load(family, "denoiser", dtype, runtime.device, config.model)
     if samples.trains_text or not samples.caches_text:
-        starting.load(family, "text", dtype, runtime.device, config.model)
+        loading.load(family, "text", dtype, runtime.device, config.model)
     if not config.memory.cache_latents:
         family.load("vae", family.keep.vae_dtype, runtime.device)
     adapter = adapters.make(config.adapter, config.embedding)
@@ -175,19 +175,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
         family.enable_checkpointing(text=samples.trains_text)
     facts = metadata_facts(config, dataset, family, cache, rate, runtime) if runtime.is_main else {}
     return Training(
-        config,
-        run,
-        runtime,
-        journal,
-        family,
-        adapter,
-        dataset,
-        samples,
-        rate,
-        facts,
-        prompts,
-        encoded,
-        stop_requested,
+        config, run, runtime, journal, family, adapter, dataset, samples, rate, facts, prompts, encoded, stop_requested,
         validation,
     )  # fmt: skip
 
@@ -227,7 +215,7 @@ def _encode(sets: Sequence[Samples], prompts: list[Prompt], journal: Journal, pr
     encoded: list = []
     if fills_texts or (prompts and not samples.trains_text):
         progress(0, texts)
-        starting.load(family, "text", runtime.dtype, runtime.device, samples.config.model)
+        loading.load(family, "text", runtime.dtype, runtime.device, samples.config.model)
         for each in sets:
             each.fill_texts(progress)
         if not samples.trains_text:

@@ -48,11 +48,12 @@ class Runtime:
         if self.world == 1:
             return
         params = list(params)
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in params])
+        has = torch.tensor([p.grad is not None for p in params], device=self.device)
+        flat = torch.cat([has, *((torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in params)])
         torch.distributed.all_reduce(flat)
-        has = self.agree([p.grad is not None for p in params])
-        for p, part, is_there in zip(params, flat.split([p.numel() for p in params]), has, strict=True):
-            p.grad = part.view_as(p).to(p.dtype) if is_there else None
+        counts, *parts = flat.split([len(params), *(p.numel() for p in params)])
+        for p, part, count in zip(params, parts, counts.tolist(), strict=True):
+            p.grad = part.view_as(p).to(p.dtype) if count else None
 
     def sum_scalar(self, value: Tensor) -> Tensor:
         if self.world > 1:

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from limner.config import Config
+from limner.config import Config, defaults
 from limner.config.model import merges
 from limner.data import images, looks, masks, tags
 from limner.data.cache import Cache, Entry, key_of
 from limner.data.dataset import Dataset
+from limner.data.scan import settings_of
 from limner.diffusion.draws import posterior_sample
-from limner.engine import starting
+from limner.engine import loading
 from limner.engine.runtime import Runtime
 from limner.errors import wrong
 from limner.models.family import Conditioning, Family
@@ -66,9 +67,9 @@ class Samples:
         memory = self.config.memory
         self.trains_text = self.config.trains_text
         self._settings = [p.settings(self.config.data) for p in self.dataset.pictures]
-        kinds = {id(d): d for d in (self.config.data, *self._settings)}.values()
-        self._drops_captions = any(tags.drops(d) for d in kinds)
-        self.caches_text = memory.cache_text and not self.trains_text and not any(tags.varies(d) for d in kinds)
+        settings = settings_of(self.config.data, self.dataset.pictures)
+        self._drops_captions = any(map(tags.drops, settings))
+        self.caches_text = defaults.caches_text(self.config, settings)
         self._masks = masks.find(self.config.data, self.dataset.pictures)
         self._vae = [self.cache.content_hash(f) for f in self.family.part_files("vae")] if memory.cache_latents else []
         self._vae += [memory.vae_dtype] if memory.vae_dtype != "fp32" else []
@@ -92,13 +93,13 @@ class Samples:
     def _all_variants(self) -> list[int]:
         """Every variant that may be shown from the cache, all pictures as they are first."""
         count = len(self._settings)
-        most = max((d.variants for d in self._settings if looks.has_versions(d)), default=1)
+        most = max(map(looks.num_versions, self._settings), default=1)
         return [
             i + (2 * version + mirrored) * count
             for version in range(most)
             for mirrored in (0, 1)
             for i, data in enumerate(self._settings)
-            if mirrored <= data.flip and version < (data.variants if looks.has_versions(data) else 1)
+            if mirrored <= data.flip and version < looks.num_versions(data)
         ]
 
     def _latent_key(self, variant: int) -> str:
@@ -269,12 +270,8 @@ class Samples:
         entry = self.cache.get(self._latent_keys[variant])
         if entry is None:
             # damaged since the start: make it again, whatever that needs
-            was_here = hasattr(self.family, "vae")
-            if not was_here:
-                self.family.load("vae", self.family.keep.vae_dtype, self.runtime.device)
-            entry = self._encode_picture(variant)
-            if not was_here:
-                self.family.free("vae")
+            with loading.lent(self.family, "vae", self.family.keep.vae_dtype, self.runtime.device, self.config.model):
+                entry = self._encode_picture(variant)
             self.cache.put({self._latent_keys[variant]: entry})
         return entry
 
@@ -284,12 +281,8 @@ class Samples:
         key = self._text_keys[caption]
         entry = self.cache.get(key)
         if entry is None:
-            was_here = bool(self.family.text_encoders)
-            if not was_here:
-                starting.load(self.family, "text", self.runtime.dtype, self.runtime.device, self.config.model)
-            entry = self._encode_caption(caption)
-            if not was_here:
-                self.family.free("text")
+            with loading.lent(self.family, "text", self.runtime.dtype, self.runtime.device, self.config.model):
+                entry = self._encode_caption(caption)
             self.cache.put({key: entry})
         return entry
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +19,7 @@ from limner.config.prompts import all_prompts
 from limner.engine import paint, prepare
 from limner.engine.runtime import Runtime
 from limner.errors import wrong
+from limner.formats.base import Base
 from limner.formats.embedding_file import by_encoder
 from limner.formats.header import read_header
 from limner.formats.known import FAMILIES as KNOWN
@@ -99,13 +100,7 @@ def paint_one(
     base = prepare.find_base(config)
     prompts = all_prompts(config, base.resolution_px, base.bucket_step_px)
     require_suited(prompts, base)
-    if lora is not None and KNOWN[base.family].skips_layers:
-        base = replace(base, clip_skip=_clip_skip_of(lora))
-    if lora is not None and base.prediction != "flow" and (said := _prediction_of(lora)) is not None:
-        base = replace(base, prediction=said)
-    if lora is not None and base.prediction != "flow" and _ends_in_noise(lora):
-        base = replace(base, has_zero_snr=True)
-    family = families.make(base)
+    family = families.make(base if lora is None else _as_taught(base, lora))
     # one part after the other: together they need not fit
     family.load("text", runtime.dtype, runtime.device)
     if lora is not None:
@@ -125,21 +120,18 @@ def paint_one(
     return 0
 
 
-def _prediction_of(lora: Path) -> Literal["epsilon", "v_prediction"] | None:
-    """What a model with this LoRA predicts, as its file says; None if it does not say."""
-    said = read_header(lora, "--lora").metadata.get("modelspec.prediction_type") if lora.is_file() else None
-    return {"epsilon": "epsilon", "v": "v_prediction"}.get(said or "")  # type: ignore[return-value]
-
-
-def _clip_skip_of(lora: Path) -> int:
-    """The layer of CLIP that a LoRA was trained with, as its file says; the last if it says none."""
-    said = read_header(lora, "--lora").metadata.get("ss_clip_skip", "") if lora.is_file() else ""
-    return int(said) if said.isdecimal() and 1 <= int(said) <= 12 else 1
-
-
-def _ends_in_noise(lora: Path) -> bool:
-    """Whether a LoRA was trained down to pure noise, and must be painted with so."""
-    return lora.is_file() and read_header(lora, "--lora").metadata.get("ss_zero_terminal_snr") == "True"
+def _as_taught(base: Base, lora: Path) -> Base:
+    """The base model as a LoRA was taught on it, as far as its file says: which of CLIP's layers it attends to, and whether it
+    was trained down to pure noise, which only a model that predicts v can be. Raises UserError if it cannot be read."""
+    if not lora.is_file():
+        return base  # whoever loads it says so
+    said, known = read_header(lora, "--lora").metadata, KNOWN[base.family]
+    layer = said.get("ss_clip_skip", "")
+    if known.skips_layers and layer.isdecimal() and 1 <= int(layer) <= 12:
+        base = replace(base, clip_skip=int(layer))
+    if base.prediction != "flow" and said.get("ss_zero_terminal_snr") == "True":
+        base = replace(base, has_zero_snr=True, prediction="v_prediction")
+    return base
 
 
 def best_device() -> str:

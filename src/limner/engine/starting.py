@@ -1,11 +1,9 @@
-"""What a run begins with besides its base model: files that are merged into it, and an adapter to go on from."""
+"""adapter.start: an adapter file to go on from, and whether it is what the options describe."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
-
-import torch
 
 from limner.adapters import reading
 from limner.adapters.adapter import Adapter
@@ -14,26 +12,13 @@ from limner.adapters.layered import LayerAdapter
 from limner.adapters.layers import Layer
 from limner.adapters.lora import LoraLayer
 from limner.adapters.together import Together
-from limner.config.model import Model, merges
 from limner.engine.checkpoint import newest_state
 from limner.errors import Finding, UserError, wrong
 from limner.formats.header import read_header
-from limner.models.family import Family, Part
+from limner.models.family import Family
 from limner.runs import Run
 
-_START, _MERGE = "adapter.start", "model.merge"
-
-
-def load(family: Family, part: Part, dtype: torch.dtype, device: torch.device, model: Model) -> None:
-    """Bring a part into memory with the files of model.merge in it. Raises UserError if one does not fit."""
-    family.load(part, dtype, device)
-    for path, strength in merges(model):
-        state = reading.read(path, family, _MERGE)
-        for _, target, layer in reading.layers_of(family, state, _MERGE) if state else ():
-            # of what is loaded, the other parts were merged when they were
-            if (target.part == "denoiser") == (part == "denoiser"):
-                layer.strength = strength
-                layer.merge()
+_START = "adapter.start"
 
 
 def go_on(adapter: Adapter, family: Family, section: Any, run: Run) -> None:

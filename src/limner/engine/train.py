@@ -19,7 +19,7 @@ from limner.config import Config
 from limner.config.prompts import Prompt
 from limner.data.dataset import Dataset
 from limner.diffusion.timesteps import Timesteps, timesteps_of
-from limner.engine import checkpoint, live, paint, validation
+from limner.engine import checkpoint, live, loading, paint, validation
 from limner.engine.average import Average, evaluation_weights
 from limner.engine.journal import Journal, diverged
 from limner.engine.objective import batch_loss
@@ -276,19 +276,14 @@ def sample(job: Training, step: int) -> None:
 
 
 def paint_previews(job: Training, step: int) -> None:
-    keep_vae = job.samples.config.memory.cache_latents is False
-    if not hasattr(job.family, "vae"):
-        job.family.load("vae", job.family.keep.vae_dtype, job.runtime.device)
     encoded = job.encoded_prompts
     if job.samples.trains_text:
         encoded = paint.encode_prompts(job.family, job.runtime, job.prompts)
-    pictures = paint.paint(job.family, job.runtime, job.prompts, encoded)
-    for i, pixels in enumerate(pictures):
-        path = sample_path(job, step, i)
-        with disk.replacing(path) as temporary:
-            paint.to_image(pixels).save(temporary, format="PNG")
-        prompt = job.prompts[i]
-        job.journal.event("sample", step=step, path=path.name, prompt=prompt.text, seed=prompt.seed)
-        job.journal.say(progress=(i + 1, len(job.prompts)))
-    if not keep_vae:
-        job.family.free("vae")
+    with loading.lent(job.family, "vae", job.family.keep.vae_dtype, job.runtime.device, job.config.model):
+        pictures = paint.paint(job.family, job.runtime, job.prompts, encoded)
+        for i, (prompt, pixels) in enumerate(zip(job.prompts, pictures, strict=True)):
+            path = sample_path(job, step, i)
+            with disk.replacing(path) as temporary:
+                paint.to_image(pixels).save(temporary, format="PNG")
+            job.journal.event("sample", step=step, path=path.name, prompt=prompt.text, seed=prompt.seed)
+            job.journal.say(progress=(i + 1, len(job.prompts)))

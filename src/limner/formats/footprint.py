@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt, prod
 from typing import Any
 
-from limner.config import Config, Full, Glora, Ia3, Loha, Lokr, Oft, defaults, rules
+from limner.config import Config, Data, Full, Glora, Ia3, Loha, Lokr, Oft, defaults, rules
 from limner.config.optimizers import facts
 from limner.formats.base import Base, weight_files
 from limner.formats.header import TensorInfo
@@ -35,7 +36,7 @@ class Footprint:
         return max(self.text_mib, self.vae_mib, self.denoiser_mib + self.trained_mib + self.staying_mib)
 
 
-def footprint(config: Config, base: Base, precision: str) -> Footprint:
+def footprint(config: Config, base: Base, precision: str, settings: Sequence[Data] = ()) -> Footprint:
     """Of a run in this precision. Raises UserError if a file cannot be read."""
     known, memory, width = FAMILIES[base.family], config.memory, BYTES[precision]
     parts = {name: tensors_of(base, name) for name in known.parts if name not in base.absent}
@@ -46,7 +47,7 @@ def footprint(config: Config, base: Base, precision: str) -> Footprint:
     is_trained = config.adapter.trains_base and config.adapter.denoiser
     vae = _numbers(parts["vae"]) * BYTES[memory.vae_dtype]
     stays = 0 if memory.cache_latents else vae
-    stays += 0 if defaults.caches_text(config) else text * width
+    stays += 0 if defaults.caches_text(config, settings) else text * width
     return Footprint(
         _mib(text * width),
         _mib(vae),

@@ -85,6 +85,10 @@ class Family(Protocol):
         """Forget a part."""
         ...
 
+    def has(self, part: Part) -> bool:
+        """Whether a part is in memory."""
+        ...
+
     def part_files(self, part: Part) -> list[Path]:
         """The files that decide what a part computes: what caches of its results depend on."""
         ...

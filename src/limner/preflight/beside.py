@@ -7,7 +7,7 @@ from pathlib import Path
 
 from limner.config import Config
 from limner.data import held_out
-from limner.data.classes import base_name, num_missing, painted_otherwise, prompt_of, scan_classes
+from limner.data.classes import num_missing, painted_otherwise, painter, prompt_of, scan_classes
 from limner.data.dataset import bucket_rule
 from limner.data.scan import Picture, Scan
 from limner.errors import Finding
@@ -64,7 +64,7 @@ def _painted_otherwise(config: Config, records: Records) -> Iterable[Finding]:
     prompt, base = config.data.class_prompt, records.base
     if not prompt or base is None or base.path is None:
         return
-    made = painted_otherwise(records.classes, prompt, base_name(config.model.base, base.path))
+    made = painted_otherwise(records.classes, prompt, painter(config.model, base.path))
     if made:
         said = f"{len(made)} pictures in it were painted from another prompt or by another base model; they are used as well."
         yield Finding("data.class_path", said, "Remove them to have them painted anew.", "warning")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from limner.config import Config, Data
-from limner.data import tags
+from limner.config.defaults import caches_text
+from limner.data.scan import settings_of
 from limner.errors import Finding
 from limner.machine import Machine
 from limner.preflight.records import Records
@@ -14,10 +15,10 @@ from limner.preflight.records import Records
 def check_captions(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
     pictures = records.scan.pictures if records.scan is not None else []
-    settings = {id(d): d for d in (config.data, *(p.settings(config.data) for p in pictures))}.values()
+    settings = settings_of(config.data, pictures)
     if any(not d.caption_separator for d in settings):
         yield Finding("data.caption_separator", "is empty, so nothing would part tags.", 'Set it to ",".')
-    if config.memory.cache_text and not config.adapter.text_encoder and any(map(tags.varies, settings)):
+    if config.memory.cache_text and not config.trains_text and not caches_text(config, settings):
         said = "captions are not cached, since they read otherwise each time: the text encoders stay in memory."
         yield Finding("memory.cache_text", said, "", "note")
     if pictures:

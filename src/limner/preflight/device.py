@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from limner.config import Config, defaults
+from limner.data.scan import settings_of
 from limner.errors import Finding
 from limner.formats.footprint import footprint
 from limner.machine import Machine
@@ -64,8 +65,10 @@ def check_weights(config: Config, machine: Machine | None, records: Records) -> 
     facts = machine.first(machine.kind(config.launch.device))
     if facts is None or not facts.memory_mib:
         return
-    records.footprint = weighed = footprint(config, base, defaults.precision(config, facts.kind, facts.bf16))
-    if base.t5 and not defaults.caches_text(config):
+    settings = settings_of(config.data, records.scan.pictures if records.scan is not None else ())
+    precision = defaults.precision(config, facts.kind, facts.bf16)
+    records.footprint = weighed = footprint(config, base, precision, settings)
+    if base.t5 and not defaults.caches_text(config, settings):
         said = f"all text encoders stay in memory beside the denoiser, T5 among them: {weighed.text_mib} MiB."
         yield Finding(
             "memory.cache_text", said, "Leave the text encoders untrained, captions as they are, and cache_text on.", "warning"

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from limner import disk, runs
 from limner.config import Config
+from limner.data.looks import num_versions
 from limner.errors import Finding
 from limner.formats.embedding_file import file_name
 from limner.formats.footprint import num_trained
@@ -114,15 +115,13 @@ def writable(field: str, folder: Path) -> Iterable[Finding]:
 
 def _needed_mib(config: Config, records: Records) -> int:
     """About how much the run writes, in MiB: caches, three training states at the peak, the finished file."""
-    base, pictures = records.base, len(records.scan.pictures) if records.scan else 0
-    pictures += len(records.classes) + len(records.to_paint)
+    base, pictures = records.base, [*(records.scan.pictures if records.scan else ()), *records.classes, *records.to_paint]
     if base is None or base.path is None:
         return 200
     side = (config.data.resolution or base.resolution_px) // base.latent_factor
     text = 512 * 4096 if base.prediction == "flow" else (75 * config.model.text_chunks + 2) * 2048
-    data = config.data
-    variants = (2 if data.flip else 1) * (data.variants if data.random_crop or data.colour else 1)
-    caches = pictures * 4 * (variants * 2 * base.latent_channels * side**2 + text)
+    variants = sum((1 + data.flip) * num_versions(data) for data in (p.settings(config.data) for p in pictures))
+    caches = 4 * (variants * 2 * base.latent_channels * side**2 + len(pictures) * text)
     trained = num_trained(config, base)
     # weights and two moments in float32, and the finished file
     return (caches + trained * (3 * 12 + 4)) // 2**20 + 50

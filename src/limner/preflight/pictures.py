@@ -13,7 +13,7 @@ from limner.data.buckets import Buckets
 from limner.data.dataset import assemble, bucket_rule, bucket_rules
 from limner.data.decode import decode
 from limner.data.held_out import parted
-from limner.data.scan import scan
+from limner.data.scan import scan, settings_of
 from limner.errors import Finding, UserError
 from limner.formats.base import Base
 from limner.machine import Machine
@@ -64,7 +64,7 @@ def check_buckets(config: Config, machine: Machine | None, records: Records) -> 
     if records.base is None:
         return
     base, pictures = records.base, records.scan.pictures if records.scan is not None else []
-    settings = {id(d): d for d in (config.data, *(p.settings(config.data) for p in pictures))}.values()
+    settings = settings_of(config.data, pictures)
     found = {f: None for data in settings for rule in bucket_rules(data, base) for f in _rule_faults(data, rule, base)}
     yield from found
     if any(f.severity == "error" for f in found) or not pictures:

@@ -153,7 +153,9 @@ def _add_changing(routes: APIRouter, overview: run_facts.Overview) -> None:
         run = _find(name)
         if action not in _WHY_NOT:
             raise wrong("action", f"{printable(action, 40)!r} is not known.", f"Choose one of: {', '.join(_WHY_NOT)}.")
-        state, config = run.state(), run_facts.changed(run_facts.config_of(run), changes.recorded(run))
+        # of its events, which may be many, only what asks for pictures must know: changes may have given it prompts
+        taken = changes.recorded(run) if action == "sample" else []
+        state, config = run.state(), run_facts.changed(run_facts.config_of(run), taken)
         asked = state.status in LIVE and run.is_asked_to_stop()
         if action not in run_facts.actions(run, state, config, asked=asked):
             raise wrong("run", f"{run.id} cannot {action}: {_WHY_NOT[action]}", "The page shows what can be done now.")
