@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from limner.errors import Finding, UserError, printable
 
 
 class Section(BaseModel):
@@ -24,16 +28,20 @@ def option(
     inverted: bool = False,
     advanced: bool = False,
     when: str = "",
+    files: bool = False,
     **limits: Any,
 ) -> Any:
     """Declare an option.
 
     `unit` is shown behind the name; `kohya` is the option's name in kohya_ss or sd-scripts, `inverted` if true there is
     false here; `advanced` folds it away; `when` is the condition on other options without which this one has no effect, in
-    the words of `fields.holds`;
+    the words of `fields.holds`; `files` tells of a list of texts that each is a file, alone or with its strength
+    (:func:`files_with_strengths`);
     `limits` are pydantic's (ge, gt, le, lt).
     """
     metadata: dict[str, Any] = {"unit": unit, "kohya": kohya, "inverted": inverted, "advanced": advanced, "when": when}
+    if files:
+        metadata["files"] = True
     return Field(default, json_schema_extra=metadata, **limits)
 
 
@@ -64,6 +72,32 @@ def to_path(value: Any) -> Any:
 def to_tuple(value: Any) -> Any:
     """A list as a tuple; for options that are lists."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def files_with_strengths(texts: Iterable[str], field: str) -> list[tuple[Path, float]]:
+    """The files that texts such as "style.safetensors @ 0.8" name, with their strengths. Raises UserError with all faults."""
+    out, faults = [], list[Finding]()
+    for text in texts:
+        path, at, said = text.rpartition(" @ ")
+        try:
+            strength = _strength(said) if at else 1.0
+            out.append((to_path((path if at else text).strip()), strength))
+        except ValueError as error:
+            said = f"{printable(text, 80)!r}: {error}."
+            faults.append(Finding(field, said, 'Write "file.safetensors" or "file.safetensors @ 0.8".'))
+    if faults:
+        raise UserError(faults)
+    return out
+
+
+def _strength(text: str) -> float:
+    try:
+        strength = float(text)
+    except ValueError:
+        strength = math.nan
+    if not -10 <= strength <= 10:
+        raise ValueError(f"{text!r} is no strength from -10 to 10")
+    return strength
 
 
 Text = Annotated[str, AfterValidator(clean), Field(max_length=20_000)]

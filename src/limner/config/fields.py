@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from limner.config import Config
+from limner.config.base import files_with_strengths
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Option:
     inverted: bool
     advanced: bool
     when: str
+    holds_files: bool = False
+    """Whether its texts are files, each alone or with its strength."""
 
     @property
     def section(self) -> str:
@@ -78,13 +81,13 @@ def _number(value: float) -> str:
 
 
 def section_types(model: type[BaseModel] = Config) -> Iterator[tuple[str, str | None, type[BaseModel]]]:
-    """(section name, tag or None, class) for every section, each variant of a tagged section on its own."""
+    """(section name, tag or None, class) for every section, be it optional, each variant of a tagged one on its own."""
     for name, field in model.model_fields.items():
         annotation = field.annotation
-        variants = [annotation] if isinstance(annotation, type) else [v for v in get_args(annotation) if isinstance(v, type)]
-        for variant in variants:
-            if issubclass(variant, BaseModel):
-                yield name, _tag(variant) if len(variants) > 1 else None, variant
+        variants = (annotation,) if isinstance(annotation, type) else get_args(annotation)
+        sections = [v for v in variants if isinstance(v, type) and issubclass(v, BaseModel)]
+        for section in sections:
+            yield name, _tag(section) if len(sections) > 1 else None, section
 
 
 @cache
@@ -106,8 +109,17 @@ def values(config: BaseModel) -> Iterator[tuple[Option, Any]]:
     """Every option that a configuration has, with its value: those of other kinds are left out."""
     for option in walk(type(config)):
         section = getattr(config, option.section)
-        if option.is_of(section):
+        if section is not None and option.is_of(section):
             yield option, getattr(section, option.name)
+
+
+def paths(config: BaseModel) -> Iterator[tuple[str, Path]]:
+    """(option, path) of every path that a configuration names. Raises UserError where a text should be one and is not."""
+    for option, value in values(config):
+        if isinstance(value, Path):
+            yield option.path, value
+        elif option.holds_files:
+            yield from ((option.path, path) for path, _ in files_with_strengths(value, option.path))
 
 
 def applies(option: Option, config: BaseModel) -> bool:
@@ -177,6 +189,7 @@ def _option(path: str, info: FieldInfo) -> Option:
         inverted=bool(extra.get("inverted", False)),
         advanced=bool(extra.get("advanced", False)),
         when=str(extra.get("when", "")),
+        holds_files=bool(extra.get("files", False)),
     )
 
 

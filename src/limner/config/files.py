@@ -10,15 +10,16 @@ import tomllib
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomlkit
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from limner.config import Config
 from limner.config.fields import Option, section_types, values, walk
 from limner.errors import Finding, UserError, printable, wrong
 
+AnySchema = TypeVar("AnySchema", bound=BaseModel)
 MAX_BYTES = 1 << 20
 _MAX_FINDINGS = 50
 _MAX_NAME = 100  # nothing is near to a longer one
@@ -59,10 +60,10 @@ def parse(text: str, source: str) -> dict[str, Any]:
         raise wrong(source, "is not a configuration: it is nested too deeply or holds an impossible number.") from None
 
 
-def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _anchored(raw: dict[str, Any], folder: Path, schema: type[BaseModel] = Config) -> dict[str, Any]:
     """`raw` with relative paths made relative to `folder`. A base model is a path only if something lies there."""
     out = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
-    for option in walk():
+    for option in walk(schema):
         section = out.get(option.section)
         if isinstance(section, dict) and option.name in section:
             section[option.name] = _anchored_value(option, section[option.name], folder)
@@ -71,7 +72,7 @@ def _anchored(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _anchored_value(option: Option, value: Any, folder: Path) -> Any:
     is_path = Path in option.types
-    if option.path == "model.merge" and isinstance(value, list | tuple):
+    if option.holds_files and isinstance(value, list | tuple):
         return [str(folder / text) if isinstance(text, str) and text.strip() and text[0] != "~" else text for text in value]
     if option.path == "model.base" and isinstance(value, str) and value not in ("pocket", "pocket-flow"):
         # a local model if something of that name lies beside the file, or in the current folder; else a hub id
@@ -91,10 +92,17 @@ def _exists(path: Path) -> bool:
 
 def build(raw: dict[str, Any], overrides: Mapping[str, str], text: str = "", source: str = "") -> Config:
     """Lay overrides (dotted name -> typed text) over nested dicts and validate the whole."""
+    return build_as(Config, raw, overrides, text, source)
+
+
+def build_as(
+    schema: type[AnySchema], raw: dict[str, Any], overrides: Mapping[str, str], text: str = "", source: str = ""
+) -> AnySchema:
+    """The same for any schema of sections."""
     merged = {k: dict(v) if isinstance(v, dict) else v for k, v in raw.items()}
-    options, tagged = _options_by_path(), {name for name, tag, _ in section_types() if tag is not None}
+    options, tagged = _options_by_path(schema), {name for name, tag, _ in section_types(schema) if tag is not None}
     unknown = [path for path in overrides if path not in options]
-    faults = [_unknown(path, "", "") for path in unknown[:_MAX_FINDINGS]]
+    faults = [_unknown(path, "", "", schema) for path in unknown[:_MAX_FINDINGS]]
     if more := len(unknown) - len(faults):
         faults.append(Finding("configuration", f"{more} more options are not known.", "Mend those above first."))
     # a section's kind goes first, since it decides which other options there are
@@ -112,20 +120,20 @@ def build(raw: dict[str, Any], overrides: Mapping[str, str], text: str = "", sou
         table[name] = _anchored_value(options[path][0], _typed(options[path], typed), Path.cwd())
     for name in tagged:
         if isinstance(merged.get(name), dict):
-            merged[name].setdefault("kind", Config.model_fields[name].default.kind)
+            merged[name].setdefault("kind", schema.model_fields[name].default.kind)
     try:
-        config = Config.model_validate(merged)
+        config = schema.model_validate(merged)
     except ValidationError as error:
-        raise UserError(faults + _findings(error, text, source)) from None
+        raise UserError(faults + _findings(error, text, source, schema)) from None
     if faults:
         raise UserError(faults)
     return config
 
 
 @cache
-def _options_by_path() -> dict[str, list[Option]]:
+def _options_by_path(schema: type[BaseModel] = Config) -> dict[str, list[Option]]:
     out: dict[str, list[Option]] = {}
-    for option in walk():
+    for option in walk(schema):
         out.setdefault(option.path, []).append(option)
     return out
 
@@ -164,7 +172,7 @@ def as_typed(option: Option, value: Any) -> str:
         return json.dumps(list(value), ensure_ascii=False, separators=(",", ":"))
     text = str(value) if isinstance(value, str | Path) else _toml(value)
     # a text that would be read as a number or a truth is put into quotes
-    plain = not isinstance(value, str) or _typed(_options_by_path()[option.path], text) == value
+    plain = not isinstance(value, str) or _typed([option], text) == value
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 
@@ -192,12 +200,12 @@ def _lines_by_name(text: str) -> dict[str, int]:
     return out
 
 
-def _unknown(path: str, text: str, source: str) -> Finding:
-    known = list(_options_by_path())
+def _unknown(path: str, text: str, source: str, schema: type[BaseModel] = Config) -> Finding:
+    known = list(_options_by_path(schema))
     section, _, name = path.rpartition(".")
     inside = [k for k in known if k.rpartition(".")[0] == section]
     by_name = {k.rpartition(".")[2]: k for k in reversed(inside or known)}
-    kohya = [o for options in _options_by_path().values() for o in options if o.kohya and o.kohya == name]
+    kohya = [o for options in _options_by_path(schema).values() for o in options if o.kohya and o.kohya == name]
     match = [o.path for o in kohya]
     if not match and len(path) < _MAX_NAME:
         near = difflib.get_close_matches(name, by_name, 1, 0.6)
@@ -221,42 +229,44 @@ _TYPE_REMEDIES = {"bool_type": "Write true or false, without quotes.", "int_type
 _TYPE_REMEDIES |= {"float_type": "Write a number, without quotes.", "string_type": 'Write text in quotes: "..."'}
 
 
-def _findings(error: ValidationError, text: str, source: str) -> list[Finding]:
+def _findings(error: ValidationError, text: str, source: str, schema: type[BaseModel]) -> list[Finding]:
     """One finding for each field; pydantic reports one for each type that a field may have."""
     first: dict[str, Any] = {}
     for fault in error.errors(include_url=False):
-        first.setdefault(_field_of(fault["loc"]), fault)
-    shown = [_finding(path, fault, text, source) for path, fault in list(first.items())[:_MAX_FINDINGS]]
+        first.setdefault(_field_of(fault["loc"], schema), fault)
+    shown = [_finding(path, fault, text, source, schema) for path, fault in list(first.items())[:_MAX_FINDINGS]]
     if more := len(first) - len(shown):
         shown.append(Finding(source or "configuration", f"{more} more options are wrong.", "Mend those above first."))
     return shown
 
 
-def _field_of(place: tuple[Any, ...]) -> str:
+def _field_of(place: tuple[Any, ...], schema: type[BaseModel]) -> str:
     parts = [str(p) for p in place]
     # pydantic puts the tag of a union and the type tried into the place; neither is part of the option's name
-    if len(parts) > 1 and parts[1] in {t for name, t, _ in section_types() if t and name == parts[0]}:
+    if len(parts) > 1 and parts[1] in {t for name, t, _ in section_types(schema) if t and name == parts[0]}:
         del parts[1]
     return ".".join(parts[:2]) or '""'
 
 
-def _finding(path: str, error: Any, text: str, source: str) -> Finding:
+def _finding(path: str, error: Any, text: str, source: str, schema: type[BaseModel]) -> Finding:
     kind, value = error["type"], error.get("input")
     if kind == "extra_forbidden":
-        known = _options_by_path().get(path)
+        known = _options_by_path(schema).get(path)
         if known and known[0].tags:
             where = _where(path, text, source)
             kinds = list(dict.fromkeys(tag for option in known for tag in option.tags))
             said = f"does not apply here; it belongs to kind {', '.join(map(repr, kinds))}{f' ({where})' if where else ''}."
             return Finding(path, said, f'Remove it, or set {known[0].section}.kind = "{kinds[0]}".')
-        return _unknown(path, text, source)
+        return _unknown(path, text, source, schema)
     where = _where(path, text, source)
-    options = _options_by_path().get(path)
+    options = _options_by_path(schema).get(path)
     given = shown(value)
     if options:
         option = options[0]
         limit = option.range_words()
         expected = option.type_words() + (f", {limit}" if limit else "")
+        if kind == "missing":
+            return Finding(path, "is not given.", f"Expected: {expected}. {option.help}")
         detail = f": {error['msg'].removeprefix('Value error, ')}" if kind == "value_error" else ""
         message = f"{given} is not allowed{detail}{f' ({where})' if where else ''}."
         return Finding(
@@ -264,7 +274,7 @@ def _finding(path: str, error: Any, text: str, source: str) -> Finding:
         )
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         where = _where(f"{path}.kind", text, source)
-        names = ", ".join(t for n, t, _ in section_types() if n == path and t)
+        names = ", ".join(t for n, t, _ in section_types(schema) if n == path and t)
         given = value.get("kind") if isinstance(value, dict) else value
         return Finding(
             f"{path}.kind",

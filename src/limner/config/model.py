@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Literal
 
-from limner.config.base import FilePath, Section, Text, Texts, option, to_path
-from limner.errors import Finding, UserError, printable
+from limner.config.base import FilePath, Section, Text, Texts, files_with_strengths, option
 
 
 class Model(Section):
@@ -47,7 +45,7 @@ class Model(Section):
     """How many chunks of 75 tokens a caption is read in: 3 for captions of up to 225 tokens (kohya's max_token_length), about
     170 words. What does not fit is cut off. Stable Diffusion 1, 2 and XL; prompts are never cut."""
 
-    merge: Texts = option((), kohya="base_weights", advanced=True)
+    merge: Texts = option((), kohya="base_weights", advanced=True, files=True)
     """LoRA files that are merged into the model before it is taught, each alone or with its strength: "style.safetensors @
     0.8"."""
 
@@ -58,27 +56,6 @@ class Model(Section):
     """A diffusers folder whose configuration files describe a single-file model of unusual shape."""
 
 
-def _strength(text: str) -> float:
-    try:
-        strength = float(text)
-    except ValueError:
-        strength = math.nan
-    if not -10 <= strength <= 10:
-        raise ValueError(f"{text!r} is no strength from -10 to 10")
-    return strength
-
-
 def merges(model: Model) -> list[tuple[Path, float]]:
     """The files of model.merge and their strengths. Raises UserError with all faults."""
-    out, faults = [], list[Finding]()
-    for text in model.merge:
-        path, at, said = text.rpartition(" @ ")
-        try:
-            strength = _strength(said) if at else 1.0
-            out.append((to_path((path if at else text).strip()), strength))
-        except ValueError as error:
-            said = f"{printable(text, 80)!r}: {error}."
-            faults.append(Finding("model.merge", said, 'Write "file.safetensors" or "file.safetensors @ 0.8".'))
-    if faults:
-        raise UserError(faults)
-    return out
+    return files_with_strengths(model.merge, "model.merge")

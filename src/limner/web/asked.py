@@ -14,9 +14,7 @@ from fastapi import APIRouter, Body
 
 from limner import expect, jobs, launch, machine, preflight, queue, runner, runs
 from limner.config import Config, defaults, files
-from limner.config.fields import values as option_values
-from limner.config.fields import walk
-from limner.config.model import merges
+from limner.config.fields import paths, walk
 from limner.errors import Finding, UserError, wrong
 from limner.machine import Machine
 from limner.preflight import Records
@@ -141,8 +139,7 @@ def _incomplete_paths(values: dict[str, str]) -> Iterator[Finding]:
 
 def check_places(config: Config, context: Context) -> list[Finding]:
     """A finding for each path that lies outside the folders that the page may use."""
-    named = [(option.path, value) for option, value in option_values(config) if isinstance(value, Path)]
-    named += [("model.merge", path) for path, _ in merges(config.model)]
+    named = list(paths(config))
     base = Path(config.model.base).expanduser() if config.model.base.startswith("~") else Path(config.model.base)
     if base.is_absolute() or ".." in base.parts:
         named.append(("model.base", base))
