@@ -41,4 +41,4 @@ class Imported:
     values: dict[str, dict[str, Any]]
     report: Report
     subsets: str = ""
-    """The text of a dataset file (sd-scripts' `dataset_config`) to be written beside the configuration; "" where none is needed."""
+    """The text of a dataset file (sd-scripts' `dataset_config`) to be written beside the configuration; "" for none."""
