@@ -55,6 +55,16 @@ def singular(matrix: Tensor) -> Singular:
     return Singular(left, values, right)
 
 
+def singular_roughly(matrix: Tensor, rank: int, seed: int = 0) -> Singular:
+    """The `rank` largest of a large matrix, by random projection with power iterations (arXiv:0909.4061, algorithms 4.4 and
+    5.1). What it finds is the matrix projected on a space, so that its squares are exactly what it keeps of the matrix's."""
+    wanted = min(rank + max(16, rank // 2), *matrix.shape)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        left, values, right = torch.svd_lowrank(matrix, q=wanted, niter=4)
+    return Singular(left[:, :rank], values[:rank], right.T[:rank])
+
+
 def singular_of_sum(products: Sequence[Product]) -> Singular:
     """Of a sum of products. Where the ranks together are below both sides the sum is never built, which saves memory:
     with up = Q R and down' = Q' R' it is Q (R R'') Q'', and the matrix in the middle is as small as the ranks.
