@@ -51,7 +51,9 @@ def look(section: Extract) -> Report:
     size = sum(ranks[name] * sum(shapes[name]) for name in job.names) * (4 if section.dtype == "fp32" else 2)
     parts = ", ".join(dict.fromkeys(job.base.layers[name][0].part for name in job.names))
     title = FAMILIES[job.base.base.family].title
-    lines = [f"{title}: {len(job.names)} layers ({parts}) are compared, and those that differ written: {size / 1e6:.1f} MB at most."]
+    lines = [
+        f"{title}: {len(job.names)} layers ({parts}) are compared, and those that differ written: {size / 1e6:.1f} MB at most."
+    ]
     if rough:
         lines.append(f"Of {rough} large layers the largest singular values are found by random projection, of the rest all.")
     return Report([section.output], lines, job.remarks)
@@ -59,13 +61,10 @@ def look(section: Extract) -> Report:
 
 def run(section: Extract, progress: Progress) -> Report:
     """Compare, and write the LoRA. Two layers are in memory at a time, and the LoRA itself."""
-
-
     job = _job(section)
     remarks, device = list(job.remarks), torch.device(section.device)
     names = _without_unchanged_text(section, job, progress, remarks)
     tensors, lines, same = dict[str, Tensor](), list[Line](), 0
-
     for done, name in enumerate(names):
         progress(done, len(names), name)
         change = _change(job, name).to(device)
@@ -95,7 +94,6 @@ def run(section: Extract, progress: Progress) -> Report:
 
 def _job(section: Extract) -> _Job:
     """Both models, opened and compared by their names and shapes. Raises UserError."""
-
     check_value(section, _TOOL)
     check_device(section, _TOOL)
     check_output(section, _TOOL, [section.base, section.tuned])
@@ -112,7 +110,9 @@ def _job(section: Extract) -> _Job:
     ]
     if found[0].prediction != found[1].prediction:
         said = f"{section.tuned.name} predicts {found[1].prediction}, {section.base.name} {found[0].prediction}."
-        remarks.append(Finding("extract.tuned", said, "With the LoRA the base model predicts as the tuned one does.", "warning"))
+        remarks.append(
+            Finding("extract.tuned", said, "With the LoRA the base model predicts as the tuned one does.", "warning")
+        )
     here = {name for name, targets in base.layers.items() if targets[0].part in parts}
     there = {name for name, targets in tuned.layers.items() if targets[0].part in parts}
     differ = sorted(here ^ there) or [name for name in base.layers if name in here and base.shape(name) != tuned.shape(name)]
@@ -200,7 +200,7 @@ def _metadata(section: Extract, job: _Job, rule: str) -> tuple[dict[str, str], d
         "ss_sd_model_name": section.base.name,
         "ss_output_name": section.output.stem,
         "ss_training_comment": made,
-        **network_keys(section, str(float(section.rank))),
+        **network_keys(section, section.rank, str(float(section.rank))),
     }
     others = {
         "modelspec.sai_model_spec": "1.0.1",

@@ -66,17 +66,21 @@ def write(path: Path, tensors: Mapping[str, Tensor], kohya: Mapping[str, str], o
         raise wrong(field, f"{path} cannot be written ({error.strerror or error}).", "Choose another place.") from None
 
 
-def network_keys(section: Extract | Resize, alpha: str) -> dict[str, str]:
+def network_keys(section: Extract | Resize, rank: int, alpha: str) -> dict[str, str]:
     """ss_network_dim and ss_network_alpha, "Dynamic" where a rule decided, as kohya has it."""
     if section.rule != "rank":
         return {"ss_network_dim": "Dynamic", "ss_network_alpha": "Dynamic"}
-    return {"ss_network_dim": str(section.rank), "ss_network_alpha": alpha}
+    return {"ss_network_dim": str(rank), "ss_network_alpha": alpha}
 
 
 def rule_words(section: Extract | Resize, conv_rank: int | None) -> str:
     """ "rank 16 (conv 8)" or "sv_fro 0.9, rank up to 16"."""
     conv = f" (conv {conv_rank})" if conv_rank not in (None, section.rank) else ""
-    return f"rank {section.rank}{conv}" if section.rule == "rank" else f"{section.rule} {section.value:g}, rank up to {section.rank}{conv}"
+    return (
+        f"rank {section.rank}{conv}"
+        if section.rule == "rank"
+        else f"{section.rule} {section.value:g}, rank up to {section.rank}{conv}"
+    )
 
 
 def report_lines(lines: Sequence[Line], verbose: bool) -> list[str]:
@@ -92,7 +96,11 @@ def report_lines(lines: Sequence[Line], verbose: bool) -> list[str]:
     ranks = sorted(cut.product.rank for cut in cuts)
     share = Cut(cuts[0].product, sum(c.squares for c in cuts), sum(c.kept for c in cuts)).share
     least = min(lines, key=lambda line: line.cut.share)
-    ranked = f"rank {ranks[0]}" if ranks[0] == ranks[-1] else f"ranks {ranks[0]} to {ranks[-1]}, {ranks[len(ranks) // 2]} in the middle"
+    ranked = (
+        f"rank {ranks[0]}"
+        if ranks[0] == ranks[-1]
+        else f"ranks {ranks[0]} to {ranks[-1]}, {ranks[len(ranks) // 2]} in the middle"
+    )
     out.append(f"{len(lines)} layers, {ranked}.")
     out.append(f"Of the energy (squared Frobenius norm) {share:.2%} is kept, of the norm {share**0.5:.2%}.")
     out.append(f"Least of {least.name}: {least.cut.share:.2%}.")
