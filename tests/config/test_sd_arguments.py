@@ -224,7 +224,8 @@ def test_ranks_and_rates_of_blocks_are_rules() -> None:
     adapter = _config(network_module="networks.lora", network_dim=4, network_args=[f"block_dims={dims}", f"up_lr_weight={ups}"]).adapter
     rules = parse(adapter.rules, ranks=True)  # type: ignore[union-attr]
     # sd-scripts: block 1 + 3 i + j of the way down is down_blocks[i], layer j; 13 + 3 i + j of the way up
-    assert effect(rules, "denoiser.down_blocks.1.attentions.0.proj_in").off is False  # 1 + 3 + 0 = 4 is off: see below
+    assert effect(rules, "denoiser.down_blocks.1.attentions.0.proj_in").off
+    assert not effect(rules, "denoiser.down_blocks.1.attentions.1.proj_in").off
     assert effect(rules, "denoiser.up_blocks.1.attentions.0.proj_in").lr_factor == 0.5
     assert effect(rules, "denoiser.up_blocks.1.attentions.1.proj_in").lr_factor == 1.0
 

@@ -11,6 +11,7 @@ import pytest
 from limner.config import Config, files
 from limner.config.fields import Option, applies, values, walk
 from limner.config.kohya import Facts, Report, to_arguments, to_values
+from limner.config.kohya.scripts import SCRIPTS, accepts, arguments
 from limner.errors import UserError
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
