@@ -37,7 +37,12 @@ def test_every_key_is_accounted_for_and_the_configuration_is_as_it_was() -> None
     assert (optimizer.kind, optimizer.lr, optimizer.text_encoder_lr) == ("adamw_8bit", 2e-4, 5e-5)
     assert (optimizer.weight_decay, optimizer.beta2, optimizer.schedule, optimizer.warmup_steps) == (0.1, 0.95, "cosine", 100)
     assert (config.objective.noise_offset, config.objective.weighting) == (0.0357, "min_snr")
-    assert (config.data.resolution, config.data.buckets, config.data.upscale, config.data.trigger) == (1024, True, False, "sks cat")
+    assert (config.data.resolution, config.data.buckets, config.data.upscale, config.data.trigger) == (
+        1024,
+        True,
+        False,
+        "sks cat",
+    )
     assert (config.train.batch_size, config.train.steps, config.train.seed) == (4, 1500, 1234)
     assert (config.model.family, config.output.title) == ("sdxl", "My cat")
     outcomes = {key: found.report.lines[key].outcome for key in KOHYA}
@@ -58,7 +63,17 @@ def test_an_own_file_gives_its_configuration_back() -> None:
     }
     config = files.build(raw, {})
     facts: dict[str, Any] = dict.fromkeys(
-        ("session_id", "started_at", "num_shown_per_epoch", "num_batches_per_epoch", "num_epochs", "step", "epoch", "model_hash"), 1
+        (
+            "session_id",
+            "started_at",
+            "num_shown_per_epoch",
+            "num_batches_per_epoch",
+            "num_epochs",
+            "step",
+            "epoch",
+            "model_hash",
+        ),
+        1,
     )
     facts |= {"saved_at": 1.0, "lr": 3e-5, "text_encoder_lr": None, "total_steps": 300, "family": "sdxl", "precision": "bf16"}
     facts |= {"clip_skip": 1, "text_chunks": 1, "resolution": 768, "bucket_info": {}, "dataset_dirs": {}, "tag_frequency": {}}

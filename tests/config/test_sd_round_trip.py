@@ -247,7 +247,11 @@ def test_an_rslora_is_written_with_the_alpha_of_its_scale() -> None:
 
 
 def test_whole_models_from_a_metadata_file_are_for_fine_tune() -> None:
-    raw = {"adapter": {"kind": "none", "text_encoder": True}, "data": {"metadata": "/m.json", "path": "/p"}, "train": {"steps": 1}}
+    raw = {
+        "adapter": {"kind": "none", "text_encoder": True},
+        "data": {"metadata": "/m.json", "path": "/p"},
+        "train": {"steps": 1},
+    }
     script, args, _ = to_arguments(_config(raw), "sd1")
     assert (script, args["train_text_encoder"], args["in_json"]) == ("fine_tune.py", True, "/m.json")
     assert accepts(SCRIPTS[script], "train_text_encoder")

@@ -68,7 +68,7 @@ def test_a_pasted_command_becomes_a_configuration() -> None:
     found = read_text(" \\\n".join(_quoted(w, "posix") for w in COMMAND), "pasted")
     config = _config(found)
     assert (config.model.family, config.launch.num_threads, config.optimizer.lr) == ("sdxl", 2, 1e-4)
-    assert config.output.name == "it's a \"cat\""
+    assert config.output.name == 'it\'s a "cat"'
     assert str(config.data.path) == "D:\\pictures\\my cat"
     assert found.report.lines["no_such_flag"].outcome == "unknown"
 
@@ -162,7 +162,28 @@ def test_numbers_beyond_all_are_no_numbers() -> None:
 
 def test_random_texts_never_crash() -> None:
     rng = random.Random(11)
-    pieces = ["--", "seed", "=", "1", '"', "'", "\\", "\n", "[", "]", "{", "}", ":", ",", "train_network.py", " ", "^", "`", "é", "#"]
+    pieces = [
+        "--",
+        "seed",
+        "=",
+        "1",
+        '"',
+        "'",
+        "\\",
+        "\n",
+        "[",
+        "]",
+        "{",
+        "}",
+        ":",
+        ",",
+        "train_network.py",
+        " ",
+        "^",
+        "`",
+        "é",
+        "#",
+    ]
     for _ in range(1500):
         text = "".join(rng.choice(pieces) for _ in range(rng.randrange(1, 25)))
         try:
