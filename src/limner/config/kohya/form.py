@@ -15,6 +15,7 @@ Tab = Literal["lora", "dreambooth", "finetune", "embedding", "any"]
 """Which of the GUI's pages wrote it; "any": its config.toml, which has the defaults of all."""
 
 HIDDEN = "(not shown)"
+_EITHER = {"max_train_steps": "max_train_epochs", "max_train_epochs": "max_train_steps"}
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
@@ -100,6 +101,19 @@ class Form:
         """Make one of --network_args."""
         self.network[name] = str(value)
         self._made(f"network_args.{name}", keys)
+
+    def overrule(self, argument: str, value: Any, key: str) -> None:
+        """Make an argument whatever the form said of it; a part of --network_args as "network_args.NAME"."""
+        for gone in (argument, _EITHER.get(argument, "")):
+            earlier = self.made_by.pop(gone, [])
+            self.arguments.pop(gone, None)
+            for other in earlier:
+                if other != key and not self.is_settled(other):
+                    self.idle(other, f"{key} says otherwise.")
+        if (part := argument.removeprefix("network_args.")) != argument:
+            self.send_network(part, value, key)
+        else:
+            self.send(argument, value, key)
 
     def _made(self, name: str, keys: Iterable[str]) -> None:
         known = self.made_by.setdefault(name, [])

@@ -6,7 +6,7 @@ form says it means. Every key of a file stands in the report.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from limner.config.kohya import arguments
 from limner.config.kohya.form import Form, Tab, hide, is_secret
 from limner.config.kohya.gui_adapter import KEYS as ADAPTER_KEYS
 from limner.config.kohya.gui_adapter import read_adapter
+from limner.config.kohya.gui_additional import KEY as ADDITIONAL
 from limner.config.kohya.gui_additional import read_additional, split
 from limner.config.kohya.gui_config import flatten, is_config, value_of
 from limner.config.kohya.gui_folders import read_embedding, read_folders, read_saving
@@ -159,8 +160,10 @@ def _assembled(form: Form, complete: bool) -> tuple[dict[str, dict[str, Any]], d
     values = {section: dict(table) for section, table in arguments.to_values(sent, theirs, complete).items()}
     if form.tab in _KINDS:
         values.setdefault("adapter", {})["kind"] = _KINDS[form.tab]
+    overruled = {o for argument, keys in form.made_by.items() if ADDITIONAL in keys for o in _becomes(theirs, argument)}
     for section, table in form.values.items():
-        values.setdefault(section, {}).update(table)
+        mine = {name: value for name, value in table.items() if f"{section}.{name}" not in overruled}
+        values.setdefault(section, {}).update(mine)
     lines = {key: _line(form, key, theirs.lines) for key in form.raw}
     return _fitting(values, lines)
 
@@ -170,7 +173,7 @@ def _line(form: Form, key: str, theirs: Mapping[str, Line]) -> Line:
         return form.report.lines[key]
     made = [argument for argument, keys in form.made_by.items() if key in keys]
     if made:
-        return _merged(form, key, [theirs[a] for a in made if a in theirs])
+        return _merged(form, key, [line for argument in made for line in _lines_of(theirs, argument)])
     value = form.shown(key)
     if key in ADAPTER_KEYS or any(key in keys for keys in _ONLY_ON.values()):
         return Line(key, value, "idle", (), "it is of another tab.")
@@ -180,9 +183,21 @@ def _line(form: Form, key: str, theirs: Mapping[str, Line]) -> Line:
     return Line(key, value, "unknown", (), _UNKNOWN)
 
 
+def _lines_of(theirs: Mapping[str, Line], argument: str) -> list[Line]:
+    """An argument's line; where it is a list of "name=value", those of its parts."""
+    parts = [line for name, line in theirs.items() if name.startswith(f"{argument}.")]
+    return parts or [theirs[argument]] if argument in theirs else parts
+
+
+def _becomes(theirs: Report, argument: str) -> Iterable[str]:
+    return (option for line in _lines_of(theirs.lines, argument) for option in line.becomes)
+
+
 def _merged(form: Form, key: str, theirs: list[Line]) -> Line:
     """One line for a key of which arguments were made."""
-    outcome = min((line.outcome for line in theirs), key=_RANK.index, default="idle")
+    if not theirs:
+        return Line(key, form.shown(key), "unsupported", (), "nothing could be made of it.")
+    outcome = min((line.outcome for line in theirs), key=_RANK.index)
     becomes = tuple(dict.fromkeys(option for line in theirs for option in line.becomes))
     why = " ".join(dict.fromkeys(line.why for line in theirs if line.why))
     return Line(key, form.shown(key), outcome, becomes, why)

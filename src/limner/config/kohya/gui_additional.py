@@ -28,10 +28,10 @@ def read_additional(form: Form) -> None:
         if name == "network_args":
             for text in value:
                 inner, _, said = str(text).partition("=")
-                form.send_network(inner.strip(), said.strip(), KEY)
+                form.overrule(f"network_args.{inner.strip()}", said.strip(), KEY)
         else:
-            form.send(name, value, KEY)
-    if KEY not in [key for keys in form.made_by.values() for key in keys]:
+            form.overrule(name, value, KEY)
+    if not any(KEY in keys for keys in form.made_by.values()):
         form.refuse(KEY, "it holds no flags of sd-scripts; nothing of it is carried out.")
 
 
