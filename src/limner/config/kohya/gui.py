@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from limner.config.files import build
-from limner.config.kohya import arguments
+from limner.config.kohya.arguments import SCRIPT, to_values
 from limner.config.kohya.form import Form, Tab, hide, is_secret
 from limner.config.kohya.gui_adapter import KEYS as ADAPTER_KEYS
 from limner.config.kohya.gui_adapter import read_adapter
@@ -31,6 +31,7 @@ from limner.config.kohya.gui_training import (
     read_precision,
     read_text_models,
     read_warmup,
+    script_of,
 )
 from limner.config.kohya.report import Imported, Line, Outcome, Report
 from limner.errors import UserError, wrong
@@ -56,7 +57,6 @@ _ONLY_ON: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 _NOT_TRAINED = {"leco": "LECO", "lllite": "ControlNet-LLLite"}
 _OTHER_FAMILIES = {"hunyuan_": "HunyuanImage", "anima_": "Anima", "lumina_": "Lumina"}
-_KINDS: dict[Tab, str] = {"dreambooth": "none", "finetune": "none", "embedding": "embedding"}
 _RANK: tuple[Outcome, ...] = ("unsupported", "converted", "taken", "idle", "unknown")
 
 
@@ -68,7 +68,7 @@ def read(raw: dict[str, Any], name: str) -> Imported | None:
     if is_config(raw):
         flat, names, others = flatten(raw)
         form = Form(flat, "any")
-        values, lines = _import(form, complete=False)
+        values, lines = _import(form)
         renamed = {names[key]: replace(line, key=names[key]) for key, line in lines.items()}
         for dotted, why in others.items():
             value = _quiet(dotted, value_of(raw, dotted))
@@ -79,7 +79,7 @@ def read(raw: dict[str, Any], name: str) -> Imported | None:
         return None
     if tab in _NOT_TRAINED:
         raise wrong(name, f"is for kohya's {_NOT_TRAINED[tab]} tab, which Limner has no training for.", "Import another file.")
-    values, lines = _import(Form(raw, tab), complete="pretrained_model_name_or_path" in raw)  # type: ignore[arg-type]
+    values, lines = _import(Form(raw, tab))  # type: ignore[arg-type]
     return Imported(values, Report(lines))
 
 
@@ -87,9 +87,9 @@ def recognise(raw: dict[str, Any]) -> str | None:
     """The tab that wrote a JSON, by the keys that only it has; None if it is no form of the GUI."""
     marks = sum(key in raw and not isinstance(raw[key], dict) for key in _MARKS)
     votes = {tab: sum(key in raw for key in keys) for tab, keys in _ONLY_ON.items()}
+    if others := [tab for tab in _NOT_TRAINED if votes[tab] > 1]:
+        return others[0]
     best = max(votes, key=lambda tab: votes[tab])
-    if best in _NOT_TRAINED and votes[best] > 1:
-        return best
     if marks < 2:
         return None
     return best if votes[best] else "dreambooth"  # which has no key of its own
@@ -98,7 +98,7 @@ def recognise(raw: dict[str, Any]) -> str | None:
 _UNKNOWN = "neither kohya_ss nor sd-scripts have it."
 
 
-def _import(form: Form, complete: bool) -> tuple[dict[str, dict[str, Any]], dict[str, Line]]:
+def _import(form: Form) -> tuple[dict[str, dict[str, Any]], dict[str, Line]]:
     read_family(form)
     _read_legacy(form)
     if form.tab == "lora":
@@ -116,7 +116,7 @@ def _import(form: Form, complete: bool) -> tuple[dict[str, dict[str, Any]], dict
     if form.tab == "finetune" and not form.has("enable_bucket"):
         form.send("enable_bucket", True)  # that tab has no choice
     read_additional(form)
-    return _assembled(form, complete)
+    return _assembled(form)
 
 
 def _read_legacy(form: Form) -> None:
@@ -151,15 +151,18 @@ def _read_argument_lists(form: Form) -> None:
             form.refuse(key, "its quotes do not match; it was left out.")
 
 
-def _assembled(form: Form, complete: bool) -> tuple[dict[str, dict[str, Any]], dict[str, Line]]:
+def _assembled(form: Form) -> tuple[dict[str, dict[str, Any]], dict[str, Line]]:
     """What sd-scripts' arguments become, under the names of the keys that made them, and what Limner itself makes of others."""
     sent = dict(form.arguments)
     if form.network:
         sent["network_args"] = [f"{name}={value}" for name, value in form.network.items()]
+    if form.tab != "any":
+        sent[SCRIPT] = script_of(form)
     theirs = Report()
-    values = {section: dict(table) for section, table in arguments.to_values(sent, theirs, complete).items()}
-    if form.tab in _KINDS:
-        values.setdefault("adapter", {})["kind"] = _KINDS[form.tab]
+    found = to_values(sent, theirs)
+    values = {section: dict(table) for section, table in found.items()}
+    if values.get("model", {}).get("family") == "sd1":
+        del values["model"]["family"]  # no box is ticked: the file itself tells
     overruled = {o for argument, keys in form.made_by.items() if ADDITIONAL in keys for o in _becomes(theirs, argument)}
     for section, table in form.values.items():
         mine = {name: value for name, value in table.items() if f"{section}.{name}" not in overruled}

@@ -97,12 +97,14 @@ def _read(form: Form, key: str, kind: _Type) -> None:
     value = _value(form, key)
     if value is None:
         return
-    if key == "conv_alpha" and not form.number("conv_dim"):
+    if key == "conv_alpha" and not kind.algo and not form.number("conv_dim"):
         form.idle(key, "conv_dim is off.")
     elif key in ("ggpo_sigma", "ggpo_beta") and not form.flag("train_lora_ggpo"):
         form.idle(key, "train_lora_ggpo is not ticked.")
     elif value is False and key != "train_on_input":
         form.idle(key, "it is not ticked.")
+    elif key == "conv_dim" and value == 0 and kind.algo and (rank := form.number("network_dim", whole=True)):
+        form.send_network(key, rank, key)  # LyCORIS takes network_dim then
     elif value == 0 and key != "train_on_input":
         form.idle(key, "0 is off.")
     elif (key, value) in (("factor", -1), ("train_blocks", "all")) or (value == "all" and key.endswith("_block_indices")):

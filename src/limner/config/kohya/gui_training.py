@@ -40,6 +40,17 @@ def read_family(form: Form) -> None:
             form.send("v2", form.flag("v2"), "v2")
 
 
+def script_of(form: Form) -> str:
+    """The script that the tab starts. Its own one of the finetuning tab knows less of what the form has than DreamBooth's, which
+    trains the same."""
+    start = {"hunyuan": "hunyuan_image_", "": ""}.get(form.family, f"{form.family}_")
+    if form.tab == "lora":
+        return f"{start}train_network.py"
+    if form.tab == "embedding":
+        return f"{start if form.family == 'sdxl' else ''}train_textual_inversion.py"
+    return f"{start}train.py" if form.family in ("sdxl", "sd3", "flux") else "train_db.py"
+
+
 def read_text_models(form: Form) -> None:
     """Files of text encoders: `clip_l` and `t5xxl` are Flux.1's on the LoRA tab, Stable Diffusion 3's on the others."""
     lora = form.tab == "lora"
