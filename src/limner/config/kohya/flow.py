@@ -15,8 +15,8 @@ from limner.config.kohya.writer import Writer
 from limner.config.objective import Objective
 
 ARGUMENTS = (
-    "timestep_sampling", "sigmoid_scale", "discrete_flow_shift", "training_shift", "weighting_scheme", "logit_mean", "logit_std",
-    "mode_scale", "model_prediction_type", "guidance_scale", "model_type",
+    "timestep_sampling", "sigmoid_scale", "discrete_flow_shift", "training_shift", "weighting_scheme", "logit_mean",
+    "logit_std", "mode_scale", "model_prediction_type", "guidance_scale", "model_type",
 )  # fmt: skip
 OPTIONS = (
     "objective.timesteps", "objective.logit_mean", "objective.logit_std", "objective.mode_scale", "objective.shift",

@@ -51,7 +51,8 @@ _KINDS = {
     "sgd": _Kind("SGDNesterov"),
 }
 _OF_KOHYA = {kind.kohya.lower(): name for name, kind in _KINDS.items()} | {
-    "": "adamw", "came": "came", "torch.optim.adamw": "adamw", "dadaptation": "dadapt_adam", "dadaptadampreprint": "dadapt_adam",
+    "": "adamw", "came": "came", "torch.optim.adamw": "adamw", "dadaptation": "dadapt_adam",
+    "dadaptadampreprint": "dadapt_adam",
     "bitsandbytes.optim.adamw8bit": "adamw_8bit", "bitsandbytes.optim.pagedadamw8bit": "paged_adamw_8bit",
     "bitsandbytes.optim.lion8bit": "lion_8bit", "transformers.optimization.adafactor": "adafactor",
 }  # fmt: skip
@@ -183,7 +184,14 @@ def _read_adafactor(r: Reader) -> bool:
 
 def _read_rates(r: Reader, is_relative: bool) -> None:
     if is_relative:
-        for name in ("learning_rate", "unet_lr", "text_encoder_lr", "learning_rate_te", "learning_rate_te1", "learning_rate_te2"):
+        for name in (
+            "learning_rate",
+            "unet_lr",
+            "text_encoder_lr",
+            "learning_rate_te",
+            "learning_rate_te1",
+            "learning_rate_te2",
+        ):
             r.idle(name, "Adafactor with relative_step finds the rate itself.")
         return
     if r.kind == "embedding":
