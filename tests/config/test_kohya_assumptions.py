@@ -29,7 +29,7 @@ CPU = Device("cpu", "x86", 16_000, True)
 OLD_GPU = Machine("2.13.0", "12.8", (CPU, Device("cuda", "GTX 1080", 8_000, False)), 8, 16_000, "")
 
 
-def look(**keys: Any) -> tuple[Config, dict[str, Line]]:
+def look(**keys: Any) -> tuple[Any, dict[str, Line]]:
     got = read({"LoRA_type": "Standard", "model_list": "", **keys}, "form.json")
     assert got is not None
     return files.build(got.values, {}), got.report.lines

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from limner.config import Config, files
+from limner.config import files
 from limner.config.kohya.gui import read
 from limner.config.kohya.report import Imported
 from limner.errors import UserError
@@ -26,7 +26,7 @@ def form(tab: str, **changes: Any) -> dict[str, Any]:
     return {k: v for k, by in KEYS.items() for tabs, v in by.items() if tab in tabs} | changes
 
 
-def imported(raw: dict[str, Any]) -> tuple[Config, Imported]:
+def imported(raw: dict[str, Any]) -> tuple[Any, Imported]:
     got = read(raw, "form.json")
     assert got is not None
     assert list(got.report.lines) == list(raw)  # each once, in their order
@@ -39,7 +39,7 @@ def imported(raw: dict[str, Any]) -> tuple[Config, Imported]:
 
 
 @cache
-def defaults(tab: str) -> tuple[Config, Imported]:
+def defaults(tab: str) -> tuple[Any, Imported]:
     return imported(form(tab))
 
 
@@ -134,17 +134,20 @@ def test_a_preset_says_only_what_it_says() -> None:
     assert "base" not in got.values.get("model", {})
 
 
-def preset(lora_type: str, rank: int, alpha: float, optimizer: str, schedule: str, warmup: int, rate: float, **more: Any) -> Any:
+def preset(
+    lora_type: str, rank: int, alpha: float, optimizer: str, schedule: str, warmup: int, rate: float, **more: Any
+) -> Any:
     keys = {"LoRA_type": lora_type, "network_dim": rank, "network_alpha": alpha, "optimizer": optimizer, "lr_warmup": warmup}
     return keys | {"lr_scheduler": schedule, "learning_rate": rate, "unet_lr": rate, "text_encoder_lr": rate, **more}
 
 
+LOKR = "LyCORIS/LoKr"
 XL = {"sdxl": True, "max_resolution": "1024,1024", "mixed_precision": "bf16"}
-PRESETS: list[tuple[str, dict[str, Any], tuple[str, int | None, str, str]]] = [
-    ("1 image", preset("LyCORIS/LoKr", 100000, 1, "Prodigy", "cosine", 0, 1.0, epoch=100, **XL), ("lokr", None, "prodigy", "cosine")),
+PRESETS: list[tuple[str, dict[str, Any], tuple[str, int, str, str]]] = [
+    ("1 image", preset(LOKR, 100000, 1, "Prodigy", "cosine", 0, 1.0, epoch=100, **XL), ("lokr", 1024, "prodigy", "cosine")),
     ("LoHA", preset("LyCORIS/LoHa", 32, 32, "AdamW8bit", "constant", 0, 0.001, **XL), ("loha", 32, "adamw_8bit", "constant")),
     ("AI_Now", preset("Standard", 32, 16, "Prodigy", "constant", 0, 1.0, **XL), ("lora", 32, "prodigy", "constant")),
-    ("adafactor", preset("Standard", 128, 128, "Adafactor", "adafactor", 0, 1.0, **XL), ("lora", 128, "adafactor", "adafactor")),
+    ("Factor", preset("Standard", 128, 128, "Adafactor", "adafactor", 0, 1.0, **XL), ("lora", 128, "adafactor", "adafactor")),
     ("kudou", preset("Standard", 256, 256, "DAdaptAdam", "cosine", 5, 1.0, **XL), ("lora", 256, "dadapt_adam", "cosine")),
     (
         "restarts",
@@ -152,16 +155,15 @@ PRESETS: list[tuple[str, dict[str, Any], tuple[str, int | None, str, str]]] = [
         ("lora", 256, "prodigy", "cosine_restarts"),
     ),
     ("EDG LoCon", preset("LyCORIS/LoCon", 64, 64, "AdamW8bit", "constant", 0, 1e-4), ("lora", 64, "adamw_8bit", "constant")),
-    ("GLoRA", preset("LyCORIS/LoKr", 100000, 1, "AdamW", "constant", 0, 1e-4), ("lokr", None, "adamw", "constant")),
+    ("GLoRA", preset(LOKR, 100000, 1, "AdamW", "constant", 0, 1e-4), ("lokr", 1024, "adamw", "constant")),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("raw, expected", [p[1:] for p in PRESETS], ids=[p[0] for p in PRESETS])
-def test_the_shapes_of_shipped_presets(raw: dict[str, Any], expected: tuple[str, int | None, str, str]) -> None:
+def test_the_shapes_of_shipped_presets(raw: dict[str, Any], expected: tuple[str, int, str, str]) -> None:
     config, _ = imported(raw)
     assert (config.adapter.kind, config.optimizer.kind, config.optimizer.schedule) == (expected[0], *expected[2:])
-    if expected[1] is not None:
-        assert config.adapter.rank == expected[1]
+    assert config.adapter.rank == expected[1]
     # Adafactor finds its rate itself, 1e-2 at first, unless it is told otherwise
     assert config.optimizer.lr == (1e-2 if raw["optimizer"] == "Adafactor" else raw["learning_rate"])
 
@@ -253,7 +255,14 @@ def test_the_config_toml() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["advanced.flip_aug", "basic.caption_extension", "basic.max_grad_norm", "basic.save_every_n_steps", "basic.train_batch_size"]
+    "key",
+    [
+        "advanced.flip_aug",
+        "basic.caption_extension",
+        "basic.max_grad_norm",
+        "basic.save_every_n_steps",
+        "basic.train_batch_size",
+    ],
 )
 def test_keys_that_the_gui_documents_and_does_not_read_count_here(key: str) -> None:
     got = read(CONFIG, "config.toml")
@@ -265,8 +274,9 @@ def test_keys_that_the_gui_documents_and_does_not_read_count_here(key: str) -> N
 # --- anything in place of anything
 
 MUTANTS: list[Any] = [
-    None, "", "   ", "abc", "0", "1", "-3", "1e-4", "1e400", "nan", "True", "no", "٣", "1_0", "0x10", "1;2", "512,512,512", 0, 1, -1,
-    3, 0.0, 1.5, -2.5, 1e300, 10**30, 10**400, math.nan, math.inf, True, False, [], [1, 2], ["a=b"], {}, {"a": {"b": [1]}},
+    None, "", "   ", "abc", "0", "1", "-3", "1e-4", "1e400", "nan", "True", "no", "٣", "1_0", "0x10", "1;2", "512,512,512", 0,
+    1, -1, 3, 0.0, 1.5, -2.5, 1e300, 10**30, 10**400, math.nan, math.inf, True, False, [], [1, 2], ["a=b"], {},
+    {"a": {"b": [1]}},
     "a\x00b", "a\nb", "\u202eevil", "\ud800", "x" * 30_000, "--w 1", '"', "'", "a=b=c", "=", "," * 50, "constant",
 ]  # fmt: skip
 

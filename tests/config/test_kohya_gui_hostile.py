@@ -26,7 +26,7 @@ PAYLOADS = {
     "a shell's other quotes": "`touch pwned`",
     "a pipe": "a | touch pwned && touch pwned2 > pwned3",
     "a Python expression": "__import__('os').system('touch pwned')",
-    "a flag": "--config_file pwned.toml --output_dir /",
+    "a flag": "--config_file pwned.toml --output_dir /x",
 }
 
 
@@ -108,7 +108,12 @@ def test_a_payload_as_a_key(watched: Path, payload: str) -> None:
 
 def test_a_class_by_its_path_is_not_imported(watched: Path) -> None:
     """sd-scripts imports whatever module these name."""
-    raw = {"LoRA_type": "Standard", "model_list": "", "optimizer": "evil.module.Class", "lr_scheduler_type": "evil.module.Class"}
+    raw = {
+        "LoRA_type": "Standard",
+        "model_list": "",
+        "optimizer": "evil.module.Class",
+        "lr_scheduler_type": "evil.module.Class",
+    }
     got = read(raw, "form.json")
     assert got is not None
     files.build(got.values, {})

@@ -13,7 +13,7 @@ from limner.config.kohya.report import Line
 SECRET = "hf_0123456789abcdef"
 
 
-def look(tab: str = "L", **keys: Any) -> tuple[Config, dict[str, Line]]:
+def look(tab: str = "L", **keys: Any) -> tuple[Any, dict[str, Line]]:
     """The configuration and the report's lines of a small form."""
     marks: dict[str, dict[str, Any]] = {
         "L": {"LoRA_type": "Standard", "model_list": ""},
@@ -92,14 +92,19 @@ def test_train_blocks_counts_without_split_mode() -> None:
 
 
 def test_what_the_finetuning_tab_forgets_counts() -> None:
-    config, _ = look("F", max_grad_norm=0.5, lr_scheduler="cosine_with_restarts", lr_scheduler_num_cycles=3, vae="ae.safetensors")
+    config, _ = look(
+        "F", max_grad_norm=0.5, lr_scheduler="cosine_with_restarts", lr_scheduler_num_cycles=3, vae="ae.safetensors"
+    )
     assert (config.train.clip_norm, config.optimizer.schedule_cycles, str(config.model.vae)) == (0.5, 3, "ae.safetensors")
 
 
-@pytest.mark.parametrize("key", ["mem_eff_save", "single_blocks_to_swap", "double_blocks_to_swap", "no_token_padding", "show_timesteps"])
+@pytest.mark.parametrize(
+    "key", ["mem_eff_save", "single_blocks_to_swap", "double_blocks_to_swap", "no_token_padding", "show_timesteps"]
+)
 def test_what_no_trainer_of_the_tab_knows_does_nothing(key: str) -> None:
     value = "console" if key == "show_timesteps" else True if key in ("mem_eff_save", "no_token_padding") else 3
-    assert look(LoRA_type="Standard", **{key: value})[1][key].outcome in ("idle", "unsupported")
+    keys: dict[str, Any] = {key: value}
+    assert look(**keys)[1][key].outcome in ("idle", "unsupported")
 
 
 def test_inpainting_is_refused_by_name() -> None:
@@ -107,7 +112,9 @@ def test_inpainting_is_refused_by_name() -> None:
     assert look(train_inpainting=False)[1]["train_inpainting"].outcome == "idle"
 
 
-@pytest.mark.parametrize("box, name", [("lumina_checkbox", "Lumina"), ("hunyuan_image_checkbox", "HunyuanImage"), ("anima_checkbox", "Anima")])
+@pytest.mark.parametrize(
+    "box, name", [("lumina_checkbox", "Lumina"), ("hunyuan_image_checkbox", "HunyuanImage"), ("anima_checkbox", "Anima")]
+)
 @pytest.mark.parametrize("tab", ["L", "D", "F"])
 def test_families_without_a_trainer_are_refused_by_name(tab: str, box: str, name: str) -> None:
     config, lines = look(tab, **{box: True})
@@ -133,7 +140,8 @@ def test_guidance_scale_0_is_0() -> None:
      ("multires_noise_discount", 0, "objective.pyramid_discount"), ("learning_rate", 0, "optimizer.lr")],
 )  # fmt: skip
 def test_a_0_that_cannot_be_is_said_and_never_becomes_the_trainers_default(key: str, value: float, option: str) -> None:
-    _, lines = look(**{key: value}, noise_offset_type="Multires", multires_noise_iterations=6)
+    keys: dict[str, Any] = {key: value, "noise_offset_type": "Multires", "multires_noise_iterations": 6}
+    _, lines = look(**keys)
     assert lines[key].outcome in ("unsupported", "converted")
     assert lines[key].why
     assert not (option in lines[key].becomes and lines[key].outcome == "taken")
@@ -181,7 +189,9 @@ def test_t5xxl_lr_is_said() -> None:
 
 
 def test_sdxl_has_two_text_encoder_rates() -> None:
-    config, lines = look("D", sdxl=True, learning_rate=1e-5, learning_rate_te=9e-6, learning_rate_te1=2e-6, learning_rate_te2=2e-6)
+    config, lines = look(
+        "D", sdxl=True, learning_rate=1e-5, learning_rate_te=9e-6, learning_rate_te1=2e-6, learning_rate_te2=2e-6
+    )
     assert config.adapter.text_encoder
     assert config.optimizer.text_encoder_lr == 2e-6
     assert lines["learning_rate_te"].outcome == "idle"
@@ -243,7 +253,9 @@ def test_additional_parameters_take_precedence_over_the_form() -> None:
 
 
 def test_additional_network_args_join_those_of_the_form() -> None:
-    config, _ = look(LoRA_type="Flux1", flux1_checkbox=True, rank_dropout=0.1, additional_parameters="--network_args train_blocks=single")
+    config, _ = look(
+        LoRA_type="Flux1", flux1_checkbox=True, rank_dropout=0.1, additional_parameters="--network_args train_blocks=single"
+    )
     assert config.adapter.rank_dropout == 0.1
     assert config.adapter.rules
 
@@ -273,7 +285,9 @@ def test_a_lycoris_preset_path_with_a_space_stays_whole() -> None:
 
 
 def test_accelerates_own_arguments_are_not_carried_out() -> None:
-    lines = look(extra_accelerate_launch_args="--rdzv_backend c10d; touch x", gpu_ids="0,1", num_machines=2, dynamo_backend="inductor")[1]
+    lines = look(
+        extra_accelerate_launch_args="--rdzv_backend c10d; touch x", gpu_ids="0,1", num_machines=2, dynamo_backend="inductor"
+    )[1]
     keys = ("extra_accelerate_launch_args", "gpu_ids", "num_machines", "dynamo_backend")
     assert {lines[key].outcome for key in keys} == {"unsupported"}
     assert "CUDA_VISIBLE_DEVICES" in lines["gpu_ids"].why
@@ -346,6 +360,7 @@ def test_a_started_finetuning_run_and_a_saved_one_are_the_same() -> None:
         {"additional_parameters": f"--huggingface_token {SECRET} --min_snr_gamma 5"},
         {"additional_parameters": f"--wandb_api_key={SECRET}"},
         {"additional_parameters": f'--wandb_api_key "{SECRET}"'},
+        {"additional_parameters": f'--wandb-api-key "a b{SECRET}" --min_snr_gamma 5'},
         {"extra_accelerate_launch_args": f"--wandb_api_key {SECRET}"},
     ],
 )
@@ -392,9 +407,18 @@ def test_clip_l_and_t5xxl_mean_another_family_on_each_tab() -> None:
     config, lines = look(LoRA_type="Flux1", flux1_checkbox=True, clip_l="f.safetensors", sd3_clip_l="s.safetensors")
     assert (str(config.model.clip_l), lines["sd3_clip_l"].outcome) == ("f.safetensors", "idle")
     config, lines = look(sd3_checkbox=True, clip_l="f.safetensors", sd3_clip_l="s.safetensors", sd3_t5xxl="t.safetensors")
-    assert (str(config.model.clip_l), str(config.model.t5), lines["clip_l"].outcome) == ("s.safetensors", "t.safetensors", "idle")
+    assert (str(config.model.clip_l), str(config.model.t5), lines["clip_l"].outcome) == (
+        "s.safetensors",
+        "t.safetensors",
+        "idle",
+    )
     for tab in ("D", "F"):
-        keys = {"clip_l": "s.safetensors", "t5xxl": "t.safetensors", "flux1_clip_l": "f.safetensors", "flux1_t5xxl": "u.safetensors"}
+        keys = {
+            "clip_l": "s.safetensors",
+            "t5xxl": "t.safetensors",
+            "flux1_clip_l": "f.safetensors",
+            "flux1_t5xxl": "u.safetensors",
+        }
         config, _ = look(tab, sd3_checkbox=True, **keys)
         assert (str(config.model.clip_l), str(config.model.t5)) == ("s.safetensors", "t.safetensors")
         config, _ = look(tab, flux1_checkbox=True, **keys)
@@ -438,11 +462,45 @@ def test_folders_stay_the_text_that_they_are() -> None:
     ],
 )
 def test_each_lora_type(lora_type: str, kind: str, options: dict[str, Any]) -> None:
-    keys = {"network_dim": 16, "network_alpha": 8, "conv_dim": 4, "conv_alpha": 2, "unit": 4, "factor": 8, "LyCORIS_preset": "full"}
+    keys = {
+        "network_dim": 16,
+        "network_alpha": 8,
+        "conv_dim": 4,
+        "conv_alpha": 2,
+        "unit": 4,
+        "factor": 8,
+        "LyCORIS_preset": "full",
+    }
     config, lines = look(LoRA_type=lora_type, decompose_both=True, dora_wd=True, **keys)
     assert config.adapter.kind == kind
     assert {name: getattr(config.adapter, name) for name in options} == options
     assert lines["LoRA_type"].outcome in ("taken", "converted")
+
+
+def test_a_lokr_of_whole_matrices() -> None:
+    """100000 stands for matrices that are no products, whose scale is 1 whatever alpha says."""
+    keys: dict[str, Any] = {"network_dim": 100000, "network_alpha": 1, "conv_dim": 100000, "conv_alpha": 1}
+    config, lines = look(LoRA_type="LyCORIS/LoKr", **keys)
+    assert config.adapter.rank_and_scale(spatial=False) == (1024, 1.0)
+    assert config.adapter.rank_and_scale(spatial=True) == (1024, 1.0)
+    assert {lines[key].outcome for key in keys} == {"converted"}
+
+
+def test_lycoris_without_a_rank_for_convolutions_takes_the_other() -> None:
+    config, _ = look(LoRA_type="LyCORIS/LoCon", network_dim=16, network_alpha=8, conv_dim=0)
+    assert config.adapter.conv_rank == 16
+
+
+def test_a_key_of_sd_scripts_that_the_gui_does_not_read() -> None:
+    config, lines = look(caption_prefix="a photo of")
+    assert config.data.caption_prefix == ""
+    assert lines["caption_prefix"].outcome == "idle"
+    assert "additional_parameters" in lines["caption_prefix"].why
+
+
+def test_the_finetuning_tick_is_said_where_it_is_not_followed() -> None:
+    _, lines = look("F", train_text_encoder=True, learning_rate_te=0)
+    assert (lines["train_text_encoder"].outcome, lines["train_text_encoder"].value) == ("converted", True)
 
 
 def test_an_unknown_lora_type_is_said() -> None:

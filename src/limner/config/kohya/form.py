@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +17,7 @@ Tab = Literal["lora", "dreambooth", "finetune", "embedding", "any"]
 
 HIDDEN = "(not shown)"
 _EITHER = {"max_train_steps": "max_train_epochs", "max_train_epochs": "max_train_steps"}
+_TOKEN = re.compile(r"""(--(?:huggingface[_-]t|wandb[_-]a)[\w-]*)[=\s"'].*?(?=\s--|$)""", re.DOTALL)
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
@@ -37,6 +39,8 @@ class Form:
     """Those inside --network_args."""
     made_by: dict[str, list[str]] = field(default_factory=dict)
     """{argument: the keys that made it}; of --network_args each by its own name, as "network_args.NAME"."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """{key: how its value was changed before an argument was made of it}."""
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Limner's options that no sd-scripts argument stands for."""
 
@@ -79,7 +83,7 @@ class Form:
         try:
             return clean(value if isinstance(value, str) else shown(value))
         except ValueError as error:
-            self.refuse(key, f"the text {error}; it was left out.")
+            self.refuse(key, f"The text {error}; it was left out.")
             return None
 
     def _given(self, key: str) -> Any:
@@ -87,7 +91,7 @@ class Form:
         if not _is_empty(value):
             return value
         if key in self.raw and key not in self.report.lines:
-            self.idle(key, "it is empty.")
+            self.idle(key, "It is empty.")
         return None
 
     # --- what becomes of it
@@ -157,14 +161,7 @@ def is_secret(name: str) -> bool:
 
 def hide(value: Any) -> Any:
     """A text of flags without the tokens in it."""
-    if not isinstance(value, str) or not any(name in value for name in ("huggingface_token", "wandb_api_key")):
-        return value
-    words, after = value.replace("=", " ").split(), ""
-    for word in words:
-        if is_secret(after.strip("\"'")) and not word.startswith("--"):
-            value = value.replace(word, HIDDEN)
-        after = word
-    return value
+    return _TOKEN.sub(rf"\1 {HIDDEN}", value) if isinstance(value, str) else value
 
 
 def as_number(value: Any) -> float | int | None:

@@ -12,11 +12,11 @@ from typing import Any
 
 from limner.config.files import build
 from limner.config.kohya.arguments import SCRIPT, to_values
-from limner.config.kohya.form import Form, Tab, hide, is_secret
+from limner.config.kohya.form import Form, hide, is_secret
 from limner.config.kohya.gui_adapter import KEYS as ADAPTER_KEYS
 from limner.config.kohya.gui_adapter import read_adapter
 from limner.config.kohya.gui_additional import KEY as ADDITIONAL
-from limner.config.kohya.gui_additional import read_additional, split
+from limner.config.kohya.gui_additional import read_additional, read_lists
 from limner.config.kohya.gui_config import flatten, is_config, value_of
 from limner.config.kohya.gui_folders import read_embedding, read_folders, read_saving
 from limner.config.kohya.gui_launch import read_launch
@@ -34,6 +34,7 @@ from limner.config.kohya.gui_training import (
     script_of,
 )
 from limner.config.kohya.report import Imported, Line, Outcome, Report
+from limner.config.kohya.scripts import arguments as sd_scripts
 from limner.errors import UserError, wrong
 
 _MARKS = (
@@ -72,7 +73,7 @@ def read(raw: dict[str, Any], name: str) -> Imported | None:
         renamed = {names[key]: replace(line, key=names[key]) for key, line in lines.items()}
         for dotted, why in others.items():
             value = _quiet(dotted, value_of(raw, dotted))
-            renamed[dotted] = Line(dotted, value, "idle" if why else "unknown", (), why or _UNKNOWN)
+            renamed[dotted] = Line(dotted, value, "idle", (), why) if why else Line(dotted, value, "unknown", (), _UNKNOWN)
         return Imported(values, Report(_in_order(raw, renamed)))
     tab = recognise(raw)
     if tab is None:
@@ -90,12 +91,12 @@ def recognise(raw: dict[str, Any]) -> str | None:
     if others := [tab for tab in _NOT_TRAINED if votes[tab] > 1]:
         return others[0]
     best = max(votes, key=lambda tab: votes[tab])
-    if marks < 2:
+    if marks < 2 and "LoRA_type" not in raw:
         return None
     return best if votes[best] else "dreambooth"  # which has no key of its own
 
 
-_UNKNOWN = "neither kohya_ss nor sd-scripts have it."
+_UNKNOWN = "Neither kohya_ss nor sd-scripts have it."
 
 
 def _import(form: Form) -> tuple[dict[str, dict[str, Any]], dict[str, Line]]:
@@ -107,7 +108,7 @@ def _import(form: Form) -> tuple[dict[str, dict[str, Any]], dict[str, Line]]:
         read_embedding(form)
     for part in (
         read_text_models, read_length, read_rates, read_warmup, read_noise, read_attention, read_precision, read_folders,
-        read_saving, read_prompts, read_launch, _read_argument_lists,
+        read_saving, read_prompts, read_launch, read_lists,
     ):  # fmt: skip
         part(form)
     for key in form.raw:
@@ -130,7 +131,7 @@ def _read_legacy(form: Form) -> None:
         if old and not form.has("log_with"):
             form.send("log_with", "wandb", "use_wandb")
         else:
-            form.idle("use_wandb", "log_with takes its place." if old else "it is not ticked.")
+            form.idle("use_wandb", "log_with takes its place." if old else "It is not ticked.")
     if (path := form.text("lora_network_weights")) is not None:
         if form.has("network_weights"):
             form.idle("lora_network_weights", "network_weights takes its place.")
@@ -138,17 +139,6 @@ def _read_legacy(form: Form) -> None:
             form.send("network_weights", path, "lora_network_weights")
     if (path := form.text("network_weights")) is not None:
         form.send("network_weights", path, "network_weights")
-
-
-def _read_argument_lists(form: Form) -> None:
-    for key in ("optimizer_args", "lr_scheduler_args"):
-        text = form.text(key)
-        if text is None:
-            continue
-        try:
-            form.send(key, split(text), key)
-        except ValueError:
-            form.refuse(key, "its quotes do not match; it was left out.")
 
 
 def _assembled(form: Form) -> tuple[dict[str, dict[str, Any]], dict[str, Line]]:
@@ -179,10 +169,12 @@ def _line(form: Form, key: str, theirs: Mapping[str, Line]) -> Line:
         return _merged(form, key, [line for argument in made for line in _lines_of(theirs, argument)])
     value = form.shown(key)
     if key in ADAPTER_KEYS or any(key in keys for keys in _ONLY_ON.values()):
-        return Line(key, value, "idle", (), "it is of another tab.")
+        return Line(key, value, "idle", (), "It is of another tab.")
     for prefix, family in _OTHER_FAMILIES.items():
         if key.startswith(prefix):
-            return Line(key, value, "idle", (), f"it counts only for {family}, which Limner does not train.")
+            return Line(key, value, "idle", (), f"It counts only for {family}, which Limner does not train.")
+    if key in sd_scripts():
+        return Line(key, value, "idle", (), "The GUI does not read it; in additional_parameters, as a flag, it counts.")
     return Line(key, value, "unknown", (), _UNKNOWN)
 
 
@@ -199,11 +191,11 @@ def _becomes(theirs: Report, argument: str) -> Iterable[str]:
 def _merged(form: Form, key: str, theirs: list[Line]) -> Line:
     """One line for a key of which arguments were made."""
     if not theirs:
-        return Line(key, form.shown(key), "unsupported", (), "nothing could be made of it.")
-    outcome = min((line.outcome for line in theirs), key=_RANK.index)
+        return Line(key, form.shown(key), "unsupported", (), "Nothing could be made of it.")
+    outcome = min(theirs, key=lambda line: _RANK.index(line.outcome)).outcome
     becomes = tuple(dict.fromkeys(option for line in theirs for option in line.becomes))
-    why = " ".join(dict.fromkeys(line.why for line in theirs if line.why))
-    return Line(key, form.shown(key), outcome, becomes, why)
+    why = " ".join(dict.fromkeys(filter(None, [form.notes.get(key, ""), *(line.why for line in theirs)])))
+    return Line(key, form.shown(key), "converted" if outcome == "taken" and key in form.notes else outcome, becomes, why)
 
 
 def _fitting(values: dict[str, dict[str, Any]], lines: dict[str, Line]) -> tuple[dict[str, dict[str, Any]], dict[str, Line]]:

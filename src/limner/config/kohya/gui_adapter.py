@@ -49,18 +49,17 @@ _TYPES = {
         "lycoris.kohya", f"LyCORIS_preset {_DROPOUT} rank_dropout_scale train_norm {_PLUS}", "full", has_rank=False
     ),
 }
+_MOST_RANK = 1024
 _OLD = {"LoCon": "LyCORIS/LoCon"}
 _OTHER_FAMILIES = ("HunyuanImage-2.1", "Anima", "Lumina")
 _FLAGS = (
-    "split_qkv train_t5xxl train_lora_ggpo enable_all_linear bypass_mode dora_wd use_cp use_tucker use_scalar rank_dropout_scale"
-    " rescaled train_norm decompose_both train_on_input"
-).split()
+    "split_qkv", "train_t5xxl", "train_lora_ggpo", "enable_all_linear", "bypass_mode", "dora_wd", "use_cp", "use_tucker",
+    "use_scalar", "rank_dropout_scale", "rescaled", "train_norm", "decompose_both", "train_on_input",
+)  # fmt: skip
 _NUMBERS = f"{_DROPOUT} {_PLUS} constrain conv_alpha ggpo_sigma ggpo_beta".split()
 _WHOLE = ["conv_dim", "unit", "factor"]
 _NAMES = {"LyCORIS_preset": "preset", "constrain": "constraint"}
-KEYS = tuple(
-    dict.fromkeys(["LoRA_type", "network_dim", "network_alpha", *" ".join(t.takes for t in _TYPES.values()).split()])
-)
+KEYS = tuple(dict.fromkeys(["LoRA_type", "network_dim", "network_alpha", *" ".join(t.takes for t in _TYPES.values()).split()]))
 """The keys that `read_adapter` accounts for."""
 
 
@@ -72,15 +71,16 @@ def read_adapter(form: Form) -> None:
     if name in _OTHER_FAMILIES:
         form.refuse("LoRA_type", f"Limner does not train {name}; choose another base model.")
     elif kind is None:
-        form.refuse("LoRA_type", f"there is no LoRA type {shown(name)}; a plain LoRA is trained instead.")
+        form.refuse("LoRA_type", f"There is no LoRA type {shown(name)}; a plain LoRA is trained instead.")
     elif name is not None:
         module = "networks.lora_sd3" if name == "Standard" and form.family == "sd3" else kind.module
         form.send("network_module", module, "LoRA_type")
         if kind.algo:
             form.send_network("algo", kind.algo, "LoRA_type")
     kind = kind or _TYPES["Standard"]
+    most = _MOST_RANK if kind.algo == "lokr" or kind.module == "networks.lokr" else None
     for key in ("network_dim", "network_alpha"):
-        number = form.number(key, whole=key == "network_dim")
+        number = _at_most(form, key, form.number(key, whole=key == "network_dim"), most)
         if number is not None and not kind.has_rank:
             form.idle(key, f"{name} has no rank.")
         elif number is not None:
@@ -93,8 +93,19 @@ def read_adapter(form: Form) -> None:
             _read(form, key, kind)
 
 
+def _at_most(form: Form, key: str, number: float | int | None, most: int | None) -> float | int | None:
+    """LoKr's ranks are written as 100000 where no matrix shall be a product: the scale is 1 then, whatever alpha says."""
+    rank = form.number("network_dim" if key.startswith("network") else "conv_dim", whole=True)
+    if number is None or most is None or not rank or rank <= most:
+        return number
+    form.notes[key] = f"So high a rank stands for whole matrices, whose scale is 1; {most} is the highest here."
+    return most
+
+
 def _read(form: Form, key: str, kind: _Type) -> None:
     value = _value(form, key)
+    if key in ("conv_dim", "conv_alpha") and "lokr" in (kind.algo, kind.module.rpartition(".")[2]):
+        value = _at_most(form, key, value if isinstance(value, int | float) else None, _MOST_RANK)
     if value is None:
         return
     if key == "conv_alpha" and not kind.algo and not form.number("conv_dim"):
@@ -102,7 +113,7 @@ def _read(form: Form, key: str, kind: _Type) -> None:
     elif key in ("ggpo_sigma", "ggpo_beta") and not form.flag("train_lora_ggpo"):
         form.idle(key, "train_lora_ggpo is not ticked.")
     elif value is False and key != "train_on_input":
-        form.idle(key, "it is not ticked.")
+        form.idle(key, "It is not ticked.")
     elif key == "conv_dim" and value == 0 and kind.algo and (rank := form.number("network_dim", whole=True)):
         form.send_network(key, rank, key)  # LyCORIS takes network_dim then
     elif value == 0 and key != "train_on_input":

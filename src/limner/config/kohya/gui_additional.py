@@ -1,54 +1,50 @@
-"""The GUI's "Additional parameters": a line of sd-scripts' own flags, which take precedence over the form."""
+"""The GUI's lines of typed arguments: "Additional parameters", which take precedence over the form, and lists of name=value."""
 
 from __future__ import annotations
 
-import re
-import shlex
-from typing import Any
-
+from limner.config.kohya import command_line
+from limner.config.kohya.arguments import SCRIPT
 from limner.config.kohya.form import Form, is_secret
+from limner.config.kohya.report import Report
+from limner.errors import UserError
 
 KEY = "additional_parameters"
-_SEVERAL = ("network_args", "optimizer_args", "lr_scheduler_args", "text_encoder_lr", "base_weights")
+_QUOTES = "Its quotes do not match; it was left out."
 
 
 def read_additional(form: Form) -> None:
-    """Make the arguments. Quotes hold words with spaces together, as the GUI means to; a backslash stays one."""
+    """Make the arguments. Quotes hold words with spaces together, which the GUI cannot do."""
     text = form.text(KEY)
     if text is None:
         return
     try:
-        words = split(text)
-    except ValueError:
-        form.refuse(KEY, "its quotes do not match; it was left out.")
+        given = command_line.read(text, Report())
+    except UserError:
+        form.refuse(KEY, _QUOTES)
         return
-    for name, value in _flags(words).items():
-        if is_secret(name):
-            continue
-        if name == "network_args":
-            for text in value:
-                inner, _, said = str(text).partition("=")
+    for name, value in given.items():
+        if name == "network_args" and isinstance(value, list):
+            for part in value:
+                inner, _, said = str(part).partition("=")
                 form.overrule(f"network_args.{inner.strip()}", said.strip(), KEY)
-        else:
+        elif name != SCRIPT and not is_secret(name):
             form.overrule(name, value, KEY)
     if not any(KEY in keys for keys in form.made_by.values()):
-        form.refuse(KEY, "it holds no flags of sd-scripts; nothing of it is carried out.")
+        form.refuse(KEY, "It holds no flags of sd-scripts but tokens, if any; nothing of it is carried out.")
 
 
-def split(text: str) -> list[str]:
-    """Words as a shell would part them, without anything else that a shell does. Raises ValueError at an open quote."""
-    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
-    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
-    return list(lexer)
-
-
-def _flags(words: list[str]) -> dict[str, Any]:
-    out, name = dict[str, Any](), ""
-    for word in words:
-        flag = re.fullmatch(r"--([A-Za-z]\w*)(?:=(.*))?", word, re.DOTALL)
-        if flag:
-            name = flag[1]
-            out[name] = [flag[2]] if flag[2] is not None else []
-        elif name:
-            out[name].append(word)
-    return {n: v if n in _SEVERAL else True if not v else v[0] if len(v) == 1 else v for n, v in out.items()}
+def read_lists(form: Form) -> None:
+    """What the optimiser and the schedule are told: name=value, spaces between."""
+    for key in ("optimizer_args", "lr_scheduler_args"):
+        text = form.text(key)
+        if text is None:
+            continue
+        try:
+            words = command_line.read(f"--{key} {text}", Report()).get(key)
+        except UserError:
+            form.refuse(key, _QUOTES)
+            continue
+        if words:
+            form.send(key, words, key)
+        else:
+            form.refuse(key, "It holds no name=value.")

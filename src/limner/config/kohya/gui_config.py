@@ -42,14 +42,14 @@ def flatten(raw: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], dict[s
     flat, names, others = dict[str, Any](), dict[str, str](), dict[str, str]()
     for section, table in raw.items():
         if not isinstance(table, dict):
-            others[section] = "it is for the GUI's page." if section in _FOLDERS_TO_LOOK_IN else ""
+            others[section] = "It is for the GUI's page." if section in _FOLDERS_TO_LOOK_IN else ""
             continue
         for name, value in table.items():
             dotted = f"{section}.{name}"
             if section in _OTHER_SECTIONS:
-                others[dotted] = "it is for another part of the GUI."
+                others[dotted] = "It is for another part of the GUI."
             elif name in _FOLDERS_TO_LOOK_IN:
-                others[dotted] = "it is the folder that the GUI looks for files in."
+                others[dotted] = "It is the folder that the GUI looks for files in."
             elif section not in _SECTIONS:
                 others[dotted] = ""
             elif (key := _key(section, name)) in flat:

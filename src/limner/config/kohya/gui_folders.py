@@ -57,7 +57,7 @@ def read_embedding(form: Form) -> None:
     if template in ("object template", "style template"):
         form.send(f"use_{template.partition(' ')[0]}_template", True, "template")
     elif template is not None:
-        form.idle("template", "captions are used, as usual.")
+        form.idle("template", "Captions are used, as usual.")
     vectors = form.number("num_vectors_per_token", whole=True)
     if vectors is not None:
         form.send("num_vectors_per_token", vectors, "num_vectors_per_token")
@@ -72,7 +72,7 @@ def read_saving(form: Form) -> None:
     if layout is not None and layout not in ("safetensors", "ckpt") and form.tab in ("lora", "embedding"):
         form.convert("save_model_as", why=f"{shown(layout)} is not for this tab; it is saved as .safetensors.")
     elif layout == "same as source model":
-        form.convert("save_model_as", why="it is saved as one .safetensors file; output.layout has the other form.")
+        form.convert("save_model_as", why="It is saved as one .safetensors file; output.layout has the other form.")
     elif layout is not None:
         form.send("save_model_as", layout, "save_model_as")
     seed = form.number("seed", whole=True)

@@ -24,7 +24,7 @@ def read_prompts(form: Form) -> None:
             kept.append(prompt)
             left_out += flags
     if not kept:
-        form.idle(_KEY, "it holds only comments.")
+        form.idle(_KEY, "It holds only comments.")
         return
     form.set("sample.prompts", kept)
     why = "kohya writes them to a file that all runs of a folder share; here each run has its own."

@@ -23,9 +23,9 @@ def read_rates(form: Form) -> None:
         if percent > 0 and form.tab == "dreambooth":
             form.refuse(_STOP, "Limner trains the text encoder to the end or not at all; it is trained to the end.")
         else:
-            form.idle(_STOP, "0 is off." if percent == 0 else "no trainer of this tab reads it.")
+            form.idle(_STOP, "0 is off." if percent == 0 else "No trainer of this tab reads it.")
     if "stop_text_encoder_training_pct" in form.raw:
-        form.idle("stop_text_encoder_training_pct", "the GUI does not read it either.")
+        form.idle("stop_text_encoder_training_pct", "The GUI does not read it either.")
 
 
 def _send_main(form: Form) -> None:
@@ -37,7 +37,8 @@ def _send_main(form: Form) -> None:
     elif form.number("unet_lr"):
         form.idle("learning_rate", "unet_lr takes its place.")
     else:
-        form.refuse("learning_rate", "nothing is learnt at a rate of 0 (kohya drops the 0 and trains at 2e-6); Limner's own is used.")
+        why = "Nothing is learnt at a rate of 0; kohya drops the 0 and trains at 2e-6. Limner's own rate is used."
+        form.refuse("learning_rate", why)
 
 
 def _caches_text(form: Form) -> bool:
@@ -53,7 +54,7 @@ def _of_adapter(form: Form) -> None:
         form.send("unet_lr", unet, "unet_lr")
     cached = _caches_text(form)
     if text and cached:
-        why = "captions are encoded beforehand, so the text encoder is not trained; kohya refuses to start with both."
+        why = "Captions are encoded beforehand, so the text encoder is not trained; kohya refuses to start with both."
         form.convert("text_encoder_lr", "adapter.text_encoder", why=why)
         form.set("adapter.text_encoder", False)
     elif text:
@@ -69,15 +70,15 @@ def _of_adapter(form: Form) -> None:
         form.convert("unet_lr", "adapter.denoiser", why="0 is not to train it.")
         form.set("adapter.denoiser", False)
     elif unet == 0:
-        form.idle("unet_lr", "nothing else would be trained; the denoiser is, at learning_rate.")
+        form.idle("unet_lr", "Nothing else would be trained; the denoiser is, at learning_rate.")
 
 
 def _read_t5(form: Form) -> None:
     rate = form.number("t5xxl_lr")
     if rate and form.family in ("flux", "sd3"):
-        form.refuse("t5xxl_lr", "all text encoders are trained at one rate, optimizer.text_encoder_lr.")
+        form.refuse("t5xxl_lr", "All text encoders are trained at one rate, optimizer.text_encoder_lr.")
     elif rate is not None:
-        form.idle("t5xxl_lr", "0 is not to train it." if rate == 0 else "it counts only for Flux.1 and Stable Diffusion 3.")
+        form.idle("t5xxl_lr", "0 is not to train it." if rate == 0 else "It counts only for Flux.1 and Stable Diffusion 3.")
 
 
 def _of_model(form: Form) -> None:
@@ -86,14 +87,15 @@ def _of_model(form: Form) -> None:
     rates = {key: form.number(key) for key in keys}
     for key in ("learning_rate_te", "learning_rate_te1", "learning_rate_te2"):
         if key not in keys and form.number(key) is not None:
-            form.idle(key, "it counts only for SDXL." if key[-1].isdecimal() else "SDXL has two text encoders with rates of their own.")
+            form.idle(
+                key,
+                "It counts only for SDXL." if key[-1].isdecimal() else "SDXL's two text encoders have rates of their own.",
+            )
     trains = any(rates.values()) if any(r is not None for r in rates.values()) else None
     ticked, stop = form.flag("train_text_encoder"), form.number(_STOP)
     cached = _caches_text(form)
     if ticked is not None:
         trains = ticked and trains is not False
-        why = "" if trains == ticked else "its learning rate is 0."
-        form.take("train_text_encoder", "adapter.text_encoder", why=why)
     if stop is not None and stop < 0 and form.tab == "dreambooth":
         trains = False
         form.convert(_STOP, "adapter.text_encoder", why="-1 is not to train it.")
@@ -103,7 +105,13 @@ def _of_model(form: Form) -> None:
         if rate and trains and not cached:
             form.send(key, rate, key)
         elif rate is not None:
-            why = "0 is not to train it." if rate == 0 else "the text encoder is not trained."
+            why = "0 is not to train it." if rate == 0 else "The text encoder is not trained."
             form.convert(key, "adapter.text_encoder", why=why)
-    if trains is not None:
-        form.set("adapter.text_encoder", trains and not cached)
+    if trains is None:
+        return
+    form.set("adapter.text_encoder", trains and not cached)
+    if ticked == (trains and not cached):
+        form.take("train_text_encoder", "adapter.text_encoder")
+    elif ticked is not None:
+        why = "Captions are encoded beforehand, so it is not trained." if cached else "Its learning rate is 0, or it has none."
+        form.convert("train_text_encoder", "adapter.text_encoder", why=why)

@@ -112,7 +112,7 @@ def pass_on(form: Form, key: str) -> None:
     if value is None:
         return
     if rule.family and form.family != rule.family:
-        form.idle(key, f"it counts only for {_NAMES[rule.family]}.")
+        form.idle(key, f"It counts only for {_NAMES[rule.family]}.")
     elif value == 0 and rule.kind in ("whole", "number") and not rule.zero:
         form.idle(key, "0 is off.")
     else:

@@ -24,7 +24,7 @@ def read_family(form: Form) -> None:
         form.idle(box, f"{ticked[0]} is ticked too, which the GUI asks for first.")
     for box in _BOXES:
         if form.flag(box) is False:
-            form.idle(box, "it is not ticked.")
+            form.idle(box, "It is not ticked.")
     if not ticked and str(form.raw.get("LoRA_type")).startswith("Flux1"):
         form.family = "flux"  # the GUI would start the trainer of Stable Diffusion 1 with it
     if form.family in _UNSUPPORTED:
@@ -35,14 +35,14 @@ def read_family(form: Form) -> None:
             form.take(ticked[0], "model.family")
     if form.flag("v2") is not None:
         if form.family and form.flag("v2"):
-            form.idle("v2", "another family is ticked.")
+            form.idle("v2", "Another family is ticked.")
         else:
             form.send("v2", form.flag("v2"), "v2")
 
 
 def script_of(form: Form) -> str:
-    """The script that the tab starts. Its own one of the finetuning tab knows less of what the form has than DreamBooth's, which
-    trains the same."""
+    """The script that the tab starts. In place of the finetuning tab's own DreamBooth's, which trains the same and knows more
+    of what the form has."""
     start = {"hunyuan": "hunyuan_image_", "": ""}.get(form.family, f"{form.family}_")
     if form.tab == "lora":
         return f"{start}train_network.py"
@@ -62,11 +62,11 @@ def read_text_models(form: Form) -> None:
             if path is not None and family == form.family:
                 form.send(argument, path, key)
             elif path is not None:
-                form.idle(key, f"on this tab it counts only for {'Flux.1' if family == 'flux' else 'Stable Diffusion 3'}.")
+                form.idle(key, f"On this tab it counts only for {'Flux.1' if family == 'flux' else 'Stable Diffusion 3'}.")
     for key in ("blocks_to_swap", "t5xxl_max_token_length"):
         number = form.number(key, whole=True)
         if number is not None and form.family not in own:
-            form.idle(key, "it counts only for Flux.1 and Stable Diffusion 3.")
+            form.idle(key, "It counts only for Flux.1 and Stable Diffusion 3.")
         elif number == 0:
             form.idle(key, "0 is off.")
         elif number is not None:
@@ -80,7 +80,7 @@ def read_length(form: Form) -> None:
     epoch = form.number("epoch", whole=True) or 0
     for key, value in (("max_train_epochs", epochs), ("max_train_steps", steps), ("epoch", epoch)):
         if value < 0:
-            form.refuse(key, "it is less than 0; it was left out.")
+            form.refuse(key, "It is less than 0; it was left out.")
     meant = steps == _FORM_STEPS and epoch > 1 and epochs <= 0
     if epochs > 0:
         form.send("max_train_epochs", epochs, "max_train_epochs")
@@ -117,7 +117,7 @@ def read_warmup(form: Form) -> None:
                 form.idle(key, f"{shown(custom or schedule)} has no warm-up in kohya.")
         return
     if steps is not None and steps < 0:
-        form.refuse("lr_warmup_steps", "it is less than 0; it was left out.")
+        form.refuse("lr_warmup_steps", "It is less than 0; it was left out.")
     if share is not None and not 0 <= share < 100:
         form.refuse("lr_warmup", f"{shown(share)} is no percentage below 100; it was left out.")
         share = None
@@ -148,7 +148,7 @@ def read_noise(form: Form) -> None:
         else:
             form.send(key, value, key)
     if kind is not None:
-        form.idle("noise_offset_type", "it only chooses between noise_offset and multires_noise_iterations.")
+        form.idle("noise_offset_type", "It only chooses between noise_offset and multires_noise_iterations.")
 
 
 def read_attention(form: Form) -> None:
@@ -160,14 +160,16 @@ def read_attention(form: Form) -> None:
     elif word in ("none", "sdp"):
         form.idle("xformers", "Limner always uses the attention of PyTorch.")
     elif word is not None:
-        form.refuse("xformers", "there is no such attention; that of PyTorch is used.")
+        form.refuse("xformers", "There is no such attention; that of PyTorch is used.")
 
 
 def read_precision(form: Form) -> None:
     """fp8 can be chosen in the GUI, but no trainer of sd-scripts takes it."""
     word = form.text("mixed_precision")
     if word == "fp8":
-        form.refuse("mixed_precision", "no trainer of sd-scripts takes fp8 either; memory.quantize = \"fp8\" stores the model so.")
+        form.refuse(
+            "mixed_precision", 'no trainer of sd-scripts takes fp8 either; memory.quantize = "fp8" stores the model so.'
+        )
     elif word is not None:
         form.send("mixed_precision", word, "mixed_precision")
     tokens = form.number("max_token_length", whole=True)
