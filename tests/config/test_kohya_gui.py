@@ -17,7 +17,8 @@ from limner.config.kohya.report import Imported
 from limner.errors import UserError
 
 # {key: {the tabs that have it: its default there}}; L LoRA, D Dreambooth, F Finetuning, T Textual Inversion, E LECO, C LLLite
-KEYS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parents[1] / "golden" / "kohya_gui_keys.json").read_text())
+GOLDEN = Path(__file__).parents[1] / "golden"
+KEYS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "kohya_gui_keys.json").read_text(encoding="utf-8"))
 NUM_KEYS = {"L": 287, "D": 175, "F": 215, "T": 128}
 
 
@@ -134,38 +135,52 @@ def test_a_preset_says_only_what_it_says() -> None:
     assert "base" not in got.values.get("model", {})
 
 
-def preset(
-    lora_type: str, rank: int, alpha: float, optimizer: str, schedule: str, warmup: int, rate: float, **more: Any
-) -> Any:
-    keys = {"LoRA_type": lora_type, "network_dim": rank, "network_alpha": alpha, "optimizer": optimizer, "lr_warmup": warmup}
-    return keys | {"lr_scheduler": schedule, "learning_rate": rate, "unet_lr": rate, "text_encoder_lr": rate, **more}
+def _presets() -> list[dict[str, Any]]:
+    names = "name LoRA_type network_dim network_alpha optimizer lr_scheduler lr_warmup learning_rate unet_lr text_encoder_lr"
+    columns = f"{names} train_batch_size epoch max_resolution mixed_precision".split()
+    lines = (GOLDEN / "kohya_presets.txt").read_text(encoding="utf-8").splitlines()
+    rows = [dict(zip(columns, line.split("\t"), strict=True)) for line in lines if not line.startswith("#")]
+    return [{key: value for key, value in row.items() if value != "-"} for row in rows]
 
 
-LOKR = "LyCORIS/LoKr"
-XL = {"sdxl": True, "max_resolution": "1024,1024", "mixed_precision": "bf16"}
-PRESETS: list[tuple[str, dict[str, Any], tuple[str, int, str, str]]] = [
-    ("1 image", preset(LOKR, 100000, 1, "Prodigy", "cosine", 0, 1.0, epoch=100, **XL), ("lokr", 1024, "prodigy", "cosine")),
-    ("LoHA", preset("LyCORIS/LoHa", 32, 32, "AdamW8bit", "constant", 0, 0.001, **XL), ("loha", 32, "adamw_8bit", "constant")),
-    ("AI_Now", preset("Standard", 32, 16, "Prodigy", "constant", 0, 1.0, **XL), ("lora", 32, "prodigy", "constant")),
-    ("Factor", preset("Standard", 128, 128, "Adafactor", "adafactor", 0, 1.0, **XL), ("lora", 128, "adafactor", "adafactor")),
-    ("kudou", preset("Standard", 256, 256, "DAdaptAdam", "cosine", 5, 1.0, **XL), ("lora", 256, "dadapt_adam", "cosine")),
-    (
-        "restarts",
-        preset("Standard", 256, 256, "Prodigy", "cosine_with_restarts", 0, 1.0, **XL),
-        ("lora", 256, "prodigy", "cosine_restarts"),
-    ),
-    ("EDG LoCon", preset("LyCORIS/LoCon", 64, 64, "AdamW8bit", "constant", 0, 1e-4), ("lora", 64, "adamw_8bit", "constant")),
-    ("GLoRA", preset(LOKR, 100000, 1, "AdamW", "constant", 0, 1e-4), ("lokr", 1024, "adamw", "constant")),
-]  # fmt: skip
+PRESETS = _presets()
+LORA_KINDS = {"Standard": "lora", "Flux1": "lora", "LyCORIS/LoCon": "lora", "LyCORIS/LoHa": "loha", "LyCORIS/LoKr": "lokr"}
+LORA_KINDS |= {"LyCORIS/iA3": "ia3"}
+OPTIMIZERS = {"AdamW": "adamw", "AdamW8bit": "adamw_8bit", "PagedAdamW8bit": "paged_adamw_8bit", "Lion": "lion"}
+OPTIMIZERS |= {"Prodigy": "prodigy", "Adafactor": "adafactor", "DAdaptAdam": "dadapt_adam"}
+SCHEDULES = {"cosine_with_restarts": "cosine_restarts", "constant_with_warmup": "constant"}
 
 
-@pytest.mark.parametrize("raw, expected", [p[1:] for p in PRESETS], ids=[p[0] for p in PRESETS])
-def test_the_shapes_of_shipped_presets(raw: dict[str, Any], expected: tuple[str, int, str, str]) -> None:
-    config, _ = imported(raw)
-    assert (config.adapter.kind, config.optimizer.kind, config.optimizer.schedule) == (expected[0], *expected[2:])
-    assert config.adapter.rank == expected[1]
-    # Adafactor finds its rate itself, 1e-2 at first, unless it is told otherwise
-    assert config.optimizer.lr == (1e-2 if raw["optimizer"] == "Adafactor" else raw["learning_rate"])
+@pytest.mark.parametrize("row", PRESETS, ids=[row["name"] for row in PRESETS])
+def test_the_shipped_presets(row: dict[str, str]) -> None:
+    """With numbers as the texts that they are in the table."""
+    tab = row["name"].partition("/")[0]
+    marks: dict[str, Any] = {"model_list": "custom"}
+    marks |= {"lora": {}, "dreambooth": {"sd3_checkbox": True}, "finetune": {"dataset_repeats": "1"}}[tab]
+    config, _ = imported(marks | {key: value for key, value in row.items() if key != "name"})
+    assert config.adapter.kind == (LORA_KINDS[row["LoRA_type"]] if tab == "lora" else "none")
+    if tab == "lora" and config.adapter.kind != "ia3":
+        whole = int(row["network_dim"]) > 1024
+        assert config.adapter.rank == min(int(row["network_dim"]), 1024)
+        assert config.adapter.alpha == (1024 if whole else float(row["network_alpha"]))
+    assert config.optimizer.kind == OPTIMIZERS[row["optimizer"]]
+    # Adafactor finds the rate itself unless it is told otherwise, and has a schedule of its own then
+    is_relative = row["optimizer"] == "Adafactor"
+    schedule = "adafactor" if is_relative else SCHEDULES.get(row["lr_scheduler"], row["lr_scheduler"])
+    assert config.optimizer.schedule == schedule
+    assert config.optimizer.lr == (1e-2 if is_relative else float(row.get("unet_lr", row["learning_rate"])))
+    if tab == "lora":
+        assert config.adapter.text_encoder == (float(row["text_encoder_lr"]) > 0)
+    if tab == "lora" and config.adapter.text_encoder and not is_relative:
+        assert config.optimizer.text_encoder_lr == float(row["text_encoder_lr"])
+    if not is_relative:
+        has_warmup = row["lr_scheduler"] != "constant"
+        assert config.optimizer.warmup_share == (int(row["lr_warmup"]) / 100 if has_warmup else 0)
+    assert config.train.batch_size == int(row["train_batch_size"])
+    assert config.train.epochs == (int(row["epoch"]) if "epoch" in row else None)
+    assert config.train.precision == row.get("mixed_precision")
+    sides = [int(side) for side in row["max_resolution"].split(",")] if "max_resolution" in row else None
+    assert config.data.resolution == (sides and math.isqrt(sides[0] * sides[1]))
 
 
 def test_the_finetuning_preset_with_numbers_as_texts() -> None:
@@ -186,8 +201,13 @@ def test_the_finetuning_preset_with_numbers_as_texts() -> None:
 
 
 def test_the_flux_preset() -> None:
-    raw = preset("Flux1", 16, 16, "AdamW8bit", "constant", 0, 3e-4, flux1_checkbox=True, fp8_base=True)
-    raw |= {"text_encoder_lr": 0, "clip_l": "H:/clip/clip_l.safetensors", "t5xxl": "H:/clip/t5xxl_fp16.safetensors"}
+    raw = {"LoRA_type": "Flux1", "network_dim": 16, "network_alpha": 16, "flux1_checkbox": True, "fp8_base": True}
+    raw |= {
+        "unet_lr": 3e-4,
+        "text_encoder_lr": 0,
+        "clip_l": "H:/clip/clip_l.safetensors",
+        "t5xxl": "H:/clip/t5xxl_fp16.safetensors",
+    }
     raw |= {"ae": "H:/vae/ae.sft", "guidance_scale": 1.0, "model_prediction_type": "raw", "timestep_sampling": "sigmoid"}
     raw |= {"discrete_flow_shift": 1.0, "flux1_cache_text_encoder_outputs": True, "max_resolution": "512,512"}
     config, _ = imported(raw)

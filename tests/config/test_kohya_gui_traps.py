@@ -521,6 +521,23 @@ def test_warnings_of_flux_defaults_that_do_not_fit_together() -> None:
     assert lines["model_prediction_type"].outcome in ("unsupported", "converted")
 
 
+def test_the_draw_of_flux_in_mode_sigma_is_even_as_the_gui_starts_it() -> None:
+    """The form's weighting_scheme is for Stable Diffusion 3."""
+    flux: dict[str, Any] = {"timestep_sampling": "sigma", "weighting_scheme": "logit_normal", "discrete_flow_shift": 3.0}
+    config, lines = look(LoRA_type="Flux1", flux1_checkbox=True, **flux)
+    assert (config.objective.timesteps, config.objective.shift) == ("uniform", 3.0)
+    assert lines["weighting_scheme"].outcome == "idle"
+    config, _ = look(sd3_checkbox=True, weighting_scheme="logit_normal", logit_mean=0.5, logit_std=2.0)
+    assert (config.objective.timesteps, config.objective.logit_mean, config.objective.logit_std) == ("logit_normal", 0.5, 2.0)
+
+
+def test_flags_that_nobody_knows_and_words_behind_none_are_said() -> None:
+    _, lines = look(additional_parameters="--min_snr_gamma 5 --nonsense 3 stray words")
+    why = lines["additional_parameters"].why
+    assert "nonsense: sd-scripts 0.10.1 has no such argument." in why
+    assert "2 words behind no flag" in why or "1 word behind no flag" in why
+
+
 def test_fp8_as_precision_is_no_precision() -> None:
     config, lines = look(mixed_precision="fp8")
     assert (config.train.precision, lines["mixed_precision"].outcome) == (None, "unsupported")

@@ -30,6 +30,7 @@ from limner.config.kohya.gui_training import (
     read_noise,
     read_precision,
     read_text_models,
+    read_timesteps,
     read_warmup,
     script_of,
 )
@@ -107,8 +108,8 @@ def _import(form: Form) -> tuple[dict[str, dict[str, Any]], dict[str, Line]]:
     if form.tab == "embedding":
         read_embedding(form)
     for part in (
-        read_text_models, read_length, read_rates, read_warmup, read_noise, read_attention, read_precision, read_folders,
-        read_saving, read_prompts, read_launch, read_lists,
+        read_text_models, read_timesteps, read_length, read_rates, read_warmup, read_noise, read_attention, read_precision,
+        read_folders, read_saving, read_prompts, read_launch, read_lists,
     ):  # fmt: skip
         part(form)
     for key in form.raw:
@@ -194,8 +195,13 @@ def _merged(form: Form, key: str, theirs: list[Line]) -> Line:
         return Line(key, form.shown(key), "unsupported", (), "Nothing could be made of it.")
     outcome = min(theirs, key=lambda line: _RANK.index(line.outcome)).outcome
     becomes = tuple(dict.fromkeys(option for line in theirs for option in line.becomes))
-    why = " ".join(dict.fromkeys(filter(None, [form.notes.get(key, ""), *(line.why for line in theirs)])))
+    why = " ".join(dict.fromkeys(filter(None, [form.notes.get(key, ""), *(_reason(line, theirs) for line in theirs)])))
     return Line(key, form.shown(key), "converted" if outcome == "taken" and key in form.notes else outcome, becomes, why)
+
+
+def _reason(line: Line, among: list[Line]) -> str:
+    """Why, with the argument's name where there are several."""
+    return f"{line.key.rpartition('.')[2]}: {line.why}" if line.why and len(among) > 1 else line.why
 
 
 def _fitting(values: dict[str, dict[str, Any]], lines: dict[str, Line]) -> tuple[dict[str, dict[str, Any]], dict[str, Line]]:

@@ -17,18 +17,21 @@ def read_additional(form: Form) -> None:
     text = form.text(KEY)
     if text is None:
         return
+    said = Report()
     try:
-        given = command_line.read(text, Report())
+        given = command_line.read(text, said)
     except UserError:
         form.refuse(KEY, _QUOTES)
         return
     for name, value in given.items():
         if name == "network_args" and isinstance(value, list):
             for part in value:
-                inner, _, said = str(part).partition("=")
-                form.overrule(f"network_args.{inner.strip()}", said.strip(), KEY)
+                inner, _, word = str(part).partition("=")
+                form.overrule(f"network_args.{inner.strip()}", word.strip(), KEY)
         elif name != SCRIPT and not is_secret(name):
             form.overrule(name, value, KEY)
+    if lost := sum(name.startswith("word ") for name in said.lines):
+        form.notes[KEY] = f"Left out: {lost} word{'s' * (lost > 1)} behind no flag."
     if not any(KEY in keys for keys in form.made_by.values()):
         form.refuse(KEY, "It holds no flags of sd-scripts but tokens, if any; nothing of it is carried out.")
 

@@ -73,6 +73,15 @@ def read_text_models(form: Form) -> None:
             form.send(key, number, key)
 
 
+def read_timesteps(form: Form) -> None:
+    """In its mode "sigma" Flux.1's trainer draws as weighting_scheme says, which the GUI tells Stable Diffusion 3's alone."""
+    sampling = form.text("timestep_sampling")
+    if sampling is not None and form.family == "flux":
+        form.send("timestep_sampling", sampling, "timestep_sampling")
+        if sampling == "sigma":
+            form.send("weighting_scheme", "uniform", "timestep_sampling")
+
+
 def read_length(form: Form) -> None:
     """Steps or epochs. The GUI's Epoch counts only where Max train steps is 0, yet that begins as 1600: an Epoch that was
     typed beside an untouched 1600 is what is meant."""
