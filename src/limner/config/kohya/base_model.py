@@ -94,6 +94,8 @@ def write(w: Writer) -> None:
     w.put("ae" if w.family == "flux" else "vae", vae, "model.vae")
     if w.family in _SKIPS:
         w.put("clip_skip", model.clip_skip or 1, "model.clip_skip")
+    elif model.clip_skip is not None:
+        w.lose("model.clip_skip", "has no effect for this family.", severity="warning")
     if model.text_chunks in (2, 3):
         w.put("max_token_length", 75 * model.text_chunks, "model.text_chunks")
     elif model.text_chunks > 3:

@@ -6,7 +6,18 @@ from typing import Any
 
 from limner.config import Config
 from limner.config.kohya import (
-    base_model, flow, keeping, network, objective, optimizing, pictures, plain, saving, scheduling, unused, whole,
+    base_model,
+    flow,
+    keeping,
+    network,
+    objective,
+    optimizing,
+    pictures,
+    plain,
+    saving,
+    scheduling,
+    unused,
+    whole,
 )  # fmt: skip
 from limner.config.kohya.scripts import script_for
 from limner.config.kohya.writer import Facts, Writer

@@ -148,6 +148,10 @@ def write(w: Writer) -> None:
         w.put("min_timestep", section.least_timestep, "objective.least_timestep")
         w.put("max_timestep", section.most_timestep, "objective.most_timestep")
     if is_flow:
+        if section.prediction is not None:
+            w.lose("objective.prediction", "has no effect for flows.", severity="warning")
+        if section.v_share != "off":
+            w.lose("objective.v_share", "has no effect for flows.", severity="warning")
         return
     usual = w.facts.prediction or ("v_prediction" if w.family == "sd2" else "epsilon")
     prediction = section.prediction or usual

@@ -114,6 +114,9 @@ def _read_kind(r: Reader) -> str:
     return "other"
 
 
+_SO_IN_ANY_CASE = (("sgd", "nesterov", True), ("dadapt_adam", "decouple", True), ("adafactor", "scale_parameter", False))
+
+
 def _read_argument(r: Reader, key: str, kind: str) -> None:
     place = f"optimizer_args.{key}"
     text = str(r.given[place])
@@ -135,14 +138,12 @@ def _read_argument(r: Reader, key: str, kind: str) -> None:
         r.take(place, {"optimizer.momentum": value})
     elif kind == "adafactor" and key in ("relative_step", "warmup_init"):
         pass  # with the learning rate
-    elif kind == "sgd" and key == "nesterov":
-        r.idle(place, "It is Nesterov's in any case.")
+    elif (kind, key, value) in _SO_IN_ANY_CASE:
+        r.idle(place, "It is so in any case.")
     else:
         own = _KINDS[kind].names.get(key, key) if kind in _KINDS else key
         if "=" in own or not own.isidentifier():
             r.refuse(place, "is no argument.")
-        elif kind == "dadapt_adam" and key == "decouple" and value is True:
-            r.idle(place, "It is so in any case.")
         elif _add(r, f"{own}={text}"):
             r.account(place, "taken" if own == key else "converted", "optimizer.arguments")
         else:

@@ -157,7 +157,12 @@ def _write_prompts(w: Writer) -> None:
     w.put("sample_prompts", path, "sample.prompt_file")
     if sample.prompts and not w.facts.sample_prompts:
         w.lose("sample.prompts", "sd-scripts reads prompts from a file.", "Use sample.prompt_file.")
-    if sample.solver is not None:
+    elif path and not w.facts.sample_prompts:
+        said = "What a prompt does not say is painted with sd-scripts' own sizes, steps and guidance."
+        w.lose("sample.prompt_file", said, "Mind that pictures look otherwise.", severity="warning")
+    if sample.solver is not None and w.family in ("sd3", "flux"):
+        w.lose("sample.solver", "Flows are painted by Euler's method in any case.", severity="warning")
+    elif sample.solver is not None:
         w.put("sample_sampler", "dpmsolver++" if sample.solver == "dpmpp_2m" else sample.solver, "sample.solver")
     if path and not (sample.every_steps or sample.every_epochs or sample.at_start):
         said = "sd-scripts does not paint at the end of its own accord."
