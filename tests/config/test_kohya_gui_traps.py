@@ -252,6 +252,11 @@ def test_additional_parameters_take_precedence_over_the_form() -> None:
     assert "additional_parameters" in lines["min_snr_gamma"].why
 
 
+def test_additional_parameters_say_what_is_trained() -> None:
+    assert not look(text_encoder_lr=1e-4, additional_parameters="--network_train_unet_only")[0].adapter.text_encoder
+    assert look(seed=0, additional_parameters="--seed 7")[0].train.seed == 7
+
+
 def test_additional_network_args_join_those_of_the_form() -> None:
     config, _ = look(
         LoRA_type="Flux1", flux1_checkbox=True, rank_dropout=0.1, additional_parameters="--network_args train_blocks=single"
@@ -362,11 +367,15 @@ def test_a_started_finetuning_run_and_a_saved_one_are_the_same() -> None:
         {"additional_parameters": f'--wandb_api_key "{SECRET}"'},
         {"additional_parameters": f'--wandb-api-key "a b{SECRET}" --min_snr_gamma 5'},
         {"extra_accelerate_launch_args": f"--wandb_api_key {SECRET}"},
+        {"wandb_api_key": [SECRET]},
+        {"openai_api_key": SECRET},
     ],
 )
 def test_tokens_are_neither_written_nor_shown(keys: dict[str, Any]) -> None:
     config, lines = look(**keys)
     assert SECRET not in repr(config) + repr(lines) + files.render(config)
+    if "min_snr_gamma" not in repr(keys):
+        assert lines[next(iter(keys))].outcome in ("unsupported", "unknown")
 
 
 # --- what a drop-in needs

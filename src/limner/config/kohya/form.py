@@ -78,7 +78,7 @@ class Form:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            self.refuse(key, f"{shown(value)} is not a text; it was left out.")
+            self.refuse(key, f"{HIDDEN if is_secret(key) else shown(value)} is not a text; it was left out.")
             return None
         try:
             return clean(value if isinstance(value, str) else shown(value))
@@ -156,7 +156,8 @@ class Form:
 
 def is_secret(name: str) -> bool:
     """Whether a key or an argument holds a token."""
-    return name.rpartition(".")[2].lstrip("-") in ("huggingface_token", "wandb_api_key", "token")
+    last = name.rpartition(".")[2].lower()
+    return last in ("huggingface_token", "hf_token", "token", "password") or last.endswith("api_key")
 
 
 def hide(value: Any) -> Any:

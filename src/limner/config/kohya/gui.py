@@ -91,9 +91,11 @@ def recognise(raw: dict[str, Any]) -> str | None:
     votes = {tab: sum(key in raw for key in keys) for tab, keys in _ONLY_ON.items()}
     if others := [tab for tab in _NOT_TRAINED if votes[tab] > 1]:
         return others[0]
-    best = max(votes, key=lambda tab: votes[tab])
-    if marks < 2 and "LoRA_type" not in raw:
+    if "LoRA_type" in raw:
+        return "lora"
+    if marks < 2:
         return None
+    best = max(votes, key=lambda tab: votes[tab])
     return best if votes[best] else "dreambooth"  # which has no key of its own
 
 

@@ -12,17 +12,14 @@ _ENDING = r"\.[\w.-]{1,32}"
 
 def read_folders(form: Form) -> None:
     """Folders, the finetuning tab's metadata file, repeats and caption endings."""
-    has_file = form.text("dataset_config") is not None
-    for key, argument in (("train_data_dir", "train_data_dir"), ("image_folder", "train_data_dir"), ("reg_data_dir", "")):
-        if form.text(key) is None:
+    for key in ("train_data_dir", "image_folder", "reg_data_dir"):
+        if (path := form.text(key)) is None:
             continue
-        if has_file:
-            form.idle(key, "dataset_config takes its place, as in kohya.")
-        elif key == "image_folder" and form.has("train_data_dir"):
+        if key == "image_folder" and form.has("train_data_dir"):
             form.idle(key, "train_data_dir takes its place.")
         else:
-            form.send(argument or key, form.text(key), key)
-    _metadata(form, has_file)
+            form.send("train_data_dir" if key == "image_folder" else key, path, key)
+    _metadata(form)
     repeats = form.number("dataset_repeats", whole=True)
     if repeats is not None:
         form.send("dataset_repeats", repeats, "dataset_repeats")
@@ -33,7 +30,7 @@ def read_folders(form: Form) -> None:
         form.send("caption_extension", ending, "caption_extension")
 
 
-def _metadata(form: Form, has_file: bool) -> None:
+def _metadata(form: Form) -> None:
     """The finetuning tab's captions: kohya gathers them from the caption files first, unless that is not ticked."""
     made = form.flag("generate_caption_database")
     if (old := form.flag("create_caption")) is not None and made is None:
@@ -42,7 +39,7 @@ def _metadata(form: Form, has_file: bool) -> None:
         if form.flag(key) is not None:
             form.idle(key, "Limner reads the caption files themselves.")
     folder, name = form.text("train_dir"), form.text("caption_metadata_filename")
-    if folder and name and made is False and not has_file:
+    if folder and name and made is False:
         apart = "\\" if "\\" in folder and "/" not in folder else "/"
         form.send("in_json", folder.rstrip("/\\") + apart + name, "train_dir", "caption_metadata_filename")
         return
