@@ -305,6 +305,16 @@ def test_resume_from_huggingface_is_a_text_there_and_a_flag_in_the_trainer() -> 
     assert look(resume_from_huggingface="owner/name/state")[1]["resume_from_huggingface"].outcome == "unsupported"
 
 
+def test_resume_from_huggingface_was_a_flag_once() -> None:
+    assert look(resume_from_huggingface=False)[1]["resume_from_huggingface"].outcome == "idle"
+
+
+def test_bucket_steps_of_1_as_many_shipped_presets_have_them() -> None:
+    config, lines = look(bucket_reso_steps=1)
+    assert config.data.bucket_step_px is None
+    assert "what the family needs" in lines["bucket_reso_steps"].why
+
+
 def test_an_empty_base_model_is_not_taken_for_one() -> None:
     config, lines = look(pretrained_model_name_or_path="")
     assert lines["pretrained_model_name_or_path"].outcome == "idle"

@@ -35,7 +35,9 @@ def read_launch(form: Form) -> None:
     _counts(form)
     _started_otherwise(form)
     _tokens(form)
-    if form.text("resume_from_huggingface") is not None:
+    if form.raw.get("resume_from_huggingface") is False:
+        form.idle("resume_from_huggingface", "It is off.")
+    elif form.text("resume_from_huggingface") is not None:
         form.refuse("resume_from_huggingface", "Fetch the files first; kohya cannot resume from it either.")
     if (ticked := form.flag("train_inpainting")) is not None:
         if ticked:

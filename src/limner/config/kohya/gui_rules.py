@@ -97,6 +97,7 @@ RULES: dict[str, Rule] = {
     "block_lr": Rule("text", family=_SDXL),
 }
 
+_LEAST_STEP = 8  # pixels that one of the latents stands for
 _NAMES = {"flux": "Flux.1", "sd3": "Stable Diffusion 3", "sdxl": "SDXL"}
 
 
@@ -111,7 +112,9 @@ def pass_on(form: Form, key: str) -> None:
     }[rule.kind](key)
     if value is None:
         return
-    if rule.family and form.family != rule.family:
+    if key == "bucket_reso_steps" and value < _LEAST_STEP:
+        form.refuse(key, f"Sides are multiples of {_LEAST_STEP} at least; what the family needs is used.")
+    elif rule.family and form.family != rule.family:
         form.idle(key, f"It counts only for {_NAMES[rule.family]}.")
     elif value == 0 and rule.kind in ("whole", "number") and not rule.zero:
         form.idle(key, "0 is off.")
