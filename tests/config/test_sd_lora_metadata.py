@@ -90,10 +90,11 @@ def test_an_own_file_gives_its_configuration_back() -> None:
 def test_hostile_metadata_never_crashes() -> None:
     rng = random.Random(2)
     texts = [
-        "", "None", "nan", "1e999", "[" * 3000, "{" * 3000, '{"a": NaN}', json.dumps({"x" * 500: [1]}), "9" * 5000, "\x00", "\ud800",
+        "", "None", "nan", "1e999", "[" * 3000, "{" * 3000, '{"a": NaN}', json.dumps({"x" * 500: [1]}), "9" * 5000,
+        "\x00", "\ud800",
         "(((", "a(b=(c", "__import__('os').system('x')", "True", "(1,", "é" * 2000, '{"algo": {"a": 1}}', "-1", "0",
     ]  # fmt: skip
-    for _ in range(300):
+    for _ in range(120):
         metadata = {key: rng.choice([*texts, KOHYA[key]]) for key in KOHYA} | {"\x1b": "x", "": ""}
         found = of_lora(metadata)
         assert isinstance(files.build(found.values, {}), Config)
