@@ -92,7 +92,6 @@ def test_an_own_file_gives_its_configuration_back() -> None:
         ({"timesteps": "mode", "mode_scale": 0.7}, 2.0),
         ({"timesteps": "uniform"}, 1.0),
         ({"timesteps": "uniform", "weighting": "sigma_sqrt"}, 2.0),
-        ({"timesteps": "cosmap"}, "resolution"),
     ],
 )
 def test_own_files_say_how_a_flow_was_trained(family: str, objective: dict[str, Any], shift: float | str) -> None:
@@ -100,8 +99,7 @@ def test_own_files_say_how_a_flow_was_trained(family: str, objective: dict[str, 
     found = of_lora(metadata)
     again = files.build(found.values, {}).objective
     assert {name: getattr(again, name) for name in objective} == objective
-    if objective["timesteps"] != "cosmap":  # which is written as a weight is
-        assert again.shift == shift
+    assert again.shift == shift
     assert set(metadata) <= set(found.report.lines)
 
 

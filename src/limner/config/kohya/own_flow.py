@@ -29,6 +29,7 @@ def read(metadata: Mapping[str, Any], report: Report) -> dict[str, Any]:
     check, out = Reader({}, report, None, False), dict[str, Any]()
     sampling, scheme = metadata["ss_timestep_sampling"], metadata.get("ss_weighting_scheme")
     shift = _number(metadata, "ss_discrete_flow_shift")
+    # "cosmap" may stand for either; that timesteps are weighed so is the commoner
     weighs = scheme in ("sigma_sqrt", "cosmap")
     if sampling == "sigma":
         has_mean, has_mode = (_number(metadata, k) is not None for k in ("ss_logit_mean", "ss_mode_scale"))
@@ -36,7 +37,7 @@ def read(metadata: Mapping[str, Any], report: Report) -> dict[str, Any]:
     else:
         out["timesteps"] = "uniform" if sampling == "uniform" else "logit_normal"
     out["shift"] = {"uniform": 1.0, "sigmoid": 1.0, "flux_shift": "resolution"}.get(sampling, shift or "resolution")
-    names = {"logit_normal": ("logit_mean", "logit_std"), "mode": ("mode_scale",)}.get(out["timesteps"], ())
+    names = {"logit_normal": ("logit_mean", "logit_std"), "mode": ("mode_scale",)}.get(str(out["timesteps"]), ())
     out |= {name: value for name in names if (value := _number(metadata, f"ss_{name}")) is not None}
     if weighs:
         out["weighting"] = scheme
