@@ -8,8 +8,8 @@ from limner.config.model import merges
 from limner.errors import UserError
 
 ARGUMENTS = (
-    "pretrained_model_name_or_path", "v2", "vae", "ae", "clip_l", "clip_g", "t5xxl", "max_token_length", "base_weights", "base_weights_multiplier",
-    "clip_skip", "t5xxl_max_token_length",
+    "pretrained_model_name_or_path", "v2", "vae", "ae", "clip_l", "clip_g", "t5xxl", "max_token_length", "base_weights",
+    "base_weights_multiplier", "clip_skip", "t5xxl_max_token_length",
 )  # fmt: skip
 OPTIONS = (
     "model.clip_l",
