@@ -172,6 +172,35 @@ def sample(
     )  # fmt: skip
 
 
+@app.command(name="import")
+def import_(*files: Path, out: Annotated[Path | None, Parameter(alias="-o")] = None) -> int:
+    """Make a configuration of what kohya_ss, sd-scripts or a LoRA say. The report tells what became of each key.
+
+    Parameters
+    ----------
+    files: Configurations, dataset files, command lines (- reads one), LoRAs. The last counts most.
+    out: The configuration to write. Without it, it goes to the terminal, and the report to the standard error.
+    """
+    from limner import importing
+    from limner.config import files as config_files
+    from limner.config.kohya import render_report
+
+    if not files:
+        raise wrong("import", "needs a file.", "For example: limner import lora.json -o run.toml")
+    found = importing.together([
+        ("-", importing.of_text(sys.stdin.read(config_files.MAX_BYTES + 1), "-")) if str(path) == "-" else
+        (path.name, importing.of_file(path)) for path in files
+    ])  # fmt: skip
+    if out is None:
+        print("\n".join(render_report(found.report)), file=sys.stderr)
+        print(config_files.render_changes(config_files.build(found.values, {})), end="")
+        return 0
+    written = importing.write(found, out)
+    print("\n".join(render_report(found.report)))
+    print("".join(f"\nWrote {file}" for file in written))
+    return 0
+
+
 @app.command
 def tools(name: str = "", *words: Options, look: Annotated[bool, Parameter(negative="")] = False) -> int:
     """Work on files: limner tools lists what there is, limner tools NAME its options.

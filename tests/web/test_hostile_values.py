@@ -64,7 +64,7 @@ def requests(pics: Path, run: str) -> dict[str, Asked]:
         "/api/train": Asked({"values": form}),
         "/api/toml": Asked({"values": form}),
         "/api/command": Asked({"values": form}),
-        "/api/values": Asked({"text": "[train]\nsteps = 5\n"}),
+        "/api/import": Asked({"name": "a.toml", "text": "[train]\nsteps = 5\n"}),
         "/api/pictures/list": Asked({"values": view}),
         "/api/caption": Asked({"values": view, "path": str(pics / "a.png"), "text": "a cat"}),
         "/api/upload": Asked(query={"token": "0" * 16, "name": "a.txt"}),

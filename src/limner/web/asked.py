@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
+import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -12,10 +14,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
 
-from limner import expect, jobs, launch, machine, preflight, queue, runner, runs
+from limner import expect, importing, jobs, launch, machine, preflight, queue, runner, runs
 from limner.config import Config, Section, defaults, files
 from limner.config.fields import paths, walk
-from limner.errors import Finding, UserError, wrong
+from limner.config.kohya import Line
+from limner.errors import Finding, UserError, printable, wrong
 from limner.machine import Machine
 from limner.preflight import Records
 from limner.web import places
@@ -65,12 +68,17 @@ def router(context: Context) -> APIRouter:
         config = config_of(values, context)
         return {"name": f"{config.output.name}.toml", "text": files.render(config)}
 
-    @routes.post("/values")
-    def values_of(text: Annotated[str, Body(embed=True)]) -> dict[str, str]:
-        """What a TOML file sets."""
-        if len(text) > files.MAX_BYTES:
-            raise wrong("file", f"is longer than {files.MAX_BYTES} characters.", "A configuration is a small TOML file.")
-        return files.overrides_of(files.build(files.parse(text, "file"), {}, text, "file"))
+    @routes.post("/import")
+    def import_(name: Annotated[str, Body(max_length=300)], text: Annotated[str, Body()]) -> dict[str, Any]:
+        """What a file sets: our own TOML, or one of kohya's, of which a report says what became of each key."""
+        if len(text) > files.MAX_BYTES * (64 if name.endswith(".safetensors") else 1):
+            raise wrong("file", f"is longer than {files.MAX_BYTES} characters.", "A configuration is a small file.")
+        if _is_ours(text, name):
+            return {"values": files.overrides_of(files.build(files.parse(text, "file"), {}, text, "file")), "report": []}
+        found = importing.of_text(text, name)
+        subsets = runs.home() / "imported" / f"{hashlib.sha256(found.subsets.encode()).hexdigest()[:16]}.json"
+        values = files.overrides_of(importing.build(found, subsets))
+        return {"values": values, "report": [_line(line) for line in found.report.lines.values()]}
 
     @routes.post("/command")
     def command(values: Values) -> dict[str, str]:
@@ -85,6 +93,24 @@ def router(context: Context) -> APIRouter:
         }
 
     return routes
+
+
+def _is_ours(text: str, name: str) -> bool:
+    """Whether a text is a configuration of Limner's, be it a wrong one: it has sections of ours, or no signs of kohya."""
+    if name.endswith(".safetensors") or text.lstrip().startswith("{"):
+        return False
+    try:
+        raw = tomllib.loads(text)
+    except (ValueError, RecursionError):
+        return name.endswith(".toml")
+    return not raw or any(isinstance(raw.get(section), dict) and set(raw) <= set(Config.model_fields) for section in raw)
+
+
+def _line(line: Line) -> dict[str, Any]:
+    """A line of the report, its value as a text that can be shown."""
+    value = "" if line.value is None else printable(files.shown(line.value).strip("'"), 80)
+    said = {"key": printable(line.key, 120), "value": value, "outcome": line.outcome}
+    return {**said, "becomes": line.becomes, "why": printable(line.why, 400)}
 
 
 def this_machine() -> Machine:

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable
 from typing import Any
 
-from limner.config.kohya import command_line
+from limner.config.kohya import command_line, gui
 from limner.config.kohya.arguments import to_values
 from limner.config.kohya.report import Imported, Report
 from limner.config.kohya.scripts import arguments
@@ -130,6 +130,10 @@ def config_file(raw: dict[str, Any]) -> Imported | None:
     return Imported(to_values(flat, report, complete=True), report)
 
 
-READERS: dict[str, Reader] = {"dataset file": dataset, "config file": config_file}
+READERS: dict[str, Reader] = {
+    "dataset file": dataset,
+    "kohya_ss": lambda raw: gui.read(raw, "the file"),
+    "config file": config_file,
+}
 """Tried in order. A reader looks at a whole table and returns None where it is not of its kind; those that know more signs
 stand first."""

@@ -1,6 +1,7 @@
 // The pictures of a new run: a place to drop them on, what is wrong with each, and their captions to edit.
 
 import { fill, h, post, Refused, sayRefused, t, thumbnail, url } from "./common.js";
+import { isConfiguration, load } from "./importing.js";
 import * as store from "./store.js";
 
 const AT_ONCE = 3;
@@ -37,7 +38,9 @@ export function pictures() {
     event.preventDefault();
     light(false);
     depth = 0;
-    upload(filesOf(event.dataTransfer));
+    const [first, second] = event.dataTransfer.files;
+    if (first && !second && isConfiguration(first.name)) load(first);
+    else upload(filesOf(event.dataTransfer));
   });
 
   function upload(files) {

@@ -2,33 +2,24 @@
 
 import { copyText, fill, get, h, post, say, sayRefused, t } from "./common.js";
 import { showDialog } from "./dialog.js";
+import { IMPORTABLE, load } from "./importing.js";
 import * as store from "./store.js";
 
 // A preset is about how to train; which pictures, their trigger, the model and the name stay as they are.
 const STAYS = ["data.path", "data.trigger", "model.base", "output.name"];
 
 export function tools() {
-  const chooser = h("input", { type: "file", accept: ".toml", class: "unseen", "aria-label": t("Load TOML"), onchange: () => load(chooser.files[0]).finally(() => (chooser.value = "")) });
+  const chooser = h("input", { type: "file", accept: IMPORTABLE, class: "unseen", "aria-label": t("Load or import"), onchange: () => load(chooser.files[0]).finally(() => (chooser.value = "")) });
   const does = (label, act) => h("button", { type: "button", onclick: () => act().catch(sayRefused) }, label);
   return h(
     "div",
     { class: "row tools" },
-    h("label", { class: "button" }, chooser, t("Load TOML")),
+    h("label", { class: "button" }, chooser, t("Load or import")),
     does(t("Save TOML"), save),
     does(t("Presets"), presets),
     does(t("Show command"), command),
     does(t("Clear"), async () => confirm(t("Forget everything that is set in this form?")) && store.clear()),
   );
-}
-
-async function load(file) {
-  try {
-    const values = await post("api/values", { text: await file.text() });
-    store.replace(values, "", true);
-    say(fill(t("Loaded {name}."), { name: file.name }));
-  } catch (error) {
-    sayRefused(error);
-  }
 }
 
 async function save() {
