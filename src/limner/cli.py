@@ -173,7 +173,9 @@ def sample(
 
 
 @app.command(name="import")
-def import_(*files: Path, out: Annotated[Path | None, Parameter(alias="-o")] = None) -> int:
+def import_(
+    *files: Annotated[Path, Parameter(allow_leading_hyphen=True)], out: Annotated[Path | None, Parameter(alias="-o")] = None
+) -> int:
     """Make a configuration of what kohya_ss, sd-scripts or a LoRA say. The report tells what became of each key.
 
     Parameters

@@ -1,0 +1,111 @@
+"""A tool as a process: what it says while it works and in the end, how it is stopped, and that the card has one user."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import filelock
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from limner import disk, jobs, runs, tool_jobs
+from limner.config.files import build_as
+from limner.config.tools import Tools
+from limner.errors import UserError
+from limner.runs import LIVE, Run
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    """A LoRA of eight layers of rank 8, four of which say nothing."""
+    torch.manual_seed(0)
+    tensors = {}
+    for i in range(8):
+        name = f"lora_unet_mid_block_attentions_0_transformer_blocks_{i}_attn1_to_q"
+        tensors[f"{name}.lora_down.weight"] = torch.randn(8, 32)
+        tensors[f"{name}.lora_up.weight"] = torch.randn(32, 8) * (torch.arange(8) < 4)
+        tensors[f"{name}.alpha"] = torch.tensor(8.0)
+    save_file(tensors, tmp_path / "a cat's.safetensors", {"ss_network_dim": "8"})
+    return tmp_path / "a cat's.safetensors"
+
+
+def resize(lora: Path, **options: object) -> Tools:
+    section = {"lora": str(lora), "output": str(lora.with_name("small.safetensors")), "rank": 4, **options}
+    return build_as(Tools, {"resize": section}, {})
+
+
+def ended(run: Run, seconds: float = 120) -> Run:
+    until = time.monotonic() + seconds
+    while run.state().status in ("queued", *LIVE):
+        assert time.monotonic() < until, run.tail()
+        time.sleep(0.05)
+    return run
+
+
+def test_it_works_says_so_and_reports(home: Path, lora: Path):
+    asked = resize(lora)
+    told = tool_jobs.look(asked)
+    assert told["files"] == [str(lora.with_name("small.safetensors"))] and not lora.with_name("small.safetensors").exists()
+    run = ended(tool_jobs.start(asked))
+    assert run.state().status == "done", run.tail()
+    report = disk.read_json(run.path / tool_jobs.REPORT)
+    assert report["files"] == told["files"] and lora.with_name("small.safetensors").is_file()
+    assert tool_jobs.asked(run) == ("resize", asked.resize)
+    assert [r.id for r in tool_jobs.all_jobs()] == [run.id]
+
+
+def test_a_mistake_stands_at_its_option_and_nothing_is_written(home: Path, lora: Path):
+    absent = lora.with_name("none.safetensors")
+    told = tool_jobs.look(resize(absent))
+    assert [f["field"] for f in told["findings"]] == ["resize.lora"]
+    run = ended(tool_jobs.start(resize(absent)))
+    assert run.state().status == "failed" and "Traceback" not in run.tail()
+    assert [f["field"] for f in disk.read_json(run.path / tool_jobs.REPORT)["findings"]] == ["resize.lora"]
+    assert not lora.with_name("small.safetensors").exists()
+
+
+def test_a_killed_one_is_failed_and_leaves_no_file(home: Path, lora: Path):
+    run = tool_jobs.start(resize(lora))
+    jobs.kill(run.state().pid)
+    assert ended(run).state().status == "failed"
+    assert [p.name for p in lora.parent.glob("*.safetensors")] == [lora.name]
+
+
+def test_one_that_is_stopped_before_it_begins_writes_nothing(home: Path, lora: Path):
+    run = tool_jobs.start(resize(lora))
+    run.request("stop")
+    assert ended(run).state().status in ("stopped", "done")
+    done = run.state().status == "done"
+    assert lora.with_name("small.safetensors").exists() == done
+
+
+def test_the_graphics_card_has_one_user(home: Path, lora: Path):
+    asked = resize(lora, device="cuda")
+    with runs.lock_of_tools("cuda", 0):
+        words = [sys.executable, "-m", "limner.cli", "tools", "resize", f"--lora={lora}", "--output=x.safetensors"]
+        done = subprocess.run([*words, "--rank=4", "--device=cuda"], capture_output=True, text=True, cwd=lora.parent, env=os.environ)
+    assert done.returncode == 2 and "another tool works on cuda" in done.stderr, done.stderr
+    with runs.lock_of_tools("cuda", 0), pytest.raises(filelock.Timeout), runs.lock_of_tools("cuda", 0):
+        pass
+    assert tool_jobs.device_of(asked.resize) == "cuda"  # type: ignore[arg-type]
+    assert tool_jobs.device_of(resize(lora, device="cpu").resize) is None  # type: ignore[arg-type]
+
+
+def test_only_the_newest_are_kept(home: Path):
+    for i in range(60):
+        folder = tool_jobs.folder_of_all() / f"2026-01-01_0000{i:02d}_resize"
+        folder.mkdir(parents=True)
+        (folder / "tool.toml").write_text("[resize]\n")
+    tool_jobs._make("resize")
+    assert len(tool_jobs.all_jobs()) == 50
+
+
+@pytest.mark.parametrize("text", ["", "a = 1", "[resize]\n[extract]\n", "[no_tool]\n", "[resize]\nrank = 'x'\n"])
+def test_a_damaged_file_is_said(text: str):
+    with pytest.raises(UserError):
+        tool_jobs.read(text)
