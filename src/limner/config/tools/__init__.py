@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from limner.config.base import Section
 from limner.config.tools.base import ToolSection
+from limner.config.tools.folders import Balance, FromKohyaFolders, GroupPictures, ToKohyaFolders, UndoFolders, Unpack
 
 
 class Tools(Section):
     """What one use of a tool is asked to do: just one section is given. Its options are named `merge.base`, and so on."""
+
+    group_pictures: GroupPictures | None = None
+    balance: Balance | None = None
+    to_kohya_folders: ToKohyaFolders | None = None
+    from_kohya_folders: FromKohyaFolders | None = None
+    unpack: Unpack | None = None
+    undo_folders: UndoFolders | None = None
 
 
 def the_section(tools: Tools) -> tuple[str, ToolSection]:
