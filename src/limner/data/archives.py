@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -114,12 +115,15 @@ class Archive:
         what = "it" if len(self.files) == 1 else f"its {len(self.files)} files"
         said = f"{self.data.path} is unpacked when the run starts: {what}, about {_mib(self.size)} MiB, into Limner's home."
         out = [Finding("data.path", said, "Until then nothing of what it holds is checked.", "note")]
-        if any(f.suffix.lower() == ".parquet" for f in self.files) and (lack := parquet.lacking()):
+        if (lack := self._lack()) is not None:
             out.append(lack)
         if (free := disk.free_bytes(self.folder)) < self.size:
             said = f"unpacking {self.data.path} takes about {_mib(self.size)} MiB, {_mib(free)} MiB are free in Limner's home."
             out.append(Finding("data.path", said, "Make room, or set LIMNER_HOME to a folder on a larger disk."))
         return out
+
+    def _lack(self) -> Finding | None:
+        return parquet.lacking() if any(f.suffix.lower() == ".parquet" for f in self.files) else None
 
     def bar(self, may_follow: Callable[[str], bool] | None) -> None:
         """Raises UserError for files that are links to where they may not lead."""
@@ -130,10 +134,12 @@ class Archive:
     def warnings(self) -> list[Finding]:
         """What was left out when it was unpacked."""
         record = disk.read_json(self.folder / _RECORD)
-        left = record.get("left_out") if isinstance(record, dict) else None
+        return self._left_out(record if isinstance(record, dict) else {})
+
+    def _left_out(self, record: dict[str, Any]) -> list[Finding]:
         return [
             Finding("data.path", f"{self.data.path}: {n} left out: {why}, the first is {first}.", "", "warning")
-            for why, (n, first) in (left or {}).items()
+            for why, (n, first) in record.get("left_out", {}).items()
         ]
 
     def unpack(self, progress: Progress) -> None:
@@ -147,18 +153,49 @@ class Archive:
             temporary = self.folder.with_name(f"{disk.TEMPORARY}{self.folder.name[:16]}")
             for left in (temporary, self.folder):  # of one that was killed; of one that somebody took files from
                 shutil.rmtree(left, ignore_errors=True)
-            try:
-                self._fill(temporary, progress)
-                os.replace(temporary, self.folder)
-                disk.fsync(self.folder.parent)
-            except OSError as error:
-                said = f"{self.data.path} cannot be unpacked into Limner's home ({error.strerror or error})."
-                raise wrong("data.path", said, "Make room there, or set LIMNER_HOME to another folder.") from None
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
 
-    def _fill(self, temporary: Path, progress: Progress) -> None:
-        root, done, total = temporary / self._name, 0, self.size
+            def fill(folder: Path) -> None:
+                record = self._fill(folder / self._name, progress)
+                disk.write_json(folder / _RECORD, {"of": str(self.data.path), **record})
+
+            self._appear(self.folder, temporary, fill)
+
+    def unpack_into(self, folder: Path, progress: Progress) -> list[Finding]:
+        """Unpack it into a folder that is made, and return what was left out. Raises UserError if it cannot be."""
+        out: dict[str, Any] = {}
+        if (lack := self._lack()) is not None:
+            raise UserError([lack])
+
+        def fill(temporary: Path) -> None:
+            temporary.mkdir(parents=True)
+            out.update(self._fill(temporary / folder.name, progress))
+
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._stuck(folder, error) from None
+        self._appear(folder, disk.temporary_name(folder), fill, inside=folder.name)
+        return self._left_out(out)
+
+    def _appear(self, folder: Path, temporary: Path, fill: Callable[[Path], object], inside: str = "") -> None:
+        try:
+            fill(temporary)
+            if hasattr(os, "sync"):
+                os.sync()  # once for all: a hundred thousand files one by one would take minutes
+            os.rename(temporary / inside, folder)
+            disk.fsync(folder.parent)
+        except OSError as error:
+            raise self._stuck(folder, error) from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _stuck(self, folder: Path, error: OSError) -> UserError:
+        said = f"{self.data.path} cannot be unpacked into {folder.parent} ({error.strerror or error})."
+        return wrong("data.path", said, "Make room there, or choose another folder (for a run: LIMNER_HOME).")
+
+    def _fill(self, root: Path, progress: Progress) -> dict[str, Any]:
+        """Fill a folder that is made; returns how many files it holds, and what was left out."""
+        done, total = 0, self.size
         root.mkdir(parents=True)
         into = Unpacking(root, self.data.caption_extensions, self.data.caption_column, 20 * total + _SPARE_BYTES)
         try:
@@ -177,9 +214,7 @@ class Archive:
             said = f"{self.data.path} holds no picture that Limner opens."
             raise wrong("data.path", said, "Give an archive of .png, .jpg, .webp or .bmp files.")
         left = {why: [count, into.first[why]] for why, count in into.left_out.items()}
-        disk.write_json(temporary / _RECORD, {"of": str(self.data.path), "files": into.num_files, "left_out": left})
-        if hasattr(os, "sync"):
-            os.sync()  # once for all: a hundred thousand files one by one would take minutes
+        return {"files": into.num_files, "left_out": left}
 
 
 def of_config(config: Config) -> Iterator[tuple[str, Archive]]:
