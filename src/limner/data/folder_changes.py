@@ -51,7 +51,6 @@ class FolderMove:
         if os.path.lexists(target):
             return "something else has its name"
         os.rename(source, target)
-        disk.fsync(target.parent)
         return ""
 
 

@@ -157,18 +157,21 @@ class Journal:
         self, entry: Entry, changes: Sequence[Change], allowed: Callable[[Path], bool], progress: Progress | None, *, back: bool
     ) -> Outcome:
         refused, changed, is_full = [], 0, False
-        for i, change in enumerate(reversed(changes) if back else changes):
-            if progress is not None:
-                progress(i, len(changes))
-            try:
-                fault = "" if all(map(allowed, _elsewhere(change, Path(entry.folder)))) else "it is not in the allowed folders"
-                fault = fault or (os.strerror(errno.ENOSPC) if is_full else _turned(change, back))
-            except OSError as error:
-                fault, is_full = error.strerror or type(error).__name__, error.errno == errno.ENOSPC
-            if fault:
-                refused.append((change.path, fault))
-            else:
-                changed += 1
+        try:
+            for i, change in enumerate(reversed(changes) if back else changes):
+                if progress is not None:
+                    progress(i, len(changes))
+                try:
+                    fault = "" if all(map(allowed, _elsewhere(change, Path(entry.folder)))) else _BARRED
+                    fault = fault or (os.strerror(errno.ENOSPC) if is_full else _turned(change, back))
+                except OSError as error:
+                    fault, is_full = error.strerror or type(error).__name__, error.errno == errno.ENOSPC
+                if fault:
+                    refused.append((change.path, fault))
+                else:
+                    changed += 1
+        finally:
+            _sync(changes)
         return Outcome(entry, changed, refused)
 
     def _prune(self) -> None:
@@ -205,6 +208,14 @@ class Journal:
 
 
 _CHANGED = "it was changed by somebody else since"
+_BARRED = "it is not in the allowed folders"
+
+
+def _sync(changes: Sequence[Change]) -> None:
+    """Push renames to the disk: once for each folder, since one by one takes milliseconds."""
+    for folder in {path.parent for c in changes if isinstance(c, Move | FolderMove) for path in (c.path, c.to)}:
+        with contextlib.suppress(OSError):
+            disk.fsync(folder)
 
 
 def _elsewhere(change: Change, folder: Path) -> list[Path]:
@@ -252,7 +263,6 @@ def _move_file(change: Move, back: bool) -> str:
         return "another file has its name"
     target.parent.mkdir(parents=True, exist_ok=True)
     os.rename(source, target)
-    disk.fsync(target.parent)
     return ""
 
 

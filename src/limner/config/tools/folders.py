@@ -1,4 +1,4 @@
-"""[tools]: folders of pictures grouped, balanced, brought into kohya's form and out of it, unpacked; and all that taken back."""
+"""[tools]: folders of pictures grouped, balanced, brought into kohya's form and out of it, unpacked; and that taken back."""
 
 from __future__ import annotations
 
