@@ -50,7 +50,7 @@ class _Shape:
 
 def _plan(section: GroupPictures) -> Plan:
     folder = real_folder(section.folder, _FOLDER)
-    output = section.output.absolute() if section.output is not None else folder
+    output = section.output.resolve() if section.output is not None else folder
     plan, names = Plan(folder, "group pictures"), Names()
     without = output if output != folder else None
     found = items(folder, plan.remarks, _FOLDER, deep=section.subfolders, without=without)
