@@ -30,7 +30,10 @@ from limner.config import files as config_files
 from limner.errors import wrong
 
 Status = Literal["queued", "starting", "running", "stopping", "waiting", "done", "failed", "stopped"]
-Phase = Literal["", "loading", "painting class pictures", "caching", "training", "validating", "sampling", "saving", "working"]
+Phase = Literal[
+    "", "loading", "unpacking", "painting class pictures", "caching", "training", "validating", "sampling", "saving",
+    "working"
+]
 LIVE: tuple[Status, ...] = ("starting", "running", "stopping")
 _CHANGE = re.compile(r"change-[0-9]{1,20}\.toml", re.ASCII)
 _MAX_CHANGE_BYTES = 1 << 20

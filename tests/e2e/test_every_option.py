@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -83,6 +85,7 @@ CASES: dict[str, Case] = {
         3, beside=beside(data={"class_path": "{one class}", "class_prompt": "a thing"}, sample={"steps": 2})
     ),
     "data.caption_extensions": Case([".caption"]),
+    "data.caption_column": Case("other", beside=beside(data={"path": "{archive}"})),
     "data.caption_prefix": Case("a photo of"),
     "data.caption_suffix": Case("at night"),
     "data.caption_separator": Case(";", beside=TAGS),
@@ -298,6 +301,14 @@ def places(tmp_path_factory) -> dict[str, Path]:
                 mask.paste(shade, (0, 0, image.width // 2, image.height))
                 mask.save(out[name] / picture.name)
     names = sorted(p.name for p in out["pictures"].glob("*.png"))
+    out["archive"] = root / "archive.tar"
+    with tarfile.open(out["archive"], "w") as archive:
+        for picture in out["pictures"].glob("*.png"):
+            archive.add(picture, picture.name)
+            told = json.dumps({"text": "a picture", "other": "number left"}).encode()
+            entry = tarfile.TarInfo(f"{picture.stem}.json")
+            entry.size = len(told)
+            archive.addfile(entry, io.BytesIO(told))
     out["metadata"] = root / "metadata.jsonl"
     out["metadata"].write_text("".join(json.dumps({"file_name": n, "text": f"text of {n}"}) + "\n" for n in names))
     out["subsets"] = root / "subsets.toml"

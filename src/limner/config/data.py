@@ -13,7 +13,8 @@ class Data(Section):
     """The pictures, their captions and their sizes."""
 
     path: FilePath | None = option(None, kohya="train_data_dir")
-    """The folder of pictures. Folders inside it are read too; kohya's "10_name class" folders set repeats and caption."""
+    """The folder of pictures. Folders inside it are read too; kohya's "10_name class" folders set repeats and caption. Or
+    a .tar or .parquet file, or a folder of these: it is unpacked once, at the start."""
 
     trigger: Text | None = option(None, kohya="class_tokens")
     """The word that shall call up what is taught. It is the caption of every picture that has none."""
@@ -44,6 +45,10 @@ class Data(Section):
 
     caption_extensions: Texts = option((".txt", ".caption"), kohya="caption_extension", advanced=True)
     """Where a picture's caption lies: the picture's name with the first of these endings that exists."""
+
+    caption_column: Text | None = option(None, advanced=True, when="data.path or data.subsets")
+    """What the caption is called in a parquet file, or in the .json files of a tar. The first of caption, text and prompt that
+    is there when not given."""
 
     caption_prefix: Text = option("", kohya="caption_prefix", advanced=True)
     """Put before every caption, with a space behind it."""

@@ -16,8 +16,9 @@ from PIL import Image
 from limner.config import Config, Data, Model
 from limner.config.model import merges
 from limner.config.prompts import Prompt
+from limner.data.archives import find as find_archive
 from limner.data.scan import Picture, Scan, scan
-from limner.errors import Finding, UserError
+from limner.errors import Finding, UserError, wrong
 from limner.randomness import mix
 
 MARK = "limner"
@@ -33,6 +34,9 @@ def scan_classes(data: Data, may_follow: Callable[[str], bool] | None = None) ->
     folder = data.class_path
     if folder is None or (data.class_count and not folder.exists()):
         return Scan()
+    if data.class_count and find_archive(data.model_copy(update={"path": folder})) is not None:
+        said = f"{folder} is an archive, into which nothing can be painted."
+        raise wrong("data.class_count", said, "Remove it, or give a folder as data.class_path.")
     changes = {"path": folder, "trigger": data.class_prompt, "repeats": 1, "metadata": None, "subsets": None}
     found = scan_beside(data.model_copy(update=changes), "data.class_path", may_follow)
     found.pictures = [replace(p, is_class=True) for p in found.pictures]

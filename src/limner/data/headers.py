@@ -7,6 +7,7 @@ import struct
 
 import imagesize
 
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 MAX_PIXELS = 64_000_000
 _PNG = b"\x89PNG\r\n\x1a\n"
 _HEAD_BYTES = 32

@@ -14,14 +14,13 @@ from operator import attrgetter
 from pathlib import Path
 
 from limner.config import Data
-from limner.data import metadata, subsets, tags
-from limner.data.headers import first_bytes, size_of
+from limner.data import archives, metadata, subsets, tags
+from limner.data.headers import EXTENSIONS, first_bytes, size_of
 from limner.data.metadata import Metadata
 from limner.data.remembered import MANY, Remembered
 from limner.data.subset import Subset
 from limner.errors import Finding, wrong
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 MAX_CAPTION_BYTES = 1 << 20
 _MANY_REPEATS = 200
 _KOHYA_FOLDER = re.compile(r"([0-9]{1,6})_(.*)", re.ASCII | re.DOTALL)
@@ -64,6 +63,8 @@ class Scan:
     warnings: list[Finding] = field(default_factory=list)
     num_barred: int = 0
     """Links that were not followed; they are among the broken."""
+    has_archives: bool = False
+    """Whether any of it came out of tar or parquet files."""
 
 
 def scan(data: Data, may_follow: MayFollow = None) -> Scan:
@@ -87,6 +88,9 @@ def scan(data: Data, may_follow: MayFollow = None) -> Scan:
             Finding("data.trigger", said, "Set data.trigger, or put a .txt file beside each picture.", "warning")
         )
     _check_trigger(data, out)
+    if data.caption_column is not None and not out.has_archives:
+        said = "has no effect: no captions are taken from tar or parquet files."
+        out.warnings.append(Finding("data.caption_column", said, "Remove it.", "warning"))
     return out
 
 
@@ -99,14 +103,17 @@ def _bar(data: Data, may_follow: MayFollow) -> None:
 
 
 def root_of(data: Data) -> Path:
-    """The folder of pictures. Raises UserError if there is none."""
+    """The folder of pictures; of an archive, the one that it was unpacked into. Raises UserError if there is none (yet)."""
     root = data.path
     if root is None:
         raise wrong("data.path", "no folder of pictures is given.", 'Set it: path = "my-pictures" under [data].')
+    if (archive := archives.find(data)) is not None:
+        return archive.pictures()
     try:
         if not root.is_dir():
             said = "is a file, not a folder" if root.exists() else "does not exist"
-            raise wrong("data.path", f"{root} {said}.", "Give the folder that holds the pictures.")
+            remedy = "Give the folder that holds the pictures, or a .tar or .parquet file."
+            raise wrong("data.path", f"{root} {said}.", remedy)
     except (OSError, ValueError):
         raise wrong(
             "data.path", f"{str(root)!r} is not a path on this system.", "Give the folder that holds the pictures."
@@ -120,14 +127,20 @@ class _Look:
     def __init__(self, data: Data, subset: Subset | None, out: Scan, may_follow: MayFollow) -> None:
         self.data, self.subset, self.out, self.may_follow = data, subset, out, may_follow
         self.is_class = subset is not None and subset.is_class
+        if (archive := archives.find(data)) is not None:
+            out.has_archives = True
+            archive.bar(may_follow)
+            out.warnings += archive.warnings()
         self.root = root_of(data)
+        # what an archive is unpacked into has folders of its own making
+        self.is_deep = subset is None or archive is not None
         self.metadata: Metadata | None = None if data.metadata is None else metadata.read(data.metadata)
         self.sides: dict[int, int] = {}
         """Equal numbers once: a large data set has few different sides."""
 
     def look(self) -> None:
         out, ignored = self.out, set()
-        for folder, names, files in _folders(self.root, out, self.may_follow, deep=self.subset is None):
+        for folder, names, files in _folders(self.root, out, self.may_follow, deep=self.is_deep):
             # as in sd-scripts, only the folder itself and those directly in it are read for repeats
             is_read = self.subset is None and (folder == self.root or folder.parent == self.root)
             repeats, fallback = _kohya(folder.name, self.data) if is_read else (self.data.repeats, None)

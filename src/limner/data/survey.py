@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from limner.config import Config
+from limner.data.archives import find as find_archive
 from limner.data.buckets import Buckets, Fit
 from limner.data.captions import tags_of
 from limner.data.dataset import assemble
@@ -117,6 +118,9 @@ def tag_counts(rows: list[Row]) -> list[tuple[str, int]]:
 
 def survey(config: Config, base: Base, may_follow: Callable[[str], bool] | None = None) -> Survey:
     """Look at the folder `config.data.path`. Raises UserError if there is none."""
+    if find_archive(config.data) is not None:
+        said = f"{config.data.path} is an archive, whose pictures cannot be changed."
+        raise wrong("data.path", said, "Make a folder of it (the tool unpack), and look at that.")
     found = scan(config.data, may_follow)
     folder = config.data.path
     if config.data.subsets is not None:

@@ -8,6 +8,7 @@ found neither as before nor as after was changed by somebody else and is left al
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from limner import disk
+from limner.data.folder_changes import Copy, FolderMove, NewFolder
 from limner.errors import wrong
 
 MAX_ENTRIES = 100
@@ -44,7 +46,10 @@ class Move:
     mtime_ns: int
 
 
-Change = Write | Move
+Change = Write | Move | NewFolder | FolderMove | Copy
+
+Progress = Callable[[int, int], None]
+"""Told how many of how many changes are made. What it raises breaks them off; the journal knows them all the same."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,10 @@ class Journal:
         self.folder, self.max_entries, self.max_bytes = folder, max_entries, max_bytes
 
     def apply(
-        self, folder: Path, kind: str, detail: str, changes: Sequence[Change], allowed: Callable[[Path], bool]
-    ) -> Outcome:
-        """Make the changes in files for which `allowed` is true, journalled as one.
+        self, folder: Path, kind: str, detail: str, changes: Sequence[Change], allowed: Callable[[Path], bool],
+        progress: Progress | None = None,
+    ) -> Outcome:  # fmt: skip
+        """Make the changes of files for which `allowed` is true, journalled as one.
 
         Raises UserError, with nothing done, if they are none, or too much to be kept.
         """
@@ -94,26 +100,26 @@ class Journal:
             disk.write_text(place / "files.json", content)
             self._write(entry)
             self._prune()
-            return self._do(entry, changes, allowed, back=False)
+            return self._do(entry, changes, allowed, progress, back=False)
 
     def record(self, changes: Sequence[Change]) -> str:
         """What `apply` keeps of the changes. Raises UserError if it is too much."""
         content = json.dumps([_dumped(c) for c in changes])
         if len(content) > self.max_bytes:
-            said = f"changes {len(content) >> 20} MiB of captions at once, too much to be undone."
+            said = f"changes {len(content) >> 20} MiB of captions and names at once, too much to be undone."
             raise wrong("pictures", said, "Choose fewer pictures.")
         return content
 
-    def undo(self, folder: Path, allowed: Callable[[Path], bool]) -> Outcome | None:
+    def undo(self, folder: Path, allowed: Callable[[Path], bool], progress: Progress | None = None) -> Outcome | None:
         """Take back the last operation in `folder` that stands, but only in files for which `allowed` is true.
 
         None if there is none.
         """
-        return self._turn(folder, allowed, back=True)
+        return self._turn(folder, allowed, progress, back=True)
 
-    def redo(self, folder: Path, allowed: Callable[[Path], bool]) -> Outcome | None:
+    def redo(self, folder: Path, allowed: Callable[[Path], bool], progress: Progress | None = None) -> Outcome | None:
         """Do again what was undone last; None if there is nothing."""
-        return self._turn(folder, allowed, back=False)
+        return self._turn(folder, allowed, progress, back=False)
 
     def next(self, folder: Path) -> tuple[Entry | None, Entry | None]:
         """(what `undo` would take back, what `redo` would do again)."""
@@ -132,7 +138,7 @@ class Journal:
                 out.append(Entry(int(name), **content))
         return sorted((e for e in out if folder is None or Path(e.folder).is_relative_to(folder)), key=lambda e: e.number)
 
-    def _turn(self, folder: Path, allowed: Callable[[Path], bool], *, back: bool) -> Outcome | None:
+    def _turn(self, folder: Path, allowed: Callable[[Path], bool], progress: Progress | None, *, back: bool) -> Outcome | None:
         with self._lock():
             entry = self.next(folder)[0 if back else 1]
             if entry is None:
@@ -141,24 +147,31 @@ class Journal:
             if not isinstance(content, list):
                 self._drop(entry.number)
                 raise wrong("undo", f"the record of {entry.kind!r} in the journal is damaged.", "It was removed; try again.")
-            outcome = self._do(entry, [_loaded(c) for c in content], allowed, back=back)
+            outcome = self._do(entry, [_loaded(c) for c in content], allowed, progress, back=back)
             # also if every file was refused: the operations before it must stay within reach
             entry = replace(entry, undone=back)
             self._write(entry)
             return replace(outcome, entry=entry)
 
-    def _do(self, entry: Entry, changes: Sequence[Change], allowed: Callable[[Path], bool], *, back: bool) -> Outcome:
-        refused, changed = [], 0
-        for change in reversed(changes) if back else changes:
-            try:
-                fault = "" if allowed(change.path) else "it is not in the allowed folders"
-                fault = fault or (_write_file(change, back) if isinstance(change, Write) else _move_file(change, back))
-            except OSError as error:
-                fault = error.strerror or type(error).__name__
-            if fault:
-                refused.append((change.path, fault))
-            else:
-                changed += 1
+    def _do(
+        self, entry: Entry, changes: Sequence[Change], allowed: Callable[[Path], bool], progress: Progress | None, *, back: bool
+    ) -> Outcome:
+        refused, changed, is_full = [], 0, False
+        try:
+            for i, change in enumerate(reversed(changes) if back else changes):
+                if progress is not None:
+                    progress(i, len(changes))
+                try:
+                    fault = "" if all(map(allowed, _elsewhere(change, Path(entry.folder)))) else _BARRED
+                    fault = fault or (os.strerror(errno.ENOSPC) if is_full else _turned(change, back))
+                except OSError as error:
+                    fault, is_full = error.strerror or type(error).__name__, error.errno == errno.ENOSPC
+                if fault:
+                    refused.append((change.path, fault))
+                else:
+                    changed += 1
+        finally:
+            _sync(changes)
         return Outcome(entry, changed, refused)
 
     def _prune(self) -> None:
@@ -195,6 +208,27 @@ class Journal:
 
 
 _CHANGED = "it was changed by somebody else since"
+_BARRED = "it is not in the allowed folders"
+
+
+def _sync(changes: Sequence[Change]) -> None:
+    """Push renames to the disk: once for each folder, since one by one takes milliseconds."""
+    for folder in {path.parent for c in changes if isinstance(c, Move | FolderMove) for path in (c.path, c.to)}:
+        with contextlib.suppress(OSError):
+            disk.fsync(folder)
+
+
+def _elsewhere(change: Change, folder: Path) -> list[Path]:
+    """The files of a change that have to be allowed; what the operation put into its own folder is."""
+    if isinstance(change, Write | NewFolder) or change.to.is_relative_to(folder):
+        return [change.path]
+    return [change.path, change.to]
+
+
+def _turned(change: Change, back: bool) -> str:
+    if isinstance(change, Write):
+        return _write_file(change, back)
+    return _move_file(change, back) if isinstance(change, Move) else change.turn(back)
 
 
 def _write_file(change: Write, back: bool) -> str:
@@ -229,7 +263,6 @@ def _move_file(change: Move, back: bool) -> str:
         return "another file has its name"
     target.parent.mkdir(parents=True, exist_ok=True)
     os.rename(source, target)
-    disk.fsync(target.parent)
     return ""
 
 
@@ -238,12 +271,13 @@ def _is_same(path: Path, change: Move) -> bool:
 
 
 def _dumped(change: Change) -> dict[str, Any]:
-    if isinstance(change, Write):
-        return {"path": str(change.path), "before": change.before, "after": change.after}
-    return {"path": str(change.path), "to": str(change.to), "size": change.size, "mtime_ns": change.mtime_ns}
+    values = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(change).items()}
+    return values if isinstance(change, Write | Move) else {"kind": type(change).__name__, **values}
 
 
 def _loaded(content: dict[str, Any]) -> Change:
-    if "to" in content:
-        return Move(Path(content["path"]), Path(content["to"]), content["size"], content["mtime_ns"])
-    return Write(Path(content["path"]), content["before"], content["after"])
+    values: dict[str, Any] = {name: Path(v) if name in ("path", "to") else v for name, v in content.items() if name != "kind"}
+    kinds = {kind.__name__: kind for kind in (NewFolder, FolderMove, Copy)}
+    if "kind" in content:
+        return kinds[content["kind"]](**values)
+    return Move(**values) if "to" in values else Write(**values)

@@ -16,7 +16,7 @@ from limner.adapters.embedding import remarks
 from limner.config import Config, defaults
 from limner.config.model import merges
 from limner.config.prompts import Prompt
-from limner.data import held_out, scan, tags
+from limner.data import archives, held_out, scan, tags
 from limner.data.cache import Cache
 from limner.data.classes import base_name, num_missing, scan_classes
 from limner.data.dataset import Dataset, assemble
@@ -137,14 +137,16 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     base = find_base(config)
     cache = Cache(config.memory.cache_path or runs.home() / "cache", verify=config.memory.verify)
     family = families.make(base, keep_of(config))
+
+    def watched(phase: Phase) -> Progress:
+        return _watched(run, runtime, journal, stop_requested, phase)
+
+    archives.unpack_all(config, watched("unpacking"))
     own, held = held_out.parted(config, usable_pictures(config, cache, journal))
     held += sound_pictures(config, held_out.scan_validation(config), cache, journal)
 
     def class_pictures() -> list[scan.Picture]:
         return sound_pictures(config, scan_classes(config.data), cache, journal)
-
-    def watched(phase: Phase) -> Progress:
-        return _watched(run, runtime, journal, stop_requested, phase)
 
     of_class = class_pictures()
     if missing := num_missing(config.data, len(of_class)):

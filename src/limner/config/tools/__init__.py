@@ -5,6 +5,7 @@ from __future__ import annotations
 from limner.config.base import Section
 from limner.config.tools.base import ToolSection
 from limner.config.tools.ranks import Extract, Resize
+from limner.config.tools.folders import Balance, FromKohyaFolders, GroupPictures, ToKohyaFolders, UndoFolders, Unpack
 
 
 class Tools(Section):
@@ -12,6 +13,12 @@ class Tools(Section):
 
     extract: Extract | None = None
     resize: Resize | None = None
+    group_pictures: GroupPictures | None = None
+    balance: Balance | None = None
+    to_kohya_folders: ToKohyaFolders | None = None
+    from_kohya_folders: FromKohyaFolders | None = None
+    unpack: Unpack | None = None
+    undo_folders: UndoFolders | None = None
 
 
 def the_section(tools: Tools) -> tuple[str, ToolSection]:

@@ -28,6 +28,7 @@ export function stateSentence(run, place) {
   if (run.status === "stopped") return fill(t("Stopped at step {step}; what it learnt is saved."), run);
   if (run.asked || run.status === "stopping") return t("Stopping after this step; its work will be saved.");
   if (run.phase === "caching") return fill(t("Preparing pictures: {done} of {total}."), { done, total });
+  if (run.phase === "unpacking") return fill(t("Unpacking pictures: {done} of {total} MiB."), { done, total });
   if (run.phase === "painting class pictures") return fill(t("Painting class pictures: {done} of {total}."), { done, total });
   if (run.phase === "validating") return fill(t("Measuring the validation loss: {done} of {total}."), { done, total });
   if (run.phase === "sampling") return fill(t("Painting samples: {done} of {total}."), { done, total });
