@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from limner.config.base import Section
 from limner.config.tools.base import ToolSection
+from limner.config.tools.captioning import Caption, CaptionByServer, Tag
 
 
 class Tools(Section):
     """What one use of a tool is asked to do: just one section is given. Its options are named `merge.base`, and so on."""
+
+    tag: Tag | None = None
+    caption: Caption | None = None
+    caption_by_server: CaptionByServer | None = None
 
 
 def the_section(tools: Tools) -> tuple[str, ToolSection]:
