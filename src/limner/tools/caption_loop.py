@@ -10,8 +10,10 @@ import os
 import re
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -29,8 +31,10 @@ from limner.tools.tool import Progress, Report
 _ENDINGS = (".txt", ".caption", ".cap")
 _MAX_NAMED = 20
 _FLUSH_SECONDS = 2.0
+_TICK_SECONDS = 0.1
 _HOW = {"batch_size", "device", "dtype", "parallel", "retries", "timeout_seconds", "key_variable"}
 """Options that say how it is done, not what: a run that is gone on with may have others."""
+_UNWANTED = ("Cc", "Cs", "Co", "Cn")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
 
 Tick = Callable[[], None]
@@ -54,7 +58,7 @@ class Said:
     fault: str = ""
 
 
-Captioner = Callable[[Iterator[Opened], Tick], Iterator[Said]]
+Captioner = Callable[[Iterator[Opened], Tick], Generator[Said]]
 """Pictures in, one Said for each, in any order. Each picture is opened when it is asked for."""
 Joined = Callable[[str, str], str]
 """(a caption or text, what goes behind it) as one."""
@@ -130,7 +134,14 @@ def caption_all(
     writer = _Writer(work, section, name, detail)
     done = 0
 
+    shown = (-1, 0.0)
+
     def tick() -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if shown[0] == done and now - shown[1] < _TICK_SECONDS:
+            return
+        shown = done, now
         progress(done, total, f"{writer.num_written} captions written")
 
     def opened() -> Iterator[Opened]:
@@ -144,14 +155,15 @@ def caption_all(
 
     try:
         tick()
-        for said in captioner(opened(), tick):
-            done += 1
-            new = cleaned(said.text)
-            if said.fault or not new:
-                faults.append(Finding(said.path, said.fault or "got an empty caption, which was not written."))
-            else:
-                writer.take(said.path, work.wanted[said.path], new, joined)
-            tick()
+        with closing(captioner(opened(), tick)) as answers:
+            for said in answers:
+                done += 1
+                new = cleaned(said.text)
+                if said.fault or not new:
+                    faults.append(Finding(said.path, f"got no caption: {said.fault or 'the answer is empty'}."))
+                else:
+                    writer.take(said.path, work.wanted[said.path], new, joined)
+                tick()
     finally:
         writer.flush()
     if done == total:
@@ -174,12 +186,15 @@ def cleaned(text: str, limit: int = captions.MAX_CAPTION) -> str:
     return text
 
 
-_UNWANTED = ("Cc", "Cs", "Co", "Cn")
-
-
 def behind(separator: str) -> Joined:
     """Two texts joined by a separator; the first alone where it says the second already."""
     return lambda text, more: text if more in text else text + separator + more
+
+
+def batches(pictures: Iterator[Opened], size: int) -> Iterator[list[Opened]]:
+    """So many at a time; the last may be fewer."""
+    while batch := list(islice(pictures, size)):
+        yield batch
 
 
 class _Writer:

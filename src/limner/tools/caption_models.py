@@ -55,5 +55,3 @@ def _unreachable(name: str, patterns: Sequence[str], field: str, reason: str) ->
     files = ", ".join(patterns)
     remedy = f"Get {files} of huggingface.co/{name} on a machine that reaches it, put them into {place}, and give that folder."
     return wrong(field, f"{name} cannot be fetched from the Hugging Face Hub: {printable(reason, 120)}.", remedy)
-
-

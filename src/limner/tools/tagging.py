@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +13,7 @@ from limner.config.tools.captioning import Tag
 from limner.data.captions import MAX_CAPTION, AddTags
 from limner.errors import Finding, printable, wrong
 from limner.tools import caption_models
-from limner.tools.caption_loop import Opened, Said, Tick, caption_all, preview, work_of
+from limner.tools.caption_loop import Opened, Said, Tick, batches, caption_all, preview, work_of
 from limner.tools.tool import Progress, Report
 from limner.tools.wd14 import Choice, prepared, read_tags
 
@@ -52,8 +51,8 @@ def run(section: Tag, progress: Progress) -> Report:
     progress(0, len(work.wanted), "opening the tagger")
     tagger = _Tagger(ort, model, section, len(known))
 
-    def captioner(pictures: Iterator[Opened], tick: Tick) -> Iterator[Said]:
-        for batch in _batches(pictures, tagger.batch_size):
+    def captioner(pictures: Iterator[Opened], tick: Tick) -> Generator[Said]:
+        for batch in batches(pictures, tagger.batch_size):
             answers = tagger.of([prepared(p.image, tagger.side) for p in batch], tick)
             for picture, answer in zip(batch, answers, strict=True):
                 yield Said(picture.path, section.separator.join(choice.of(answer)))
@@ -63,17 +62,6 @@ def run(section: Tag, progress: Progress) -> Report:
         return AddTags(kind="add", tags=more[:MAX_CAPTION], separator=separator).of(text)
 
     return caption_all(work, section, NAME, section.model, captioner, progress, joined)
-
-
-def _batches(pictures: Iterator[Opened], size: int) -> Iterator[list[Opened]]:
-    batch = []
-    for picture in pictures:
-        batch.append(picture)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 # --- where it lies ----------------------------------------------------------------------------------------------------
@@ -175,7 +163,7 @@ class _Tagger:
         if answer.shape != (len(pictures), self._num_tags):
             said = f"the model answers with {answer.shape} numbers, but {self._num_tags} tags are listed."
             raise wrong("tag.tags_file", said, "Give the selected_tags.csv that was published with the model.")
-        if not (np.isfinite(answer).all() and -1e-3 <= answer.min() and answer.max() <= 1 + 1e-3):
+        if not (np.isfinite(answer).all() and answer.min() >= -1e-3 and answer.max() <= 1 + 1e-3):
             raise wrong("tag.model", "its answers are no probabilities from 0 to 1.", "Use one of SmilingWolf's taggers.")
         return answer.tolist()
 
@@ -185,13 +173,12 @@ def _while_ticking(work: Callable[[], _Result], tick: Tick, cancel: Callable[[],
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
         try:
-            while True:
-                try:
-                    return future.result(_POLL_SECONDS)
-                except NotYet:
-                    tick()
-        finally:
-            cancel()
+            while not wait([future], _POLL_SECONDS).done:
+                tick()
+        except BaseException:
+            cancel()  # leaving the pool waits for it
+            raise
+        return future.result()
 
 
 def _providers(ort: Any, device: str) -> list[str]:
