@@ -1,8 +1,9 @@
 """Caption models of transformers: opening them, and asking them for a batch of pictures.
 
 What a prompt is differs: BLIP (Li et al. 2022, arXiv:2201.12086) and GIT (Wang et al. 2022, arXiv:2205.14100) go on writing
-behind it; BLIP-2 (Li et al. 2023, arXiv:2301.12597) and LLaVA (Liu et al. 2023, arXiv:2304.08485) answer it; Florence-2 (Xiao et
-al. 2023, arXiv:2311.06242) knows a few tasks by name. No code that comes with a model is run, and no pickled weights are read.
+behind it; BLIP-2 (Li et al. 2023, arXiv:2301.12597) and LLaVA (Liu et al. 2023, arXiv:2304.08485) answer it; Florence-2 (Xiao
+et al. 2023, arXiv:2311.06242) knows a few tasks by name. No code that comes with a model is run, and no pickled weights are
+read.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ class _Ticking(StoppingCriteria):
         self._tick = tick
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        del scores, kwargs
         self._tick()
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 

@@ -56,11 +56,20 @@ def kind_of(folder: Path) -> str:
     return str(kind)
 
 
+def _has_weights(folder: Path) -> bool:
+    """Whether all the weights are there: one file, or all those that an index names."""
+    index = disk.read_json(folder / "model.safetensors.index.json", _MAX_CONFIG_BYTES)
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    names = {str(n) for n in shards.values()} if isinstance(shards, dict) else {"model.safetensors"}
+    return all((folder / name).is_file() for name in names)
+
+
 def _folder(section: Caption) -> Path | None:
     """The model's folder, None if it has to be fetched. Raises UserError for what is no folder."""
     place = caption_models.local(section.model, "caption.model")
     if place is None:
-        return caption_models.cached(section.model, ["config.json", "preprocessor_config.json", "model.safetensors"])
+        folder = caption_models.cached(section.model, ["config.json"])
+        return folder if folder is not None and _has_weights(folder) else None
     if not place.is_dir():
         raise wrong("caption.model", f"{place} is a file.", "Give the folder that holds config.json and the weights.")
     return place

@@ -32,7 +32,7 @@ def look(section: Tag) -> Report:
     """How many pictures would be tagged."""
     work, files = work_of(section, NAME), _files(section)
     if files is None:
-        said = f"{section.model} is not on this machine; its {_MODEL} (some hundred MB) would be fetched from the Hugging Face Hub."
+        said = f"{section.model} is not on this machine; some hundred MB would be fetched from the Hugging Face Hub."
         work.remarks.append(Finding("tag.model", said, severity="note"))
     else:
         Choice(read_tags(files[1], _tags_field(section)), section)
@@ -69,7 +69,7 @@ def run(section: Tag, progress: Progress) -> Report:
 
 def _onnxruntime() -> Any:
     try:
-        import onnxruntime
+        import onnxruntime  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise wrong(NAME, "onnxruntime is not installed.", 'Install it: pip install "limner[tag]".') from None
     return onnxruntime
@@ -107,7 +107,7 @@ class _Tagger:
     """An opened model. Raises UserError if it is no WD14 tagger for `num_tags` tags."""
 
     def __init__(self, ort: Any, model: Path, section: Tag, num_tags: int) -> None:
-        from onnxruntime.capi import onnxruntime_pybind11_state as states
+        from onnxruntime.capi import onnxruntime_pybind11_state as states  # pyright: ignore
 
         # they have no class in common
         self._faults = tuple(v for v in vars(states).values() if isinstance(v, type) and issubclass(v, Exception))

@@ -97,9 +97,8 @@ class Choice:
 def _words(known: Known, section: Tag, renamed: Mapping[str, str], unwanted: set[str]) -> list[str]:
     """What is written for a tag: none, one, or (a character and its series) two."""
     names = [known.name]
-    if known.category == _CHARACTER and section.character_series != "keep":
-        if match := _SERIES.fullmatch(known.name):
-            names = [match["name"]] if section.character_series == "remove" else [match["name"], match["series"]]
+    if known.category == _CHARACTER and section.character_series != "keep" and (match := _SERIES.fullmatch(known.name)):
+        names = [match["name"]] if section.character_series == "remove" else [match["name"], match["series"]]
     if _plain(known.name) in unwanted:
         return []
     spoken = [name if section.underscores or _is_face(name) else name.replace("_", " ") for name in names]
