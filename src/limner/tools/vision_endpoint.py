@@ -172,6 +172,10 @@ class Conversation:
             connection.request("POST", where.path, body, headers)
             response = connection.getresponse()
             content = response.read(MAX_ANSWER_BYTES + 1)
+            if time.monotonic() >= deadline or self._ended.is_set():
+                raise TimeoutError  # a connection that was cut looks like an answer's end
+            if response.length and len(content) <= MAX_ANSWER_BYTES:
+                raise OSError("the answer is not whole")
         except ssl.SSLCertVerificationError as error:
             said = f"the server's certificate is not trusted ({printable(error.verify_message, 80)})."
             raise wrong("caption_by_server.url", said, "Mend its certificate, or use http in your own network.") from None
