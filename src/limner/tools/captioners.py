@@ -32,6 +32,8 @@ CLASSES = {
 """The class in transformers, by `model_type` in a model's config.json."""
 _INSTRUCTIONS = {"florence2": "<DETAILED_CAPTION>", "llava": "Write a descriptive caption for this picture."}
 """What is asked without a prompt."""
+_TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+_REMEDY = "It must hold config.json, safetensors weights, a tokenizer and preprocessor_config.json."
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _DAMAGE = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeError, ImportError, SafetensorError)
 """What transformers raises for a folder that is not what its config.json says, by how it is damaged."""
@@ -45,6 +47,8 @@ class Captioner:
         self.kind, self.section = kind, section
         self.device = _device(section.device)
         self.dtype = _DTYPES.get(section.dtype) or _usual_dtype(self.device)
+        if not any((folder / name).is_file() for name in _TOKENIZERS):  # transformers would make an empty one
+            raise wrong("caption.model", f"{folder.name} cannot be opened: it holds no tokenizer.", _REMEDY)
         given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             self.processor: Any = AutoProcessor.from_pretrained(folder, **given)
@@ -55,8 +59,7 @@ class Captioner:
             raise _no_memory() from None
         except _DAMAGE as error:
             said = f"{folder.name} cannot be opened as {CLASSES[kind]}: {printable(error, 200)}."
-            remedy = "It must hold config.json, safetensors weights, a tokenizer and preprocessor_config.json."
-            raise wrong("caption.model", said, remedy) from None
+            raise wrong("caption.model", said, _REMEDY) from None
 
     def __call__(self, pictures: Iterator[Opened], tick: Tick) -> Generator[Said]:
         for batch in batches(pictures, self.section.batch_size):
