@@ -10,14 +10,12 @@ import transformers as hf
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "<s>", "<pad>", "</s>", "<unk>", "<image>")
 _BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "cat", "dog", "red", "blue", "photo", "of", *"abcdefghijklmnop"]
-_WORDS = ["cat", "dog", "USER:", "ASSISTANT:", "Question:", "Answer:", *"What does the image describe?".split(), *"abcdefgh"]
+_WORDS = ["cat", "dog", "USER:", "ASSISTANT:", "Question:", "Answer:", "What", "does", "the", "image", "describe?", *"abcdefgh"]
 _LANGUAGE = ["<pad>", "<s>", "</s>", "<unk>", "<image>", *_WORDS]
 _BART = ["<s>", "<pad>", "</s>", "<unk>", "<image>", *_WORDS]
 _SMALL: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-_VISION = {**_SMALL, "image_size": 32, "patch_size": 16}
+_VISION = {**_SMALL, "image_size": 32, "patch_size": 16, "initializer_range": 0.02}
 _SIZE = {"height": 32, "width": 32}
-_SEEDS = {}
-_SCALE = 8
 _CLASSES = {
     "blip": hf.BlipForConditionalGeneration, "git": hf.GitForCausalLM, "blip-2": hf.Blip2ForConditionalGeneration,
     "llava": hf.LlavaForConditionalGeneration, "florence2": hf.Florence2ForConditionalGeneration,
@@ -35,12 +33,12 @@ def opened(kind: str, folder: Path) -> Any:
 
 def build(kind: str, folder: Path) -> Path:
     """Write one."""
-    torch.manual_seed(_SEEDS.get(kind, 1))
+    torch.manual_seed(11 if kind == "florence2" else 1)  # with these they do not end at once
     config, processor = {"blip": _blip, "git": _git, "blip-2": _blip2, "llava": _llava, "florence2": _florence2}[kind]()
     model: Any = _CLASSES[kind](config)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 and "norm" not in name:
-            parameter.data.mul_(_SCALE)  # so that what it says depends on what it sees
+            parameter.data.mul_(8)  # so that what it says depends on what it sees
     model.generation_config.eos_token_id = vocabulary(kind).index("[SEP]" if "[SEP]" in vocabulary(kind) else "</s>")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -204,7 +204,8 @@ def test_what_is_appended_once_is_not_appended_again(folder: Path, serve: Any) -
 
 def test_captions_under_other_endings_are_found_and_stay_where_they_are(folder: Path, serve: Any) -> None:
     (folder / "1.caption").write_text("old")
-    run(folder, serve().url, existing="append", caption_extension=".cap")
+    report = run(folder, serve().url, existing="append", caption_extension=".cap")
+    assert "data.caption_extensions" in said(report)
     assert (folder / "1.caption").read_text() == "old, a red picture"
     assert (folder / "2.cap").read_text() == "a green picture\n" and not texts(folder)
 
@@ -263,6 +264,23 @@ def test_a_finished_run_is_not_gone_on_with(folder: Path, serve: Any) -> None:
     run(folder, server.url, parallel=1, existing="replace")
     run(folder, server.url, parallel=1, existing="replace")
     assert texts(folder) == {"1.txt": "number 6\n", "2.txt": "number 7\n", "sub/3.txt": "number 8\n"}
+
+
+def test_running_it_again_tries_only_what_failed(folder: Path, serve: Any) -> None:
+    def behave(asker: Asker, question: dict[str, Any], number: int) -> None:
+        if colour_of(question) == "red" and number < 3:
+            asker.say({}, 400)
+        else:
+            asker.caption(f"number {number}")
+
+    for name in ("1.txt", "2.txt", "sub/3.txt"):
+        (folder / name).write_text("old")
+    server = serve(behave)
+    for asked in (3, 4, 7):  # all, the one that failed, and, that being finished, all again
+        run(folder, server.url, parallel=1, existing="append", separator=" + ")
+        assert len(server.asked) == asked
+    assert (folder / "1.txt").read_text() == "old + number 3 + number 4"
+    assert (folder / "2.txt").read_text() == "old + number 1 + number 5"
 
 
 def test_what_somebody_writes_meanwhile_is_not_overwritten(folder: Path, serve: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -107,7 +106,7 @@ PROMPTS: dict[str, list[tuple[str, list[str]]]] = {
     "git": [("", ["[CLS]"]), ("photo of", ["[CLS]", "photo", "of"])],
     "blip-2": [("", [*PATCHES, "<s>"]), ("Question: cat Answer:", [*PATCHES, "Question:", "cat", "Answer:"])],
     "llava": [("cat", ["USER:", *PATCHES, "cat", "ASSISTANT:"])],
-    "florence2": [("<CAPTION>", [*["<image>"] * 17, *"<s> What does the image describe? </s>".split()])],
+    "florence2": [("<CAPTION>", [*["<image>"] * 17, "<s>", "What", "does", "the", "image", "describe?", "</s>"])],
 }
 
 
@@ -259,8 +258,8 @@ def test_no_code_of_a_model_is_run(folder: Path, models: Path, tmp_path: Path) -
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
         content = json.loads((model / name).read_text())
         content["auto_map"] = {
-            "AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoProcessor": "evil.Evil", "AutoTokenizer": ["evil.Evil", None],
-            "AutoImageProcessor": "evil.Evil", "AutoModelForCausalLM": "evil.Evil",
+            "AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoProcessor": "evil.Evil", "AutoImageProcessor": "evil.Evil",
+            "AutoTokenizer": ["evil.Evil", None], "AutoModelForCausalLM": "evil.Evil",
         }  # fmt: skip
         (model / name).write_text(json.dumps(content))
     try:
@@ -290,4 +289,4 @@ def test_offline_it_is_said_what_to_fetch(folder: Path, tmp_path: Path, monkeypa
     with pytest.raises(UserError, match="cannot be fetched") as caught:
         run(folder, "Salesforce/blip-image-captioning-base")
     assert f"put them into {runs.home() / 'models' / 'blip-image-captioning-base'}" in caught.value.findings[0].remedy
-    assert os.listdir(folder) == sorted(os.listdir(folder)) or not texts(folder)
+    assert not texts(folder)

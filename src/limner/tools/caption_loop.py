@@ -100,7 +100,7 @@ def work_of(section: Captioning, name: str) -> Work:
             continue  # a.png and a.jpg share a.txt
         seen.add(file)
         here = picture.caption if file.is_file() else ""
-        if file in done:
+        if file in done and file.is_file():
             out.num_done += 1
         elif here and section.existing == "keep":
             out.num_kept += 1
@@ -111,6 +111,9 @@ def work_of(section: Captioning, name: str) -> Work:
             out.wanted[picture.path] = here
             if picture.caption and not here and not file.is_file():
                 fallbacks.add(picture.caption)
+    if section.caption_extension not in Data().caption_extensions:
+        said = f"training does not look for {section.caption_extension} files by itself."
+        out.remarks.append(Finding(f"{name}.caption_extension", said, "Name it in data.caption_extensions.", "note"))
     out.remarks += [_lost(text, name) for text in sorted(fallbacks)[:5] if text not in section.prefix]
     return out
 
@@ -166,9 +169,9 @@ def caption_all(
                 tick()
     finally:
         writer.flush()
-    if done == total:
-        writer.finish()
     faults += writer.faults
+    if done == total and (len(faults) == len(work.broken) or not writer.files):
+        writer.finish()  # else running it again tries those that failed once more, and only them
     lines = [f"{_pictures(writer.num_written)} got a caption.", *_beside(work)]
     if len(faults) > len(work.broken):
         lines.append(f"{_pictures(len(faults) - len(work.broken))} could not be captioned; run it again to try once more.")
