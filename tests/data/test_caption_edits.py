@@ -290,3 +290,43 @@ def test_a_link_is_written_through_and_not_replaced(folder: Path, home: Path) ->
     (folder / "c.txt").symlink_to(real)
     write(Journal(home / "undo"), folder, look(folder, operation("add", tags="hat")))
     assert (folder / "c.txt").is_symlink() and real.read_bytes() == b"linked, hat"
+
+
+# --- an operation that grows ------------------------------------------------------------------------------------------
+
+
+def test_what_is_added_to_an_operation_is_undone_with_it(tmp_path: Path) -> None:
+    journal, files = Journal(tmp_path / "undo"), [tmp_path / f"{n}.txt" for n in range(3)]
+    entry = journal.apply(tmp_path, "caption", "m", [Write(files[0], None, "0")], yes, unfinished="key").entry
+    for n in (1, 2):
+        entry = journal.add(entry, [Write(files[n], None, str(n))], yes).entry
+    assert entry.files == 3 and [e.files for e in journal.entries()] == [3]
+    assert journal.unfinished(tmp_path, "key") == (entry, set(files))
+    assert journal.unfinished(tmp_path, "other") == (None, set()) == journal.unfinished(tmp_path.parent, "key")
+    journal.finish(tmp_path, "key")
+    assert journal.unfinished(tmp_path, "key") == (None, set())
+    outcome = journal.undo(tmp_path, yes)
+    assert outcome is not None and outcome.changed == 3 and not any(f.exists() for f in files)
+    outcome = journal.redo(tmp_path, yes)
+    assert outcome is not None and outcome.changed == 3 and [f.read_text() for f in files] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("what", ["another came between", "it was undone", "it is damaged", "it is full"])
+def test_what_cannot_be_added_is_an_operation_of_its_own(tmp_path: Path, what: str) -> None:
+    journal, first, second = Journal(tmp_path / "undo"), tmp_path / "a.txt", tmp_path / "b.txt"
+    entry = journal.apply(tmp_path, "caption", "m", [Write(first, None, "a")], yes, unfinished="key").entry
+    if what == "another came between":
+        journal.apply(tmp_path, "set", "", [Write(tmp_path / "c.txt", None, "c")], yes)
+    elif what == "it was undone":
+        journal.undo(tmp_path, yes)
+    elif what == "it is damaged":
+        (tmp_path / "undo" / f"{entry.number:08d}" / "files.json").write_text("{")
+    else:
+        journal.max_bytes = 150
+    added = journal.add(entry, [Write(second, None, "b")], yes).entry
+    assert added.files == 1 and added.unfinished == "key"
+    assert added.number > entry.number or what == "it was undone"  # it is gone then, and its number free
+    known = {second} if what in ("it was undone", "it is damaged", "it is full") else {first, second}
+    assert journal.unfinished(tmp_path, "key") == (added, known)
+    outcome = journal.undo(tmp_path, yes)
+    assert outcome is not None and outcome.changed == 1 and not second.exists()

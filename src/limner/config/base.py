@@ -110,3 +110,14 @@ Above0 = Annotated[float, Field(gt=0)]
 """A positive number; for options that are a number or a word, where a limit on the whole would also meet the word."""
 
 Texts = Annotated[tuple[Text, ...], BeforeValidator(to_tuple)]
+
+
+def one_line(text: str) -> str:
+    """`text` itself. Raises ValueError if it has several lines, or a tab."""
+    if any(c in text for c in "\n\t\u2028\u2029"):
+        raise ValueError("must be one line")
+    return text
+
+
+Line = Annotated[Text, AfterValidator(one_line)]
+"""Text on one line."""

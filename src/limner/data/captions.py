@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from limner.config.base import Section, Text
+from limner.config.base import Line, Section
 from limner.data.scan import EXTENSIONS, MAX_CAPTION_BYTES, Picture, clean_caption
 from limner.errors import printable, wrong
 
@@ -25,13 +25,6 @@ _LINE = re.compile(r"[^\r\n\u2028]+")
 _EXTENSION = re.compile(r"\.\w[\w.-]{0,15}")
 
 
-def _one_line(text: str) -> str:
-    if any(c in text for c in "\n\t\u2028\u2029"):
-        raise ValueError("must be one line")
-    return text
-
-
-Line = Annotated[Text, AfterValidator(_one_line)]
 _Separator = Annotated[Line, Field(min_length=1, max_length=8)]
 
 
@@ -222,7 +215,7 @@ def edits(
         old = picture.caption if before is None else clean_caption(before.removeprefix("\ufeff"))
         new = operation.of(old).strip()
         if new != old:
-            out.append(_edit(picture.path, file, old, new, before))
+            out.append(edit_of(picture.path, file, old, new, before))
     return out
 
 
@@ -239,7 +232,8 @@ def read(file: Path) -> str | None:
         return None
 
 
-def _edit(picture: str, file: Path, old: str, new: str, before: str | None) -> Edit:
+def edit_of(picture: str, file: Path, old: str, new: str, before: str | None) -> Edit:
+    """The edit that makes the caption `new` of `old` in a file that holds `before` (None: there is none yet)."""
     after = with_caption(before, new)
     fault = ""
     if len(new) > max(MAX_CAPTION, len(old)):

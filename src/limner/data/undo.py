@@ -54,7 +54,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Entry:
-    """One operation in the journal. `folder` is the folder that it was about; `kind` and `detail` say what it did."""
+    """One operation in the journal. `folder` is the folder that it was about; `kind` and `detail` say what it did.
+
+    `unfinished` is what an operation is known by that is still to be gone on with; "" for one that was done to its end.
+    """
 
     number: int
     folder: str
@@ -62,6 +65,7 @@ class Entry:
     detail: str
     files: int
     undone: bool = False
+    unfinished: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ class Journal:
 
     def apply(
         self, folder: Path, kind: str, detail: str, changes: Sequence[Change], allowed: Callable[[Path], bool],
-        progress: Progress | None = None,
+        progress: Progress | None = None, unfinished: str = "",
     ) -> Outcome:  # fmt: skip
         """Make the changes of files for which `allowed` is true, journalled as one.
 
@@ -91,16 +95,58 @@ class Journal:
             raise wrong("pictures", "nothing would change.", "Choose other pictures, or another edit.")
         content = self.record(changes)
         with self._lock():
-            for entry in self.entries(folder):
-                if entry.undone:  # what was undone and then written over cannot be done again
-                    self._drop(entry.number)
-            entry = Entry(max((e.number for e in self.entries()), default=0) + 1, str(folder), kind, detail, len(changes))
-            place = self._place(entry.number)
-            shutil.rmtree(place, ignore_errors=True)  # what a killed writer left
-            disk.write_text(place / "files.json", content)
+            begun = Entry(0, str(folder), kind, detail, len(changes), False, unfinished)
+            return self._begin(begun, changes, content, allowed, progress)
+
+    def add(self, entry: Entry, changes: Sequence[Change], allowed: Callable[[Path], bool]) -> Outcome:
+        """Make more changes as part of an operation that is the last in its folder, so that one undo takes all of it back.
+
+        If it no longer is, or would become too large, they are an operation of their own.
+        """
+        content = self.record(changes)
+        with self._lock():
+            last, undone = self.next(Path(entry.folder))
+            earlier = self._content(entry) if last is not None and last.number == entry.number and undone is None else None
+            whole = None if earlier is None else json.dumps([*earlier, *map(_dumped, changes)])
+            if last is None or whole is None or len(whole) > self.max_bytes:
+                return self._begin(replace(entry, files=len(changes), undone=False), changes, content, allowed, None)
+            disk.write_text(self._place(entry.number) / "files.json", whole)
+            entry = replace(last, files=last.files + len(changes))
             self._write(entry)
             self._prune()
-            return self._do(entry, changes, allowed, progress, back=False)
+            return self._do(entry, changes, allowed, None, back=False)
+
+    def unfinished(self, folder: Path, name: str) -> tuple[Entry | None, set[Path]]:
+        """The last part of the unfinished operation of this name on the folder, and the files that it has changed."""
+        found = [e for e in self.entries(folder) if e.unfinished == name and not e.undone and Path(e.folder) == folder]
+        files = {_loaded(c).path for e in found for c in self._content(e) or ()}
+        return (found[-1] if found else None), files
+
+    def finish(self, folder: Path, name: str) -> None:
+        """The unfinished operation of this name has been done to its end."""
+        with self._lock():
+            for entry in self.entries(folder):
+                if entry.unfinished == name:
+                    self._write(replace(entry, unfinished=""))
+
+    def _begin(
+        self, entry: Entry, changes: Sequence[Change], content: str, allowed: Callable[[Path], bool], progress: Progress | None
+    ) -> Outcome:
+        for other in self.entries(Path(entry.folder)):
+            if other.undone:  # what was undone and then written over cannot be done again
+                self._drop(other.number)
+        entry = replace(entry, number=max((e.number for e in self.entries()), default=0) + 1)
+        place = self._place(entry.number)
+        shutil.rmtree(place, ignore_errors=True)  # what a killed writer left
+        disk.write_text(place / "files.json", content)
+        self._write(entry)
+        self._prune()
+        return self._do(entry, changes, allowed, progress, back=False)
+
+    def _content(self, entry: Entry) -> list[dict[str, Any]] | None:
+        """What the operation did to each file; None if the record is damaged."""
+        content = disk.read_json(self._place(entry.number) / "files.json", limit=self.max_bytes + 1)
+        return content if isinstance(content, list) else None
 
     def record(self, changes: Sequence[Change]) -> str:
         """What `apply` keeps of the changes. Raises UserError if it is too much."""
@@ -143,8 +189,8 @@ class Journal:
             entry = self.next(folder)[0 if back else 1]
             if entry is None:
                 return None
-            content = disk.read_json(self._place(entry.number) / "files.json", limit=self.max_bytes + 1)
-            if not isinstance(content, list):
+            content = self._content(entry)
+            if content is None:
                 self._drop(entry.number)
                 raise wrong("undo", f"the record of {entry.kind!r} in the journal is damaged.", "It was removed; try again.")
             outcome = self._do(entry, [_loaded(c) for c in content], allowed, progress, back=back)

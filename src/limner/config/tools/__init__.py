@@ -6,6 +6,7 @@ from limner.config.base import Section
 from limner.config.tools.base import ToolSection
 from limner.config.tools.ranks import Extract, Resize
 from limner.config.tools.folders import Balance, FromKohyaFolders, GroupPictures, ToKohyaFolders, UndoFolders, Unpack
+from limner.config.tools.captioning import Caption, CaptionByServer, Tag
 
 
 class Tools(Section):
@@ -19,6 +20,9 @@ class Tools(Section):
     from_kohya_folders: FromKohyaFolders | None = None
     unpack: Unpack | None = None
     undo_folders: UndoFolders | None = None
+    tag: Tag | None = None
+    caption: Caption | None = None
+    caption_by_server: CaptionByServer | None = None
 
 
 def the_section(tools: Tools) -> tuple[str, ToolSection]:
