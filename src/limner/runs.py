@@ -31,8 +31,7 @@ from limner.errors import wrong
 
 Status = Literal["queued", "starting", "running", "stopping", "waiting", "done", "failed", "stopped"]
 Phase = Literal[
-    "", "loading", "unpacking", "painting class pictures", "caching", "training", "validating", "sampling", "saving",
-    "working"
+    "", "loading", "unpacking", "painting class pictures", "caching", "training", "validating", "sampling", "saving", "working"
 ]
 LIVE: tuple[Status, ...] = ("starting", "running", "stopping")
 _CHANGE = re.compile(r"change-[0-9]{1,20}\.toml", re.ASCII)

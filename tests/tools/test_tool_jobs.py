@@ -88,7 +88,9 @@ def test_the_graphics_card_has_one_user(home: Path, lora: Path):
     asked = resize(lora, device="cuda")
     with runs.lock_of_tools("cuda", 0):
         words = [sys.executable, "-m", "limner.cli", "tools", "resize", f"--lora={lora}", "--output=x.safetensors"]
-        done = subprocess.run([*words, "--rank=4", "--device=cuda"], capture_output=True, text=True, cwd=lora.parent, env=os.environ)
+        done = subprocess.run(
+            [*words, "--rank=4", "--device=cuda"], capture_output=True, text=True, cwd=lora.parent, env=os.environ
+        )
     assert done.returncode == 2 and "another tool works on cuda" in done.stderr, done.stderr
     with runs.lock_of_tools("cuda", 0), pytest.raises(filelock.Timeout), runs.lock_of_tools("cuda", 0):
         pass

@@ -240,7 +240,7 @@ class _Writer:
         changes, self._pending, began = self._pending, [], time.monotonic()
         allowed, journal = (lambda path: _leads_inside(path, self.folder)), _journal()
         if self._entry is None:
-            outcome = journal.apply(self.folder, self.name, self.detail, changes, allowed, self._known_by)
+            outcome = journal.apply(self.folder, self.name, self.detail, changes, allowed, unfinished=self._known_by)
         else:
             outcome = journal.add(self._entry, changes, allowed)
         self._entry = outcome.entry

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from limner.config.base import Section
 from limner.config.tools.base import ToolSection
-from limner.config.tools.ranks import Extract, Resize
-from limner.config.tools.folders import Balance, FromKohyaFolders, GroupPictures, ToKohyaFolders, UndoFolders, Unpack
 from limner.config.tools.captioning import Caption, CaptionByServer, Tag
+from limner.config.tools.folders import Balance, FromKohyaFolders, GroupPictures, ToKohyaFolders, UndoFolders, Unpack
+from limner.config.tools.ranks import Extract, Resize
 
 
 class Tools(Section):
