@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import traceback
@@ -88,8 +87,4 @@ def _failed(record: Record, reason: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        code = main(sys.argv[1])
-    finally:
-        sys.stdout.flush()
-    os._exit(code)  # a thread may still wait for the words of a process that outlived its parent
+    sys.exit(main(sys.argv[1]))

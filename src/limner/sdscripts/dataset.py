@@ -21,7 +21,7 @@ from limner.data.scan import Picture, scan
 from limner.errors import Finding, wrong
 from limner.formats.base import Base
 
-_SUBSET = {
+KEYS = {
     "colour": "color_aug", "flip": "flip_aug", "random_crop": "random_crop", "shuffle_tags": "shuffle_caption",
     "keep_tags": "keep_tokens", "keep_separator": "keep_tokens_separator", "secondary_separator": "secondary_separator",
     "caption_separator": "caption_separator", "wildcards": "enable_wildcard", "tag_warmup_least": "token_warmup_min",
@@ -85,7 +85,7 @@ def _subset(data: Data, folder: Path, group: list[Picture], remarks: list[Findin
         out["is_reg"] = True
     out |= _captions(data, folder, group, remarks)
     usual = Data()
-    for option, key in _SUBSET.items():
+    for option, key in KEYS.items():
         if (value := getattr(data, option)) != getattr(usual, option):
             out[key] = value
     if data.masks == "alpha":

@@ -293,10 +293,9 @@ def _command(run: Run) -> str:
     raw = disk.read_json(run.path / "command.json")
     if not isinstance(raw, dict) or not isinstance(raw.get("argv"), list):
         return ""
-    given = raw.get("environment")
-    return launch.shown(
-        [str(w) for w in raw["argv"]], {str(k): str(v) for k, v in given.items()} if isinstance(given, dict) else {}
-    )
+    given, folder = raw.get("environment"), raw.get("folder")
+    environment = {str(k): str(v) for k, v in given.items()} if isinstance(given, dict) else {}
+    return launch.shown([str(w) for w in raw["argv"]], environment, folder if isinstance(folder, str) else "")
 
 
 def _checkpoints_part(run: Run, config: Config | None, written: dict[str, int]) -> list[dict[str, Any]]:
