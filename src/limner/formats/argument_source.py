@@ -210,5 +210,3 @@ def known_faults(arguments: Mapping[str, Any], known: Mapping[str, Argument]) ->
             yield name, "is no argument of it"
         elif fault := known[name].fault(value):
             yield name, fault
-
-

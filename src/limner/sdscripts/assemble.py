@@ -1,4 +1,4 @@
-"""From a run to all that sd-scripts needs to train it: the script, its argument file, dataset file, prompt file, the command."""
+"""From a run to all that sd-scripts needs to train it: the script, the files that it reads, the command."""
 
 from __future__ import annotations
 
@@ -92,9 +92,11 @@ def assemble(
         prediction=None if base.prediction == "flow" else base.prediction,
     )
     script, arguments, findings = to_arguments(config, base.family, facts)
-    name = getattr(script, "name", script)
-    if not name or not (checkout / name).is_file():
-        said = f"{checkout} has no {name or f'script for {config.adapter.kind} with {base.family}'}."
+    if script is None:
+        raise UserError(findings or [Finding("launch.trainer", "sd-scripts has no script for this.", "Train with Limner.")])
+    name = script.name
+    if not (checkout / name).is_file():
+        said = f"{checkout} has no {name}."
         raise wrong("launch.sd_scripts", said, "Update it: Stable Diffusion 3 and Flux.1 need version 0.10 or later.")
     known = read_arguments(checkout, name)
     given = {k: v for k, v in arguments.items() if k not in _INSTEAD} | {"dataset_config": str(folder / "dataset.toml")}

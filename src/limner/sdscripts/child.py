@@ -55,7 +55,7 @@ class Child:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is gone, and all that it said was read. A process of its own that still holds the pipe is not waited for."""
+        """Whether it is gone, and all that it said was read. Who still holds the pipe then is not waited for."""
         if self._process.poll() is None:
             return False
         self._ended = self._ended or time.monotonic()

@@ -109,7 +109,7 @@ class Collector:
         ours = self.target / name
         try:
             if path.is_dir():
-                disk.write_folder(ours, lambda temporary: [shutil.move(p, temporary / p.name) for p in path.iterdir()] and None)
+                disk.write_folder(ours, lambda temporary: _move_all(path, temporary))
                 path.rmdir()
             else:
                 _link(path, ours)
@@ -188,6 +188,11 @@ def _link(source: Path, target: Path) -> None:
             shutil.copyfile(source, copied)
         return
     os.replace(temporary, target)
+
+
+def _move_all(source: Path, target: Path) -> None:
+    for path in list(source.iterdir()):
+        shutil.move(path, target / path.name)
 
 
 def _remove(path: Path) -> None:

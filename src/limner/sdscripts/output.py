@@ -77,8 +77,8 @@ class Told:
     epoch: int = 0
     batches: int = 0
     """Micro-batches in an epoch."""
-    losses: list[tuple[int, float]] = field(default_factory=list)
-    """(step, its moving average over an epoch) that nobody has taken yet; of the newest step a better one may come."""
+    losses: list[tuple[int, float, int]] = field(default_factory=list)
+    """(step, its moving average over an epoch, the epoch) that nobody has taken yet; of the newest step a better one may come."""
     held_out: float | None = None
     """The newest loss of held-out pictures, until it is taken."""
     error: str = ""
@@ -106,7 +106,7 @@ class Told:
         elif found := _BATCHES.search(rest):
             self.batches = int(found[1])
 
-    def taken_losses(self, *, all_of_them: bool = False) -> list[tuple[int, float]]:
+    def taken_losses(self, *, all_of_them: bool = False) -> list[tuple[int, float, int]]:
         """The losses that will not change any more, each once."""
         count = len(self.losses) if all_of_them else len(self.losses) - 1
         out = self.losses[: max(0, count)]
@@ -128,7 +128,7 @@ class Told:
             if loss and done:
                 if self.losses and self.losses[-1][0] == done:
                     self.losses.pop()
-                self.losses.append((done, _number(loss)))
+                self.losses.append((done, _number(loss), self.epoch))
         elif self.phase in ("caching", "sampling", "loading"):
             self.progress = done, total
 

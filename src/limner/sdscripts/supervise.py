@@ -32,7 +32,7 @@ _AT_ONCE = ((signal.SIGTERM, 3.0),)
 
 
 class Supervisor:
-    """Starts sd-scripts for a run and looks after it. `asked` tells what a signal asked of this process: "", stop or stop-now."""
+    """Starts sd-scripts for a run and looks after it. `asked` tells what signals asked of this process: "", stop, stop-now."""
 
     def __init__(self, run: Run, config: Config, record: Record, asked: Callable[[], str]) -> None:
         self.run, self.config, self.record, self._asked = run, config, record, asked
@@ -129,9 +129,9 @@ class Supervisor:
     def _publish(self, *, last: bool) -> None:
         told = self.told
         self.collector.own_first_step = resume.own_first_step(self.start, self.job.arguments, told.batches)
-        for step, loss in told.taken_losses(all_of_them=last):
+        for step, loss, epoch in told.taken_losses(all_of_them=last):
             if math.isfinite(loss):
-                self.record.event("step", step=self.start.step + step, loss=loss, epoch=told.epoch)
+                self.record.event("step", step=self.start.step + step, loss=loss, epoch=epoch)
             elif not self._is_nan_said:
                 self._is_nan_said = True
                 self.record.warn("the loss is not a number any more; sd-scripts goes on, but learns nothing. Stop the run.")
@@ -169,7 +169,7 @@ class Supervisor:
         self._stop, self._stop_since, self._stage_until = how, time.monotonic(), None
         self._stages = list(_POLITE if how == "stop" else _AT_ONCE)
         states = sorted(p.name for p in self.run.states.glob("step-*"))
-        kept = f"its last training state is that of step {int(states[-1][5:])}" if states else "it has saved no training state yet"
+        kept = f"its last training state is of step {int(states[-1][5:])}" if states else "it has saved no training state yet"
         self.record.warn(f"sd-scripts cannot save when it is stopped: {kept}; what came after is lost")
         self.record.say("stopping", self.told.phase, self.told.progress)
 
@@ -199,4 +199,3 @@ class Supervisor:
             number = -code if code < 0 else code - 128
             return f"sd-scripts was killed (signal {number}); often the computer ran out of memory."
         return f"sd-scripts ended with exit code {code}; the log says why."
-
