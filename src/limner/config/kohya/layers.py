@@ -50,7 +50,7 @@ def _dims(r: Reader) -> list[str]:
             r.unsupported(name, f"There must be {count} of them, whole ranks and alphas; see adapter.rules.")
         return []
     out = [
-        f"{pattern}: {'off' if not dim else f'rank={int(dim)}' + (f' alpha={value:g}' if value else '')}"
+        f"{pattern}: {'off' if not dim else f'rank={int(dim)}' + (f' alpha={value!r}' if value else '')}"
         for i, (dim, value) in enumerate(zip(dims, alphas, strict=True))
         for pattern in blocks.patterns(r.family, i, convolutions=False)
         if dim != rank or (value or None) != alpha
@@ -76,7 +76,7 @@ def _rates(r: Reader) -> list[str]:
         weights += found[:size]
     first = 1 if count == 23 else 0
     out = [
-        f"{pattern}: {'off' if weight <= threshold else f'lr_factor={weight:.6g}'}"
+        f"{pattern}: {'off' if weight <= threshold else f'lr_factor={weight!r}'}"
         for i, weight in enumerate(weights, first)
         for pattern in blocks.patterns(r.family, i, convolutions=r.value("adapter.conv_rank") is not None)
         if weight != 1
@@ -118,7 +118,7 @@ def _accounted(r: Reader, names: list[str], found: list[str]) -> bool:
         if fault:
             r.refuse(name, fault)
         elif found:
-            r._say(name, "converted", "adapter.rules", why="A rule for each block that differs.")  # pyright: ignore[reportPrivateUsage]
+            r.account(name, "converted", "adapter.rules", why="A rule for each block that differs.")
         else:
             r.idle(name, "It is the same for all blocks.")
     return not fault
@@ -149,9 +149,9 @@ def _arrays(w: Writer) -> dict[str, Any] | None:
     out = dict[str, Any]()
     if any(e.off or (e.rank, e.alpha) != (adapter.rank, alpha) for e in effects):
         out["block_dims"] = ",".join("0" if e.off else str(e.rank) for e in effects)
-        out["block_alphas"] = ",".join(f"{e.alpha:g}" for e in effects)
+        out["block_alphas"] = ",".join(str(e.alpha) for e in effects)
     if any(e.lr_factor != 1 for e in effects):
-        factors = [f"{e.lr_factor:g}" for e in effects]
+        factors = [str(e.lr_factor) for e in effects]
         parts = (factors[1:10], factors[10:13], factors[13:22]) if w.family == "sdxl" else (factors[:12], factors[12:13], factors[13:])
         out |= {name: ",".join(part) for name, part in zip(_RATES, parts, strict=True)}
     return out

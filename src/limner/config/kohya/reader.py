@@ -8,7 +8,7 @@ from typing import Any
 
 from limner.config import files
 from limner.config.fields import Option, walk
-from limner.config.kohya.report import Report
+from limner.config.kohya.report import Outcome, Report
 from limner.config.kohya.scripts import Script, accepts, arguments
 from limner.errors import UserError, printable
 
@@ -152,17 +152,17 @@ class Reader:
         """The value cannot be used."""
         if name in self.given:
             value = printable(self.given[name], 60)
-            self._say(name, "unsupported", why=f"{value!r} {why}")
+            self.account(name, "unsupported", why=f"{value!r} {why}")
 
     def idle(self, name: str, why: str) -> None:
         """It does nothing."""
         if name in self.given:
-            self._say(name, "idle", why=why)
+            self.account(name, "idle", why=why)
 
     def unsupported(self, name: str, why: str) -> None:
         """It does something that Limner does not do."""
         if name in self.given:
-            self._say(name, "unsupported", why=why)
+            self.account(name, "unsupported", why=why)
 
     def take(self, name: str, pairs: Mapping[str, Any], why: str = "") -> bool:
         """`pairs` are the options that the argument becomes. Values that the schema does not allow are said, and not set."""
@@ -179,7 +179,7 @@ class Reader:
                 self.report.say(name, self.raw(name), "taken", *pairs, why=said)
             return True
         same = len(pairs) == 1 and not why and _as_same(self.given[name], next(iter(pairs.values())))
-        self._say(name, "taken" if same else "converted", *pairs, why=why)
+        self.account(name, "taken" if same else "converted", *pairs, why=why)
         return True
 
     def put(self, path: str, value: Any) -> None:
@@ -207,7 +207,8 @@ class Reader:
             return f"cannot be {path}: {error.findings[0].message} {error.findings[0].remedy}"
         return ""
 
-    def _say(self, name: str, outcome: Any, *becomes: str, why: str = "") -> None:
+    def account(self, name: str, outcome: Outcome, *becomes: str, why: str = "") -> None:
+        """Say what became of an argument that is given."""
         self.done.add(name)
         self.report.say(name, self.given[name], outcome, *becomes, why=why)
 
