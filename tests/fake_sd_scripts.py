@@ -1,7 +1,7 @@
 """A checkout that behaves as sd-scripts does, made anew for a test: real processes, real argparse, real tqdm; no torch.
 
 Its scripts say what those of 0.10 say and write files of the same names at the same moments. What goes wrong is told by
-`trouble.txt` in the checkout. Its launcher stands in for accelerate's: started as a module from the checkout, it is found first.
+`trouble.txt` in the checkout. Its launcher stands in for accelerate's: started from the checkout, it is found first.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from PIL import Image
 import headers
 from limner import disk, machine
 from limner.config import Config, files
+from limner.config.kohya import scripts
 from limner.machine import Device, Machine
 
 CPU = Machine("2.13.0", "cpu", (Device("cpu", "x86", 16_000, True),), 2, 16_000, "")
 
-_LAUNCHER = '''
+_LAUNCHER = """
 import argparse, json, os, subprocess, sys
 parser = argparse.ArgumentParser()
 for name in ("num_processes", "num_machines", "num_cpu_threads_per_process"):
@@ -38,9 +39,9 @@ command = [sys.executable, args.script, *args.rest]
 code = subprocess.call(command)
 if code:
     raise subprocess.CalledProcessError(returncode=code, cmd=command)
-'''
+"""
 
-_LIBRARY = '''
+_LIBRARY = """
 def int_or_float(value):
     return float(value) if "." in value else int(value)
 
@@ -63,6 +64,8 @@ def add_training_arguments(parser, support_dreambooth):
     parser.add_argument("--optimizer_args", type=str, default=None, nargs="*")
     parser.add_argument("--console_log_simple", action="store_true")
 
+    add_many_arguments(parser)
+
 def for_all(parser):
     for_texts(parser)
     parser.add_argument("--config_file", type=str, default=None)
@@ -77,7 +80,6 @@ def for_all(parser):
     parser.add_argument("--save_state", action="store_true")
 
 def for_texts(parser):
-    for_words = ["output_dir", "output_name", "sample_prompts", "resume", "logging_dir", "metadata_title"]
     parser.add_argument("--output_dir", type=str)
     parser.add_argument("--output_name", type=str)
     parser.add_argument("--sample_prompts", type=str)
@@ -86,9 +88,9 @@ def for_texts(parser):
     parser.add_argument("--metadata_title", type=str)
     parser.add_argument("--lr_scheduler", type=str, default="constant")
     parser.add_argument("--optimizer_type", "--optimizer-type", type=str, default="")
-'''
+"""
 
-_NETWORK = '''
+_NETWORK = """
 import argparse, os, signal, struct, sys, time, json, tomllib, zipfile, zlib
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import library.train_util as train_util
@@ -117,8 +119,9 @@ def picture(path):
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
     head = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    body = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\\0abc")) + chunk(b"IEND", b"")
     with open(path, "wb") as file:
-        file.write(b"\\x89PNG\\r\\n\\x1a\\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\\0abc")) + chunk(b"IEND", b""))
+        file.write(b"\\x89PNG\\r\\n\\x1a\\n" + body)
 
 
 def weights(path, pause=0.0):
@@ -158,7 +161,7 @@ def train(args, trouble, batches=10):
     print("running training / \\u5b66\\u7fd2\\u958b\\u59cb")
     print(f"  num batches per epoch / 1epoch\\u306e\\u30d0\\u30c3\\u30c1\\u6570: {batches}")
     initial, epoch = 0, 0
-    if args.initial_step:
+    if getattr(args, "initial_step", None):
         assert os.path.isfile(os.path.join(args.resume, "optimizer.bin"))
         epoch = args.initial_step // batches
         initial = args.initial_step % batches if args.skip_until_initial_step else 0
@@ -170,7 +173,7 @@ def train(args, trouble, batches=10):
         print(f"\\nepoch {epoch + 1}/{last_epoch}\\n")
         epoch += 1
         for _ in range(step % batches, batches):
-            time.sleep(float(trouble[5:]) if trouble.startswith("slow ") else 0.002)
+            time.sleep(float(trouble[5:]) if trouble.startswith("slow 0") else 0.002)
             if "crash late" in trouble and step == 7:
                 raise RuntimeError("Error(s) in loading state_dict for UNet:\\n\\tsize mismatch for conv_in")
             bar.update(1)
@@ -188,7 +191,8 @@ def train(args, trouble, batches=10):
                 if args.save_state:
                     log(f"saving state at step {step}")
                     state(os.path.join(args.output_dir, f"{args.output_name}-step{step:08d}-state"), step)
-                old = os.path.join(args.output_dir, f"{args.output_name}-step{step - 2 * args.save_every_n_steps:08d}.safetensors")
+                before = step - 2 * args.save_every_n_steps
+                old = os.path.join(args.output_dir, f"{args.output_name}-step{before:08d}.safetensors")
                 if "keep" in trouble and os.path.exists(old):
                     print("removing old checkpoint: " + old)
                     os.remove(old)
@@ -215,9 +219,9 @@ def main():
 
 if __name__ == "__main__":
     main()
-'''
+"""
 
-_WHOLE = '''
+_WHOLE = """
 import argparse
 import library.train_util as train_util
 import train_network
@@ -234,7 +238,23 @@ def setup_parser() -> argparse.ArgumentParser:
 train_network.setup_parser = setup_parser
 if __name__ == "__main__":
     train_network.main()
-'''
+"""
+
+UNKNOWN = {"noise_offset"}
+"""What this version does not know yet."""
+
+
+def _many() -> str:
+    """All other arguments of the real scripts, so that what Limner sets is known."""
+    lines = ["", "def add_many_arguments(parser):"]
+    here = _LIBRARY + _NETWORK + _WHOLE
+    for a in scripts.arguments().values():
+        if a.name in UNKNOWN or f'"--{a.name}"' in here:
+            continue
+        how = 'action="store_true"' if a.kind == "flag" else f"type={a.kind}".replace("=Path", "=str")
+        some = ', nargs="*"' if a.is_list else ""
+        lines.append(f'    parser.add_argument("--{a.name}", {how}{some})')
+    return "\n".join(lines) + "\n"
 
 
 def make(folder: Path, trouble: str = "") -> Path:
@@ -243,7 +263,7 @@ def make(folder: Path, trouble: str = "") -> Path:
         "train_network.py": _NETWORK,
         "train_db.py": _WHOLE,
         "library/__init__.py": "",
-        "library/train_util.py": _LIBRARY,
+        "library/train_util.py": _LIBRARY + _many(),
         "accelerate/__init__.py": "",
         "accelerate/commands/__init__.py": "",
         "accelerate/commands/launch.py": _LAUNCHER,
@@ -262,15 +282,15 @@ def known_machine(home: Path) -> None:
     disk.write_json(home / "machine.json", {"key": said, "machine": asdict(CPU)})
 
 
-def base_model(folder: Path) -> Path:
-    """Stable Diffusion 1 without its numbers."""
-    return headers.single_file(folder / "sd1.safetensors", headers.published("sd1"))
+def base_model(folder: Path, family: str = "sd1") -> Path:
+    """A published model without its numbers."""
+    return headers.single_file(folder / f"{family}.safetensors", headers.published(family))
 
 
 def pictures(folder: Path, count: int = 3) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        Image.new("RGB", (64, 48 + i), (i, 0, 0)).save(folder / f"p{i}.png")
+        Image.new("RGB", (512, 500 + i), (i, 0, 0)).save(folder / f"p{i}.png")
         (folder / f"p{i}.txt").write_text(f"picture {i}", encoding="utf-8")
     return folder
 

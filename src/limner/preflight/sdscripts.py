@@ -68,12 +68,6 @@ def _unlike_limner(config: Config, machine: Machine | None) -> Iterable[Finding]
         yield Finding("output.save_every_steps", said, "Set it.", "warning")
     if config.launch.num_processes > 1 and machine is not None and machine.kind(config.launch.device) == "cpu":
         yield Finding("launch.num_processes", "sd-scripts trains in one process on a CPU.", "Set it to 1.")
-    if config.data.class_path is not None and config.data.class_count:
-        said = "sd-scripts paints no class pictures; only those that are there are used."
-        yield Finding("data.class_count", said, "Put pictures there, and set it to 0.", "warning")
-    if config.data.skip_broken:
-        said = "sd-scripts ends at a picture that it cannot read."
-        yield Finding("data.skip_broken", said, "Remove the pictures that do not open.", "warning")
 
 
 def _arguments(job: Assembled) -> Iterable[Finding]:
@@ -81,8 +75,9 @@ def _arguments(job: Assembled) -> Iterable[Finding]:
     options = _options()
     for name, fault in known_faults(job.arguments, job.known):
         value = printable(repr(job.arguments[name]), 80)
-        said = f"{name} = {value} {fault} of {job.script} in this checkout."
-        said = said if name not in job.known else f"{name} = {value}: {job.script} says that it {fault}."
+        said = f"sets {name} = {value}: {job.script} of this checkout says that it {fault}."
+        if name not in job.known:
+            said = f"sets {name} = {value}, which {job.script} of this checkout does not know."
         yield Finding(options.get(name, _TRAINER), said, "Leave it at its default, or update the checkout.")
     datasets = tomllib.loads(next(t for p, t in job.texts.items() if p.name == "dataset.toml"))["datasets"]
     told = dict[tuple[str, str], str]()

@@ -27,6 +27,9 @@ FOLDER = "sd-scripts"
 _INSTEAD = ("train_data_dir", "reg_data_dir", "in_json")
 """What a dataset file takes the place of."""
 
+_SETTLED = ("data.caption_extensions", "data.more_resolutions", "data.class_prompt")
+"""What arguments alone could not say, and the dataset file does."""
+
 
 @dataclass(frozen=True)
 class Assembled:
@@ -91,18 +94,14 @@ def assemble(
         precision=precision,
         prediction=None if base.prediction == "flow" else base.prediction,
     )
-    script, arguments, findings = to_arguments(config, base.family, facts)
-    if script is None:
-        raise UserError(findings or [Finding("launch.trainer", "sd-scripts has no script for this.", "Train with Limner.")])
-    name = script.name
+    name, arguments, findings = to_arguments(config, base.family, facts)
     if not (checkout / name).is_file():
         said = f"{checkout} has no {name}."
         raise wrong("launch.sd_scripts", said, "Update it: Stable Diffusion 3 and Flux.1 need version 0.10 or later.")
     known = read_arguments(checkout, name)
     given = {k: v for k, v in arguments.items() if k not in _INSTEAD} | {"dataset_config": str(folder / "dataset.toml")}
     given |= {"output_name": config.output.name, "output_dir": str(output)}
-    # a state at every save to resume from, and lines that can be read
-    given |= {name: True for name in ("save_state", "console_log_simple") if name in known}
+    given |= {"console_log_simple": True} if "console_log_simple" in known else {}  # lines that are not broken
     given |= {"sample_prompts": str(folder / "prompts.json")} if prompts else {}
     given |= resume.arguments(start, given, known, total_steps)
     given = {k: _plain(v) for k, v in given.items() if v is not None}
@@ -110,7 +109,7 @@ def assemble(
     texts[config_file] = tomlkit.dumps(given)
     words = launch.sd_scripts_argv(section, checkout / name, config_file, device, str(given.get("mixed_precision", "no")))
     environment = launch.environment(config, device)
-    findings = [*findings, *dataset.remarks]
+    findings = [*(f for f in findings if f.field not in _SETTLED), *dataset.remarks]
     return Assembled(checkout, name, given, known, words, environment, texts, findings, base, device, output, prompts, steps)
 
 

@@ -17,7 +17,7 @@ import tomlkit
 from limner.config import Config, Data
 from limner.data.classes import scan_classes
 from limner.data.dataset import bucket_rules
-from limner.data.scan import Picture, scan
+from limner.data.scan import Picture, root_of, scan
 from limner.errors import Finding, wrong
 from limner.formats.base import Base
 
@@ -45,11 +45,11 @@ class DatasetFile:
 
 def write_dataset(config: Config, base: Base) -> DatasetFile:
     """The pictures of a configuration as sd-scripts takes them. Raises UserError where there are none."""
-    pictures = [*scan(config.data).pictures, *scan_classes(config.data).pictures]
+    remarks = list[Finding]()
+    pictures = [*scan(config.data).pictures, *_classes(config.data, remarks)]
     num_own = sum(not p.is_class for p in pictures)
     if not num_own:
         raise wrong("data.path", "holds no usable picture.", "Give the folder that holds the pictures.")
-    remarks = list[Finding]()
     tables = dict[tuple, tuple[dict[str, Any], list[dict[str, Any]]]]()
     for data, folder, group in _groups(config, pictures):
         for rule in bucket_rules(data, base):
@@ -68,13 +68,24 @@ def write_dataset(config: Config, base: Base) -> DatasetFile:
 
 
 def _groups(config: Config, pictures: Sequence[Picture]) -> Iterable[tuple[Data, Path, list[Picture]]]:
-    """(what holds for them, their folder, the pictures), in the order in which they were found."""
+    """(what holds for them, their folder, the pictures), in the order in which they were found. Of captions that a file of
+    metadata holds, the one folder that its names begin at."""
+    if config.data.metadata is not None:
+        return [(config.data, root_of(config.data), list(pictures))]
     groups = dict[tuple, list[Picture]]()
     for picture in pictures:
         folder = Path(picture.path).parent
         groups.setdefault((id(picture.settings(config.data)), folder, picture.repeats, picture.is_class), []).append(picture)
-    for (_, folder, _, _), group in groups.items():
-        yield group[0].settings(config.data), folder, group
+    return [(group[0].settings(config.data), folder, group) for (_, folder, _, _), group in groups.items()]
+
+
+def _classes(data: Data, remarks: list[Finding]) -> list[Picture]:
+    """The class pictures, where there can be any."""
+    if data.class_path is not None and data.metadata is not None:
+        said = "sd-scripts takes no class pictures beside a file of metadata."
+        remarks.append(Finding("data.class_path", said, "Write the captions into .txt files, or train with Limner."))
+        return []
+    return scan_classes(data).pictures
 
 
 def _subset(data: Data, folder: Path, group: list[Picture], remarks: list[Finding]) -> dict[str, Any]:
@@ -83,7 +94,10 @@ def _subset(data: Data, folder: Path, group: list[Picture], remarks: list[Findin
     out: dict[str, Any] = {"image_dir": str(folder.absolute()), "num_repeats": first.repeats}
     if first.is_class:
         out["is_reg"] = True
-    out |= _captions(data, folder, group, remarks)
+    if data.metadata is not None:
+        out["metadata_file"] = str(data.metadata.absolute())
+    else:
+        out |= _captions(data, folder, group, remarks)
     usual = Data()
     for option, key in KEYS.items():
         if (value := getattr(data, option)) != getattr(usual, option):
@@ -97,9 +111,6 @@ def _subset(data: Data, folder: Path, group: list[Picture], remarks: list[Findin
 
 def _captions(data: Data, folder: Path, group: list[Picture], remarks: list[Finding]) -> dict[str, Any]:
     """Where the captions lie: the ending that most have, and the words that stand in for a missing one."""
-    if data.metadata is not None and not group[0].is_class:
-        said = "is not read by sd-scripts beside caption files; only captions in files of their own are used."
-        remarks.append(Finding("data.metadata", said, "Write the captions into .txt files.", "error"))
     used, stands_in = Counter[str](), Counter[str]()
     for picture in group:
         stem = picture.path[: picture.path.rindex(".")]

@@ -78,7 +78,7 @@ class Told:
     batches: int = 0
     """Micro-batches in an epoch."""
     losses: list[tuple[int, float, int]] = field(default_factory=list)
-    """(step, its moving average over an epoch, the epoch) that nobody has taken yet; of the newest step a better one may come."""
+    """(step, its moving average over an epoch, the epoch) that nobody has taken yet; the newest step's may still change."""
     held_out: float | None = None
     """The newest loss of held-out pictures, until it is taken."""
     error: str = ""

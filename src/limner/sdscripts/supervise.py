@@ -75,7 +75,7 @@ class Supervisor:
         steps = job.total_steps or self.record.state.steps
         began = any(event.get("event") == "start" for event, _ in self.run.events())
         self.record.event("resume" if began else "start", step=start.step, steps=steps)
-        for finding in job.findings:
+        for finding in (f for f in job.findings if f.severity != "note"):
             self.record.warn(f"{finding.field}: {finding.message} {finding.remedy}".strip())
         plan = {"family": job.base.family, "base": str(job.base.path), "device": job.device, "trainer": "sd-scripts"}
         plan |= {"script": job.script, "lr": job.arguments.get("unet_lr") or job.arguments.get("learning_rate")}
