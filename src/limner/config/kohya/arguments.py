@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from limner.config.kohya import (
-    base_model, flow, keeping, network, objective, optimizing, pictures, plain, saving, scheduling, unused, whole,
+    base_model,
+    flow,
+    keeping,
+    network,
+    objective,
+    optimizing,
+    pictures,
+    plain,
+    saving,
+    scheduling,
+    unused,
+    whole,
 )  # fmt: skip
 from limner.config.kohya.reader import Reader
 from limner.config.kohya.report import Report

@@ -7,14 +7,19 @@ from limner.config.kohya.writer import Writer
 from limner.config.model import merges
 from limner.errors import UserError
 
-ARGUMENTS = ("v2", "vae", "ae", "max_token_length", "base_weights", "base_weights_multiplier", "clip_skip", "t5xxl_max_token_length")
+ARGUMENTS = (
+    "pretrained_model_name_or_path", "v2", "vae", "ae", "max_token_length", "base_weights", "base_weights_multiplier",
+    "clip_skip", "t5xxl_max_token_length",
+)  # fmt: skip
 OPTIONS = ("model.family", "model.vae", "model.text_chunks", "model.merge", "model.clip_skip", "model.base")
 _SKIPS = ("sd1", "sd2")
-_LAYERS_OF = {"sd1": 1, "sd2": 1}
 
 
 def read(r: Reader) -> None:
     """Set the model's files and how captions are read."""
+    base = r.text("pretrained_model_name_or_path")
+    if base:
+        r.take("pretrained_model_name_or_path", {"model.base": base})
     second = r.flag("v2")
     if second and r.family == "sd2":
         r.take("v2", {"model.family": "sd2"})
@@ -88,7 +93,9 @@ def write(w: Writer) -> None:
     vae = None if model.vae is None else str(model.vae)
     w.put("ae" if w.family == "flux" else "vae", vae, "model.vae")
     if w.family in _SKIPS:
-        w.put("clip_skip", model.clip_skip or _LAYERS_OF[w.family], "model.clip_skip")
+        w.put("clip_skip", model.clip_skip or 1, "model.clip_skip")
+    elif model.clip_skip is not None:
+        w.lose("model.clip_skip", "has no effect for this family.", severity="warning")
     if model.text_chunks in (2, 3):
         w.put("max_token_length", 75 * model.text_chunks, "model.text_chunks")
     elif model.text_chunks > 3:

@@ -15,8 +15,8 @@ from limner.config.kohya.writer import Writer
 from limner.config.objective import Objective
 
 ARGUMENTS = (
-    "timestep_sampling", "sigmoid_scale", "discrete_flow_shift", "training_shift", "weighting_scheme", "logit_mean", "logit_std",
-    "mode_scale", "model_prediction_type", "guidance_scale", "model_type",
+    "timestep_sampling", "sigmoid_scale", "discrete_flow_shift", "training_shift", "weighting_scheme", "logit_mean",
+    "logit_std", "mode_scale", "model_prediction_type", "guidance_scale", "model_type",
 )  # fmt: skip
 OPTIONS = (
     "objective.timesteps", "objective.logit_mean", "objective.logit_std", "objective.mode_scale", "objective.shift",
@@ -117,7 +117,12 @@ def write(w: Writer) -> None:
     """The arguments of a flow."""
     section = w.config.objective
     if w.family not in _SHIFT:
+        for name in ("guidance", "shift"):
+            if getattr(section, name) is not None:
+                w.lose(f"objective.{name}", "has no effect for this family.", severity="warning")
         return
+    if w.family == "sd3" and section.guidance is not None:
+        w.lose("objective.guidance", "has no effect for this family.", severity="warning")
     if section.timesteps is None:
         section = section.model_copy(update={"timesteps": "logit_normal", "logit_mean": 0.0, "logit_std": 1.0})
     shift = section.shift if section.shift is not None else w.facts.flow_shift or _SHIFT[w.family]

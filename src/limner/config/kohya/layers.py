@@ -152,7 +152,11 @@ def _arrays(w: Writer) -> dict[str, Any] | None:
         out["block_alphas"] = ",".join(str(e.alpha) for e in effects)
     if any(e.lr_factor != 1 for e in effects):
         factors = [str(e.lr_factor) for e in effects]
-        parts = (factors[1:10], factors[10:13], factors[13:22]) if w.family == "sdxl" else (factors[:12], factors[12:13], factors[13:])
+        parts = (
+            (factors[1:10], factors[10:13], factors[13:22])
+            if w.family == "sdxl"
+            else (factors[:12], factors[12:13], factors[13:])
+        )
         out |= {name: ",".join(part) for name, part in zip(_RATES, parts, strict=True)}
     return out
 

@@ -70,7 +70,7 @@ def read(r: Reader) -> None:
     is_lycoris = module.startswith("lycoris")
     _read_rank(r, module)
     _read_convolutions(r, is_lycoris)
-    _read_switches(r, is_lycoris)
+    _read_switches(r)
     _read_parts(r)
     layers.read(r)
     for key in keys:
@@ -143,33 +143,29 @@ def _read_unit(r: Reader) -> None:
             r.idle(name, f'"{r.kind}" has none.')
 
 
-def _read_convolutions(r: Reader, is_lycoris: bool) -> None:
+def _read_preset(r: Reader) -> str:
     preset = r.text("network_args.preset") or ""
-    is_ranked = r.kind in _RANKED
-    adapts = is_lycoris and r.kind not in ("ia3",) and (preset or "full") not in _WITHOUT_CONVOLUTIONS
     if preset in _WITHOUT_CONVOLUTIONS or preset in ("", "full"):
         r.idle("network_args.preset", "Which layers are adapted follows from adapter.conv_rank or adapter.convolutions.")
         if preset in ("attn-only", "full-lin", "unet-transformer-only"):
-            r.unsupported("network_args.preset", "Attention and feed-forward layers are adapted; adapter.rules leaves some out.")
+            r.unsupported(
+                "network_args.preset", "Attention and feed-forward layers are adapted; adapter.rules leaves some out."
+            )
     elif preset:
         r.unsupported("network_args.preset", "Limner's layers are adapted instead; adapter.rules leaves some out.")
+    return preset
+
+
+def _read_convolutions(r: Reader, is_lycoris: bool) -> None:
+    preset, is_ranked = _read_preset(r), r.kind in _RANKED
+    adapts = is_lycoris and r.kind != "ia3" and preset not in _WITHOUT_CONVOLUTIONS
     rank, alpha = r.integer("network_args.conv_dim"), r.number("network_args.conv_alpha")
     if is_lycoris and not adapts:
         rank = None
     elif adapts and is_ranked and r.complete:
         rank, alpha = rank or r.value("adapter.rank"), alpha or r.value("adapter.alpha")
     if is_ranked and rank is not None and rank > 0:
-        alpha = alpha if alpha or is_lycoris or not r.complete else 1.0
-        said = "" if r.has("network_args.conv_dim") else "LyCORIS adapts the convolutions with network_dim, too."
-        if r.has("network_args.conv_dim"):
-            r.take("network_args.conv_dim", {"adapter.conv_rank": rank})
-        else:
-            r.put("adapter.conv_rank", rank)
-            r.report.say("network_args.conv_dim", None, "taken", "adapter.conv_rank", why=f"Not given; {said}")
-        if alpha and r.has("network_args.conv_alpha"):
-            r.take("network_args.conv_alpha", {"adapter.conv_alpha": alpha})
-        elif alpha:
-            r.put("adapter.conv_alpha", alpha)
+        _take_convolutions(r, rank, alpha if alpha or is_lycoris or not r.complete else 1.0)
         return
     if r.kind in ("oft", "full"):
         enabled = r.flag("network_args.enable_conv")
@@ -181,7 +177,20 @@ def _read_convolutions(r: Reader, is_lycoris: bool) -> None:
         r.idle(name, "Convolutions have no rank with these settings.")
 
 
-def _read_switches(r: Reader, is_lycoris: bool) -> None:
+def _take_convolutions(r: Reader, rank: int, alpha: float | None) -> None:
+    if r.has("network_args.conv_dim"):
+        r.take("network_args.conv_dim", {"adapter.conv_rank": rank})
+    else:
+        r.put("adapter.conv_rank", rank)
+        said = "Not given: LyCORIS adapts the convolutions with network_dim, too."
+        r.report.say("network_args.conv_dim", None, "taken", "adapter.conv_rank", why=said)
+    if alpha and r.has("network_args.conv_alpha"):
+        r.take("network_args.conv_alpha", {"adapter.conv_alpha": alpha})
+    elif alpha:
+        r.put("adapter.conv_alpha", alpha)
+
+
+def _read_switches(r: Reader) -> None:
     for name, option in (("dora_wd", "dora"), ("rs_lora", "rank_stabilized"), ("decompose_both", "decompose_both")):
         _take_if(r, f"network_args.{name}", f"adapter.{option}", r.flag(f"network_args.{name}"))
     dropouts = (("network_args.rank_dropout", "rank_dropout"), ("network_args.module_dropout", "module_dropout"))
@@ -203,7 +212,6 @@ def _read_switches(r: Reader, is_lycoris: bool) -> None:
     _read_ratios(r, ratio)
     if r.has("network_args.enable_all_linear"):
         r.unsupported("network_args.enable_all_linear", "Attention and feed-forward layers are adapted in any case.")
-    del is_lycoris
 
 
 def _read_ratios(r: Reader, common: float | None) -> None:

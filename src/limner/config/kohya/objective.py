@@ -111,7 +111,7 @@ def _read_huber(r: Reader) -> None:
     loss, schedule = r.text("loss_type"), r.text("huber_schedule")
     threshold, scale = r.number("huber_c"), r.number("huber_scale")
     is_used = loss in ("huber", "smooth_l1")
-    if schedule is not None:
+    if schedule is not None and (is_used or "huber_schedule" in r.given):
         r.take("huber_schedule", {"objective.huber_schedule": schedule})
     if scale is None or scale == 1 or not is_used or schedule == "snr":
         r.idle("huber_scale", "It changes nothing with these settings.")
@@ -148,6 +148,10 @@ def write(w: Writer) -> None:
         w.put("min_timestep", section.least_timestep, "objective.least_timestep")
         w.put("max_timestep", section.most_timestep, "objective.most_timestep")
     if is_flow:
+        if section.prediction is not None:
+            w.lose("objective.prediction", "has no effect for flows.", severity="warning")
+        if section.v_share != "off":
+            w.lose("objective.v_share", "has no effect for flows.", severity="warning")
         return
     usual = w.facts.prediction or ("v_prediction" if w.family == "sd2" else "epsilon")
     prediction = section.prediction or usual

@@ -51,7 +51,8 @@ _KINDS = {
     "sgd": _Kind("SGDNesterov"),
 }
 _OF_KOHYA = {kind.kohya.lower(): name for name, kind in _KINDS.items()} | {
-    "": "adamw", "came": "came", "torch.optim.adamw": "adamw", "dadaptation": "dadapt_adam", "dadaptadampreprint": "dadapt_adam",
+    "": "adamw", "came": "came", "torch.optim.adamw": "adamw", "dadaptation": "dadapt_adam",
+    "dadaptadampreprint": "dadapt_adam",
     "bitsandbytes.optim.adamw8bit": "adamw_8bit", "bitsandbytes.optim.pagedadamw8bit": "paged_adamw_8bit",
     "bitsandbytes.optim.lion8bit": "lion_8bit", "transformers.optimization.adafactor": "adafactor",
 }  # fmt: skip
@@ -113,6 +114,9 @@ def _read_kind(r: Reader) -> str:
     return "other"
 
 
+_SO_IN_ANY_CASE = (("sgd", "nesterov", True), ("dadapt_adam", "decouple", True), ("adafactor", "scale_parameter", False))
+
+
 def _read_argument(r: Reader, key: str, kind: str) -> None:
     place = f"optimizer_args.{key}"
     text = str(r.given[place])
@@ -134,14 +138,12 @@ def _read_argument(r: Reader, key: str, kind: str) -> None:
         r.take(place, {"optimizer.momentum": value})
     elif kind == "adafactor" and key in ("relative_step", "warmup_init"):
         pass  # with the learning rate
-    elif kind == "sgd" and key == "nesterov":
-        r.idle(place, "It is Nesterov's in any case.")
+    elif (kind, key, value) in _SO_IN_ANY_CASE:
+        r.idle(place, "It is so in any case.")
     else:
         own = _KINDS[kind].names.get(key, key) if kind in _KINDS else key
         if "=" in own or not own.isidentifier():
             r.refuse(place, "is no argument.")
-        elif kind == "dadapt_adam" and key == "decouple" and value is True:
-            r.idle(place, "It is so in any case.")
         elif _add(r, f"{own}={text}"):
             r.account(place, "taken" if own == key else "converted", "optimizer.arguments")
         else:
@@ -183,7 +185,14 @@ def _read_adafactor(r: Reader) -> bool:
 
 def _read_rates(r: Reader, is_relative: bool) -> None:
     if is_relative:
-        for name in ("learning_rate", "unet_lr", "text_encoder_lr", "learning_rate_te", "learning_rate_te1", "learning_rate_te2"):
+        for name in (
+            "learning_rate",
+            "unet_lr",
+            "text_encoder_lr",
+            "learning_rate_te",
+            "learning_rate_te1",
+            "learning_rate_te2",
+        ):
             r.idle(name, "Adafactor with relative_step finds the rate itself.")
         return
     if r.kind == "embedding":

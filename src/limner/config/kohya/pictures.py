@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from math import isqrt
 
+from limner.config import Data
 from limner.config.kohya.reader import Reader
 from limner.config.kohya.writer import Writer
 
 ARGUMENTS = (
     "caption_extension", "caption_extention", "resolution", "token_warmup_step", "alpha_mask", "masked_loss", "dataset_config",
-    "train_data_dir", "reg_data_dir", "in_json", "conditioning_data_dir",
+    "train_data_dir", "reg_data_dir", "in_json", "conditioning_data_dir", "bucket_reso_steps", "min_bucket_reso",
+    "max_bucket_reso",
 )  # fmt: skip
 OPTIONS = (
     "data.caption_extensions", "data.resolution", "data.tag_warmup_steps", "data.masks", "data.mask_path", "data.subsets",
@@ -99,14 +101,16 @@ def _read_masks(r: Reader) -> None:
 def write(w: Writer) -> None:
     """The arguments of the pictures."""
     data, (side, step) = w.config.data, _SIZES[w.family]
-    paths = {"train_data_dir": data.path, "reg_data_dir": data.class_path, "in_json": data.metadata}
     if w.facts.dataset_config or data.subsets:
         w.put("dataset_config", w.facts.dataset_config or str(data.subsets), "data.subsets")
     else:
-        for name, path in paths.items():
-            w.put(name, None if path is None else str(path), f"data.{ {'train_data_dir': 'path', 'reg_data_dir': 'class_path'}.get(name, 'metadata') }")
+        for name, option in _FOLDERS:
+            path = getattr(data, option.removeprefix("data."))
+            w.put(name, None if path is None else str(path), option)
         if data.trigger is not None:
-            w.lose("data.trigger", "is for sd-scripts the name of a folder, 10_trigger.", "Rename it so, or use a dataset file.")
+            w.lose(
+                "data.trigger", "is for sd-scripts the name of a folder, 10_trigger.", "Rename it so, or use a dataset file."
+            )
     _write_captions(w)
     resolution = data.resolution or side
     w.put("resolution", str(resolution), "data.resolution")
@@ -125,7 +129,8 @@ def _write_captions(w: Writer) -> None:
         said = f"sd-scripts looks for captions with one ending, {data.caption_extensions[0]}." if data.caption_extensions else (
             "is empty, and sd-scripts would look for .caption files."
         )  # fmt: skip
-        w.lose("data.caption_extensions", said, 'Set it to one, such as [".txt"].', severity="warning")
+        severity = "note" if data.caption_extensions == Data().caption_extensions else "warning"
+        w.lose("data.caption_extensions", said, 'Set it to one, such as [".txt"].', severity=severity)
     w.put("token_warmup_step", data.tag_warmup_steps, "data.tag_warmup_steps")
 
 

@@ -9,7 +9,7 @@ from limner.config.sample import own_solver
 ARGUMENTS = (
     "save_precision", "save_model_as", "save_last_n_steps", "save_last_n_epochs", "save_last_n_steps_state",
     "save_last_n_epochs_state", "save_state", "save_state_on_train_end", "metadata_tags", "log_with", "logging_dir",
-    "sample_prompts", "sample_sampler", "seed", "use_safetensors",
+    "sample_prompts", "sample_sampler", "seed", "use_safetensors", "output_dir",
 )  # fmt: skip
 OPTIONS = (
     "output.dtype", "output.layout", "output.keep_last", "output.state_every_steps", "output.tags", "logging.trackers",
@@ -34,6 +34,9 @@ def read(r: Reader) -> None:
 
 
 def _read_files(r: Reader) -> None:
+    folder = r.text("output_dir")
+    if folder:
+        r.take("output_dir", {"output.path": folder})
     precision = r.text("save_precision")
     if precision is not None:
         r.take("save_precision", {"output.dtype": _TYPES.get(precision, precision)})
@@ -125,7 +128,11 @@ def _write_files(w: Writer) -> None:
     w.put("save_precision", "float" if output.dtype == "fp32" else output.dtype, "output.dtype")
     if is_whole and output.layout == "diffusers" and w.family in ("sd3", "flux"):
         w.lose("output.layout", "sd-scripts writes this family as one file.")
-    w.put("save_model_as", "diffusers_safetensors" if is_whole and output.layout == "diffusers" else "safetensors", "output.layout")
+    w.put(
+        "save_model_as",
+        "diffusers_safetensors" if is_whole and output.layout == "diffusers" else "safetensors",
+        "output.layout",
+    )
     w.put("metadata_tags", ",".join(output.tags), "output.tags")
     every_steps, every_epochs, keep = output.save_every_steps, output.save_every_epochs, output.keep_last
     w.put("save_state", bool(every_steps or every_epochs), "output.state_every_steps")
@@ -150,7 +157,12 @@ def _write_prompts(w: Writer) -> None:
     w.put("sample_prompts", path, "sample.prompt_file")
     if sample.prompts and not w.facts.sample_prompts:
         w.lose("sample.prompts", "sd-scripts reads prompts from a file.", "Use sample.prompt_file.")
-    if sample.solver is not None:
+    elif path and not w.facts.sample_prompts:
+        said = "What a prompt does not say is painted with sd-scripts' own sizes, steps and guidance."
+        w.lose("sample.prompt_file", said, "Mind that pictures look otherwise.", severity="warning")
+    if sample.solver is not None and w.family in ("sd3", "flux"):
+        w.lose("sample.solver", "Flows are painted by Euler's method in any case.", severity="warning")
+    elif sample.solver is not None:
         w.put("sample_sampler", "dpmsolver++" if sample.solver == "dpmpp_2m" else sample.solver, "sample.solver")
     if path and not (sample.every_steps or sample.every_epochs or sample.at_start):
         said = "sd-scripts does not paint at the end of its own accord."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from contextlib import suppress
 
 from limner.config.kohya.reader import Reader
 from limner.config.kohya.writer import Writer
@@ -108,10 +109,8 @@ def _read_warmup(r: Reader, name: str) -> None:
 def _read_pieces(r: Reader, place: str) -> None:
     """step_rules is "factor:steps,...,factor", pieces are "step:factor" each."""
     text = r.text(place) or ""
-    try:
+    with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # it stands there without quotes
         text = str(ast.literal_eval(text))
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-        pass  # it stands there without quotes
     *first, last = (part.strip() for part in text.split(","))
     pairs = [part.partition(":") for part in first]
     if not last or not all(colon for _, colon, _ in pairs):
@@ -142,7 +141,9 @@ def write(w: Writer) -> None:
     if name not in ("constant", "adafactor"):
         w.put("lr_warmup_steps", section.warmup_steps or section.warmup_share, "optimizer.warmup_steps")
     elif section.kind == "schedule_free" and section.warmup_share:
-        w.lose("optimizer.warmup_share", "A schedule-free optimiser is told its warm-up in steps.", "Set optimizer.warmup_steps.")
+        w.lose(
+            "optimizer.warmup_share", "A schedule-free optimiser is told its warm-up in steps.", "Set optimizer.warmup_steps."
+        )
     _write_shape(w, name)
 
 

@@ -1,0 +1,191 @@
+"""A configuration becomes sd-scripts' arguments and comes back the same, for all that both know; what is lost is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limner.config import Config, files
+from limner.config.fields import Option, applies, values, walk
+from limner.config.kohya import Facts, Report, to_arguments, to_values
+from limner.config.kohya.scripts import SCRIPTS, accepts, arguments
+from limner.errors import UserError
+
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
+KINDS = ("lora", "loha", "lokr", "oft", "ia3", "glora", "dylora", "full", "embedding", "none")
+PAIRS = [(f, k) for f in FAMILIES for k in KINDS if not (k == "embedding" and f in ("sd3", "flux"))]
+
+# what an option needs beside it to have an effect
+BESIDE: dict[str, dict[str, Any]] = {
+    "adapter.conv_alpha": {"adapter.conv_rank": 8},
+    "adapter.rules": {"adapter.alpha": 16.0},
+    "optimizer.text_encoder_lr": {"adapter.text_encoder": True},
+    "optimizer.class_path": {"optimizer.kind": "other"},
+    "optimizer.momentum": {"optimizer.kind": "sgd"},
+    "optimizer.schedule_cycles": {"optimizer.schedule": "cosine_restarts"},
+    "optimizer.schedule_power": {"optimizer.schedule": "polynomial"},
+    "optimizer.schedule_timescale": {"optimizer.schedule": "inverse_sqrt"},
+    "optimizer.decay_share": {"optimizer.schedule": "warmup_stable_decay"},
+    "optimizer.pieces": {"optimizer.schedule": "piecewise"},
+    "objective.huber_threshold": {"objective.loss": "huber"},
+    "objective.huber_schedule": {"objective.loss": "huber"},
+    "objective.snr_gamma": {"objective.weighting": "min_snr"},
+    "objective.noise_offset_random": {"objective.noise_offset": 0.1},
+    "objective.noise_offset_adaptive": {"objective.noise_offset": 0.1},
+    "objective.pyramid_discount": {"objective.pyramid_levels": 6},
+    "objective.input_perturbation_random": {"objective.input_perturbation": 0.1},
+    "objective.logit_mean": {"objective.timesteps": "logit_normal", "objective.shift": 2.0},
+    "objective.logit_std": {"objective.timesteps": "logit_normal"},
+    "objective.mode_scale": {"objective.timesteps": "mode", "objective.shift": 2.0},
+    "optimizer.kind": {"optimizer.schedule": "constant", "optimizer.class_path": "pytorch_optimizer.SOAP"},
+    "adapter.denoiser": {"adapter.text_encoder": True, "optimizer.text_encoder_lr": 1e-5},
+    "objective.prior_weight": {"data.class_path": "/c"},
+    "data.mask_path": {"data.masks": "folder"},
+    "data.caption_separator": {"data.shuffle_tags": True},
+    "data.keep_tags": {"data.shuffle_tags": True},
+    "data.tag_warmup_least": {"data.tag_warmup_steps": 9},
+    "output.keep_last": {"output.save_every_steps": 100},
+    "logging.project": {"logging.trackers": ["wandb"]},
+    "logging.run_name": {"logging.trackers": ["wandb"]},
+    "train.epochs": {"train.steps": None},
+}
+VALUES: dict[str, list[Any]] = {
+    "optimizer.arguments": [["amsgrad=True"]],
+    "optimizer.class_path": ["pytorch_optimizer.SOAP"],
+    "optimizer.pieces": [["100:1", "500:0.1", "0.01"]],
+    "data.caption_extensions": [[".cap"]],
+    "model.merge": [["/a b.safetensors", "/c.safetensors @ 0.5"]],
+    "output.tags": [["one", "two words"]],
+    "logging.trackers": [["wandb"]],
+    "adapter.rules": [
+        [
+            "denoiser.up_blocks.1.attentions.0.*: rank=8 alpha=2.0",
+            "denoiser.up_blocks.1.attentions.2.*: off",
+        ],
+        ["denoiser.down_blocks.1.attentions.1.*: lr_factor=0.3333333333333333"],
+        ["denoiser.transformer_blocks.0.*: off", "denoiser.transformer_blocks.7.*: off"],
+    ],
+    "data.resolution": [640],
+    "data.bucket_step_px": [128],
+    "adapter.unit": [8],
+}
+
+
+def _values(option: Option) -> list[Any]:
+    """Values that are not the default."""
+    if option.path in VALUES:
+        return VALUES[option.path]
+    if option.is_list:
+        return []
+    found: list[Any] = [c for c in option.choices if c != option.default]
+    kind = option.types[0] if option.types else None
+    if kind is bool:
+        return [not option.default]
+    if kind is Path:
+        return ["/some where/ü'\"x"]
+    if kind is str:
+        return ["some 'text' — \"ü\" = $HOME; `x`"]
+    if kind is int:
+        low = max(int(option.minimum or 0), 1)
+        return [*found, *{low + 1, min(int(option.maximum or 10**6), low + 2)}]
+    if kind is float:
+        low, high = option.minimum or 0.0, option.maximum or 5.0
+        return [*found, low + (high - low) * 0.137, low + (high - low) * 1e-3]
+    return found
+
+
+def _config(values: dict[str, dict[str, Any]]) -> Config:
+    return files.build(values, {})
+
+
+def _there_and_back(config: Config, family: str, facts: Facts | None = None) -> tuple[Config, list[Any]]:
+    script, args, losses = to_arguments(config, family, facts)
+    return _config(to_values({**args, "_script": script}, Report(), complete=True)), losses
+
+
+def _with(config: Config, changes: dict[str, Any]) -> Config:
+    raw = {name: getattr(config, name).model_dump() for name in type(config).model_fields}
+    for path, value in changes.items():
+        section, _, name = path.partition(".")
+        raw[section][name] = value
+    return _config(
+        {
+            s: {k: list(v) if isinstance(v, tuple) else str(v) if isinstance(v, Path) else v for k, v in t.items()}
+            for s, t in raw.items()
+        }
+    )
+
+
+def _resolved(family: str, kind: str) -> Config:
+    """A plain configuration, with all that the way through the arguments makes explicit."""
+    raw: dict[str, dict[str, Any]] = {"model": {"base": "/m.safetensors"}, "adapter": {"kind": kind}, "train": {"steps": 50}}
+    raw["memory"] = {"vae_dtype": "bf16"} if family in ("sd3", "flux") and kind == "none" else {}
+    raw["memory"] |= {"cache_text": False} if family in ("sdxl", "sd3", "flux") else {}
+    if kind == "embedding":
+        raw["embedding"] = {"token": "zibbo"}
+    return _there_and_back(_config(raw), family)[0]
+
+
+@pytest.mark.parametrize(("family", "kind"), PAIRS)
+def test_the_usual_configuration_comes_back(family: str, kind: str) -> None:
+    config = _resolved(family, kind)
+    assert config.adapter.kind == kind
+    assert config.model.family == family
+    again, losses = _there_and_back(config, family)
+    assert again == config
+    assert [f for f in losses if f.severity == "error"] == []
+
+
+ALIKE = {
+    # another word for the same
+    ("adapter.rank_stabilized", True),  # alpha is converted, so that the scale is equal: see below
+    ("objective.timesteps", "uniform"),  # of a model that is no flow, which has no other
+    ("memory.cache_text", False),  # Stable Diffusion 1 and 2 have no such argument; it changes no number
+}
+ELSEWHERE = ("launch.", "sample.negative", "sample.width", "sample.height", "sample.steps", "sample.guidance", "sample.seed")
+"""accelerate's flags, and what goes into a prompt file."""
+# the whole schema for each family; other kinds differ in [adapter] alone
+WALKS = [(f, k, "") for f in FAMILIES for k in ("lora", "none")] + [("sd1", "embedding", "")]
+WALKS += [(f, k, "adapter") for f, k in PAIRS if k not in ("lora", "none", "embedding")]
+
+
+@pytest.mark.parametrize(("family", "kind", "section"), WALKS)
+def test_each_option_comes_back_or_is_said_to_be_lost(family: str, kind: str, section: str) -> None:
+    start, known, lost, faults = _resolved(family, kind), 0, 0, []
+    usual = {f.field for f in to_arguments(start, family)[2]}
+    for option in walk():
+        if option.path in ("adapter.kind", "model.family") or (option.tags and kind not in option.tags):
+            continue
+        if section not in ("", option.section) or option.path.startswith(ELSEWHERE):
+            continue
+        for value in _values(option):
+            try:
+                config = _with(start, BESIDE.get(option.path, {}) | {option.path: value})
+            except (UserError, KeyError, AttributeError):
+                continue
+            if not applies(option, config) or config == start:
+                continue
+            again, losses = _there_and_back(config, family)
+            new = [f for f in losses if f.field not in usual]
+            lost_ones = {path for path, *_ in _difference(config, again)}
+            if not lost_ones:
+                known += 1
+            elif any(f.severity == "error" for f in new) or lost_ones <= {f.field for f in new}:
+                lost += 1
+            elif (option.path, value) not in ALIKE:
+                faults.append((option.path, value, _difference(config, again), [str(f) for f in new]))
+    assert not faults, "\n".join(map(str, faults))
+    assert known > (60 if not section else 2)
+    assert lost > 0 or section
+
+
+def _difference(one: Config, other: Config) -> list[tuple[str, Any, Any]]:
+    """What was given, has an effect, and is not the same any more."""
+    theirs = {option.path: value for option, value in values(other)}
+    return [
+        (option.path, value, theirs.get(option.path))
+        for option, value in values(one)
+        if theirs.get(option.path) != value and value is not None and applies(option, one)
+    ]
