@@ -13,6 +13,7 @@ import tomlkit
 from limner import disk, launch
 from limner.config import Config, defaults
 from limner.config.kohya.export import to_arguments
+from limner.config.kohya.scripts import script_for
 from limner.config.kohya.writer import Facts
 from limner.config.prompts import Prompt, all_prompts
 from limner.errors import Finding, UserError, wrong
@@ -21,10 +22,11 @@ from limner.formats.base import Base, base_of
 from limner.machine import Machine
 from limner.sdscripts import resume
 from limner.sdscripts.dataset import write_dataset
+from limner.sdscripts.rules import bucket_step_px
 
 FOLDER = "sd-scripts"
 """The folder in the run's, for what is written for sd-scripts and by it."""
-_INSTEAD = ("train_data_dir", "reg_data_dir", "in_json")
+_INSTEAD = ("train_data_dir", "reg_data_dir", "in_json", "dataset_repeats")
 """What a dataset file takes the place of."""
 
 _SETTLED = ("data.caption_extensions", "data.more_resolutions", "data.class_prompt")
@@ -76,7 +78,8 @@ def assemble(
     device = machine.kind(section.device)
     found = machine.first(device)
     precision = defaults.precision(config, device, found is not None and found.bf16)
-    dataset = write_dataset(config, base)
+    script = script_for(base.family, config.adapter.kind, has_metadata=config.data.metadata is not None)
+    dataset = write_dataset(config, base, bucket_step_px(script.name if script is not None else "", base.family))
     prompts = all_prompts(config, config.data.resolution or base.resolution_px, base.bucket_step_px)
     texts = {folder / "dataset.toml": dataset.text}
     if prompts:
@@ -104,7 +107,7 @@ def assemble(
     given |= {"console_log_simple": True} if "console_log_simple" in known else {}  # lines that are not broken
     given |= {"sample_prompts": str(folder / "prompts.json")} if prompts else {}
     given |= resume.arguments(start, given, known, total_steps)
-    given = {k: _plain(v) for k, v in given.items() if v is not None}
+    given = {k: _plain(v, known.get(k)) for k, v in given.items() if v is not None}
     config_file = folder / "config.toml"
     texts[config_file] = tomlkit.dumps(given)
     words = launch.sd_scripts_argv(section, checkout / name, config_file, device, str(given.get("mixed_precision", "no")))
@@ -123,9 +126,11 @@ def preview(config: Config, run_path: Path, machine: Machine) -> str:
     return launch.shown(assembled.words, assembled.environment, str(assembled.checkout))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, argument: Argument | None) -> Any:
+    """A value as TOML has it; of a list of one the one, where this version takes no list yet."""
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        values = [_plain(v, None) for v in value]
+        return values[0] if argument is not None and not argument.is_list and len(values) == 1 else values
     return str(value) if isinstance(value, Path) else value
 
 

@@ -43,8 +43,10 @@ class DatasetFile:
     """What of the pictures sd-scripts sees otherwise."""
 
 
-def write_dataset(config: Config, base: Base) -> DatasetFile:
-    """The pictures of a configuration as sd-scripts takes them. Raises UserError where there are none."""
+def write_dataset(config: Config, base: Base, step_px: int) -> DatasetFile:
+    """The pictures of a configuration as sd-scripts takes them; `step_px` is what its buckets' sides are multiples of, where
+    the configuration does not say. Raises UserError where there are no pictures.
+    """
     remarks = list[Finding]()
     pictures = [*scan(config.data).pictures, *_classes(config.data, remarks)]
     num_own = sum(not p.is_class for p in pictures)
@@ -55,7 +57,7 @@ def write_dataset(config: Config, base: Base) -> DatasetFile:
         for rule in bucket_rules(data, base):
             sizes: dict[str, Any] = {"resolution": rule.resolution, "enable_bucket": rule.enabled}
             if rule.enabled:
-                sizes |= {"bucket_reso_steps": rule.step, "bucket_no_upscale": not rule.upscale}
+                sizes |= {"bucket_reso_steps": data.bucket_step_px or step_px, "bucket_no_upscale": not rule.upscale}
                 sizes |= {"min_bucket_reso": rule.minimum, "max_bucket_reso": rule.maximum}
             _, subsets = tables.setdefault(tuple(sizes.items()), (sizes, []))
             subsets.append(_subset(data, folder, group, remarks))
@@ -92,6 +94,9 @@ def _subset(data: Data, folder: Path, group: list[Picture], remarks: list[Findin
     """One folder as sd-scripts takes it."""
     first = group[0]
     out: dict[str, Any] = {"image_dir": str(folder.absolute()), "num_repeats": first.repeats}
+    if len({p.repeats for p in group}) > 1:
+        said = f"the folders in {folder} have different repeats; for sd-scripts they are one, beside a file of metadata."
+        remarks.append(Finding("data.metadata", said, "Write the captions into .txt files, or rename the folders."))
     if first.is_class:
         out["is_reg"] = True
     if data.metadata is not None:
@@ -106,6 +111,10 @@ def _subset(data: Data, folder: Path, group: list[Picture], remarks: list[Findin
         out["alpha_mask"] = True
     elif data.masks == "folder" and data.mask_path is not None:
         out["conditioning_data_dir"] = str(data.mask_path.absolute())
+        for key, field in (("class_tokens", "data.trigger"), ("is_reg", "data.class_path"), ("metadata_file", "data.metadata")):
+            if out.pop(key, None):
+                said = f"sd-scripts takes no {key} beside masks in a folder."
+                remarks.append(Finding(field, said, "Give each picture a caption file, and leave it out."))
     return out
 
 

@@ -99,9 +99,14 @@ def _schedule(given: Mapping[str, Any]) -> Iterator[Broken]:
         yield "lr_warmup_steps", said, "Set it to 0."
 
 
-def _buckets(script: str, family: str, datasets: Sequence[Mapping[str, Any]]) -> Iterator[Broken]:
+def bucket_step_px(script: str, family: str) -> int:
+    """What the sides of buckets have to be multiples of."""
     is_whole = "network" not in script
-    step = {"sd3": 8 if is_whole else 32, "flux": 16 if is_whole else 32, "sdxl": 32}.get(family, 64)
+    return {"sd3": 8 if is_whole else 32, "flux": 16 if is_whole else 32, "sdxl": 32}.get(family, 64)
+
+
+def _buckets(script: str, family: str, datasets: Sequence[Mapping[str, Any]]) -> Iterator[Broken]:
+    step = bucket_step_px(script, family)
     for dataset in datasets:
         if not dataset.get("enable_bucket"):
             continue
