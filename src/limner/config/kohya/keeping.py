@@ -42,6 +42,10 @@ def _read_vae(r: Reader, precision: str | None) -> None:
     whole = r.flag("no_half_vae")
     if whole:
         r.take("no_half_vae", {"memory.vae_dtype": "fp32"})
+    elif r.script and not r.knows("no_half_vae"):
+        if r.complete and precision in ("fp16", "bf16"):
+            r.put("memory.vae_dtype", precision)
+        r.idle("no_half_vae", f"{r.script.name} does not know it.")
     elif whole is not None and precision in ("fp16", "bf16"):
         r.take("no_half_vae", {"memory.vae_dtype": precision}, "The VAE has the training's precision there.")
     else:
@@ -68,7 +72,9 @@ def write(w: Writer) -> None:
     """The arguments of precision and caches."""
     memory, precision = w.config.memory, w.config.train.precision or w.facts.precision
     w.put("mixed_precision", "no" if precision == "fp32" else precision, "train.precision")
-    if memory.quantize == "fp8":
+    if memory.quantize != "off" and w.config.adapter.kind == "none":
+        w.lose("memory.quantize", "the model itself is trained, which needs whole numbers.")
+    elif memory.quantize == "fp8":
         w.put("fp8_base", True, "memory.quantize")
     elif memory.quantize != "off":
         w.lose("memory.quantize", "sd-scripts stores weights in fp8 alone.", 'Set it to "fp8" or "off".')

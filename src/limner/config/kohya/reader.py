@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from limner.config import files
-from limner.config.fields import Option, walk
+from limner.config.fields import Option, section_types, walk
 from limner.config.kohya.report import Outcome, Report
 from limner.config.kohya.scripts import Script, accepts, arguments
 from limner.errors import UserError, printable
@@ -173,8 +176,7 @@ class Reader:
         for path, value in pairs.items():
             self.put(path, value)
         if name not in self.given:
-            defaults = {o.path: o.default for o in walk() if not o.tags or self.kind in o.tags}
-            if any(defaults[path] != value for path, value in pairs.items()):
+            if any(options_of(self.kind)[path].default != value for path, value in pairs.items()):
                 said = f"Not given; this is sd-scripts' default. {why}".strip()
                 self.report.say(name, self.raw(name), "taken", *pairs, why=said)
             return True
@@ -193,24 +195,44 @@ class Reader:
 
     def option(self, path: str) -> Option | None:
         """The option of this name that an adapter of this kind has."""
-        return next((o for o in walk() if o.path == path and (not o.tags or self.kind in o.tags)), None)
+        return options_of(self.kind).get(path)
 
     def fault(self, path: str, value: Any) -> str:
         """Why a value cannot be an option's, "" if it can."""
         section, _, name = path.partition(".")
         if self.option(path) is None:
             return f'has no place with adapter.kind = "{self.kind}".'
+        table = {"kind": self.kind, name: value} if section == "adapter" else {name: value}
         try:
-            kind = {"kind": self.kind} if section == "adapter" else {}
-            files.build({section: {**kind, name: value}}, {})
-        except UserError as error:
-            return f"cannot be {path}: {error.findings[0].message} {error.findings[0].remedy}"
+            _classes()[section, self.kind if section == "adapter" else None].model_validate(table)
+        except ValidationError:
+            return _fault(path, section, table)
         return ""
 
     def account(self, name: str, outcome: Outcome, *becomes: str, why: str = "") -> None:
         """Say what became of an argument that is given."""
         self.done.add(name)
         self.report.say(name, self.given[name], outcome, *becomes, why=why)
+
+
+@cache
+def options_of(kind: str) -> dict[str, Option]:
+    """The options that there are with adapters of a kind, by dotted name."""
+    return {option.path: option for option in walk() if not option.tags or kind in option.tags}
+
+
+@cache
+def _classes() -> dict[tuple[str, str | None], type[BaseModel]]:
+    return {(name, tag): section for name, tag, section in section_types()}
+
+
+def _fault(path: str, section: str, table: dict[str, Any]) -> str:
+    """In the words that the schema has for it."""
+    try:
+        files.build({section: table}, {})
+    except UserError as error:
+        return f"cannot be {path}: {error.findings[0].message} {error.findings[0].remedy}"
+    return f"cannot be {path}."
 
 
 def _is_empty(value: Any) -> bool:

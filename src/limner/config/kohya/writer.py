@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from limner.config import Config
-from limner.config.fields import walk
+from limner.config.kohya.reader import options_of
 from limner.config.kohya.scripts import Script, accepts, arguments
 from limner.errors import Finding, Severity
 
@@ -61,7 +61,8 @@ class Writer:
 
     def lose(self, option: str, message: str, remedy: str = "", *, severity: Severity = "error") -> None:
         """An option asks for what sd-scripts does not do."""
-        usual = {o.path: o.default for o in walk() if not o.tags or self.config.adapter.kind in o.tags}.get(option)
+        known = options_of(self.config.adapter.kind).get(option)
+        usual = known.default if known else None
         remedy = remedy or ("Leave it out" if usual is None else f"Set it to {_said(usual)}") + ", or train with Limner."
         self.losses.append(Finding(option, message, remedy, severity))
 
