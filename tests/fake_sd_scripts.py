@@ -125,6 +125,7 @@ def picture(path):
 
 
 def weights(path, pause=0.0):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     head = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(head)) + head + b"0" * 8)
@@ -187,7 +188,7 @@ def train(args, trouble, batches=10):
             if args.save_every_n_steps and step % args.save_every_n_steps == 0:
                 path = os.path.join(args.output_dir, f"{args.output_name}-step{step:08d}.safetensors")
                 print(f"\\nsaving checkpoint: {path}", flush=True)
-                weights(path, 1.0 if "slow save" in trouble else 0.0)
+                weights(path, 60.0 if "hang" in trouble else 1.0 if "slow save" in trouble else 0.0)
                 if args.save_state:
                     log(f"saving state at step {step}")
                     state(os.path.join(args.output_dir, f"{args.output_name}-step{step:08d}-state"), step)

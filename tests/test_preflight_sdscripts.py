@@ -84,6 +84,24 @@ def test_a_python_without_accelerate(tmp_path: Path) -> None:
     assert "has no accelerate" in look(config)["launch.python"].message
 
 
+def test_packages_are_looked_for_where_sd_scripts_would(tmp_path: Path) -> None:
+    config = fake.config(tmp_path, optimizer={"kind": "adamw_8bit"})
+    packages = tmp_path / "sd-scripts" / "venv" / "lib" / "python3.10" / "site-packages"
+    for name in ("accelerate", "bitsandbytes"):
+        (packages / name).mkdir(parents=True)
+    (tmp_path / "sd-scripts" / "venv" / "bin").mkdir()
+    (tmp_path / "sd-scripts" / "venv" / "bin" / "python").write_text("", encoding="utf-8")
+    (tmp_path / "sd-scripts" / "venv" / "pyvenv.cfg").write_text("", encoding="utf-8")
+    assert look(config) == {}
+    (packages / "bitsandbytes").rmdir()
+    assert "needs bitsandbytes" in look(config)["optimizer.kind"].message
+
+
+def test_a_device_that_limners_torch_does_not_see_may_be_there(tmp_path: Path) -> None:
+    found = look(fake.config(tmp_path, launch={"device": "cuda"}, train={"precision": "bf16"}))
+    assert found["launch.device"].severity == "warning"
+
+
 def test_the_command_is_shown_as_it_will_be_run(tmp_path: Path, home: Path) -> None:
     config = fake.config(tmp_path)
     line = assemble.preview(config, home / "runs" / "RUN", fake.CPU)

@@ -52,7 +52,8 @@ def sd_scripts_argv(launch: Launch, script: Path, config_file: Path, device: str
     options = ["--num_processes", str(launch.num_processes), "--num_machines", "1", "--mixed_precision", precision]
     options += ["--dynamo_backend", "no"]
     options += ["--num_cpu_threads_per_process", str(launch.num_threads)] if launch.num_threads is not None else []
-    options += ["--cpu"] if device == "cpu" else []
+    # without the option it is for sd-scripts' own torch to say: Limner's may see less than that
+    options += ["--cpu"] if launch.device == "cpu" else []
     options += ["--multi_gpu"] if device == "cuda" and launch.num_processes > 1 else []
     # with "=" a name that begins with a dash cannot be taken for another option
     started = [str(script), f"--config_file={config_file}"]

@@ -181,7 +181,7 @@ def test_a_save_that_was_begun_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_one_that_ignores_signals_is_ended_all_the_same(tmp_path: Path) -> None:
-    run = new_run(tmp_path, "ignore slow save")
+    run = new_run(tmp_path, "ignore hang")
     process = started(run)
     wait_for(lambda: run.state().phase == "saving")
     below = psutil.Process(process.pid).children(recursive=True)
@@ -192,7 +192,7 @@ def test_one_that_ignores_signals_is_ended_all_the_same(tmp_path: Path) -> None:
     assert (state.status, ended(run, process)) == ("stopped", 0)
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below)
     # half a file is no checkpoint
-    assert names(run.checkpoints) == []
+    assert names(run.checkpoints) == [] and run.state().step in (4, 5)
 
 
 def test_killing_the_supervisor_ends_all(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def _unlike_limner(config: Config, machine: Machine | None) -> Iterable[Finding]
 
 
 def _arguments(job: Assembled) -> Iterable[Finding]:
+    yield Finding(_TRAINER, f"{job.words[0]} will run {job.script} of {job.checkout}.", "", "note")
     yield from job.findings
     options = _options()
     for name, fault in known_faults(job.arguments, job.known):

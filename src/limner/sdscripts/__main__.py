@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import traceback
@@ -58,7 +59,8 @@ def main(folder: str) -> int:
         return _failed(record, str(error), error.exit_code)
     except Exception as error:
         traceback.print_exc()
-        return _failed(record, f"{printable(f'{type(error).__name__}: {error}', 400)}. The log has the details.", 1)
+        full = "The disk is full. Free some space and resume the run. " if getattr(error, "errno", None) == errno.ENOSPC else ""
+        return _failed(record, f"{full}{printable(f'{type(error).__name__}: {error}', 400)}. The log has the details.", 1)
     finally:
         lock.release()
 

@@ -110,7 +110,8 @@ def assemble(
     given = {k: _plain(v, known.get(k)) for k, v in given.items() if v is not None}
     config_file = folder / "config.toml"
     texts[config_file] = tomlkit.dumps(given)
-    words = launch.sd_scripts_argv(section, checkout / name, config_file, device, str(given.get("mixed_precision", "no")))
+    mixed = str(given.get("mixed_precision", "no"))
+    words = launch.sd_scripts_argv(section, checkout / name, config_file, device, mixed)
     environment = launch.environment(config, device)
     findings = [*(f for f in findings if f.field not in _SETTLED), *dataset.remarks]
     return Assembled(checkout, name, given, known, words, environment, texts, findings, base, device, output, prompts, steps)

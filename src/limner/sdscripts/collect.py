@@ -54,16 +54,15 @@ class Collector:
     def look(self, told: Told, *, finished: bool = False) -> None:
         """Take what is new. `finished`: sd-scripts has come to a good end, so that all is whole."""
         is_saving = told.phase == "saving" and not finished
-        if not is_saving:
-            for path in _entries(self.folder):
-                if path in self._linked or path in self._refused or not self._is_ours(path.name):
-                    continue
-                step = self._step_of(_stem(path), told)
-                if path.name.endswith("-state"):
-                    if finished or is_whole_state(path):
-                        self._take_state(path, step)
-                elif finished or is_whole(path):
-                    self._take_checkpoint(path, step)
+        for path in _entries(self.folder):
+            if path in self._linked or path in self._refused or not self._is_ours(path.name):
+                continue
+            step = self._step_of(_stem(path), told)
+            if path.name.endswith("-state"):
+                if finished or (not is_saving and is_whole_state(path)):
+                    self._take_state(path, step)
+            elif finished or is_whole(path):
+                self._take_checkpoint(path, step)
         self._take_samples(told)
         for source, ours in list(self._linked.items()):
             if not source.exists():

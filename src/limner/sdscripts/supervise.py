@@ -60,7 +60,10 @@ class Supervisor:
             prompts=[p.text for p in job.prompts],
         )  # fmt: skip
         self.child = Child(job.words, job.checkout, job.environment)
-        self._watch()
+        try:
+            self._watch()
+        finally:
+            self.child.signal(None)  # whatever ends this ends it too, and what it left behind
         finished = self.child.exit_code == 0 and not (self._stop and not self._is_at_end())
         self.collector.look(self.told, finished=self.child.exit_code == 0)
         has_final = self.collector.has_final
@@ -95,7 +98,6 @@ class Supervisor:
             if now - measured > _MEMORY_SECONDS and self.told.phase == "training":
                 measured = now
                 self.record.event("memory", step=self._step, memory_mib=self.child.memory_mib())
-        self.child.signal(None)  # what it left behind
         self._hear(b"", last=True)
 
     @property

@@ -183,6 +183,8 @@ def actions(run: Run, state: State, config: Config | None, *, asked: bool) -> li
     """What can be done with a run now, of the POST routes' names. `asked`: a stop is pending already."""
     again = ["duplicate"] if config is not None else []
     if state.status in LIVE:
+        if config is not None and config.launch.trainer != "limner":  # it takes no requests while it trains
+            return [*([] if asked else ["stop"]), "stop-now", *again]
         paints = config is not None and bool(config.sample.prompts or run.prompts)
         changes = ["change"] if config is not None else []
         return [*([] if asked else ["stop", *(["sample"] if paints else []), "save", *changes]), "stop-now", *again]
