@@ -11,6 +11,7 @@ import pytest
 from limner.config import Config, files
 from limner.config.fields import Option, applies, values, walk
 from limner.config.kohya import Facts, Report, to_arguments, to_values
+from limner.config.kohya.scripts import SCRIPTS, accepts, arguments
 from limner.errors import UserError
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux")
@@ -246,7 +247,11 @@ def test_an_rslora_is_written_with_the_alpha_of_its_scale() -> None:
 
 
 def test_whole_models_from_a_metadata_file_are_for_fine_tune() -> None:
-    raw = {"adapter": {"kind": "none", "text_encoder": True}, "data": {"metadata": "/m.json", "path": "/p"}, "train": {"steps": 1}}
+    raw = {
+        "adapter": {"kind": "none", "text_encoder": True},
+        "data": {"metadata": "/m.json", "path": "/p"},
+        "train": {"steps": 1},
+    }
     script, args, _ = to_arguments(_config(raw), "sd1")
     assert (script, args["train_text_encoder"], args["in_json"]) == ("fine_tune.py", True, "/m.json")
     assert accepts(SCRIPTS[script], "train_text_encoder")

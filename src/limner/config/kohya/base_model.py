@@ -65,7 +65,7 @@ def _read_text(r: Reader) -> None:
         r.idle("max_token_length", "It is not given.")
     tokens = r.integer("t5xxl_max_token_length")
     usual = {"flux": 512, "sd3": 256}.get(r.family)
-    if tokens == usual:
+    if tokens is None or tokens == usual:
         r.idle("t5xxl_max_token_length", "It is so in any case.")
     else:
         r.unsupported("t5xxl_max_token_length", f"T5 reads {usual or 'a fixed number of'} tokens here.")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from limner.config.kohya.arguments import SCRIPT, to_values
+from limner.config.kohya.reader import Reader
 from limner.config.kohya.report import Imported, Report
 from limner.errors import printable
 
@@ -46,8 +47,8 @@ _SCRIPTS = {
     "sd1": "train_network.py", "sd2": "train_network.py", "sdxl": "sdxl_train_network.py", "sd3": "sd3_train_network.py",
     "flux": "flux_train_network.py",
 }  # fmt: skip
-_MODELSPEC = {"modelspec.title": "title", "modelspec.author": "author", "modelspec.description": "description"}
-_MODELSPEC |= {"modelspec.license": "license"}
+_MODELSPEC = {f"modelspec.{name}": f"output.{name}" for name in ("title", "author", "description", "license")}
+_MODELSPEC |= {"modelspec.trigger_phrase": "data.trigger"}
 _CLASSES = {
     "adamw8bit": "AdamW8bit", "pagedadamw8bit": "PagedAdamW8bit", "lion8bit": "Lion8bit", "adamw": "AdamW", "lion": "Lion",
     "adafactor": "Adafactor", "prodigy": "Prodigy", "dadaptadam": "DAdaptAdam", "dadaptlion": "DAdaptLion",
@@ -55,7 +56,7 @@ _CLASSES = {
     "pagedadamw": "PagedAdamW", "pagedadamw32bit": "PagedAdamW32bit", "came": "pytorch_optimizer.CAME",
 }  # fmt: skip
 _PIECE = re.compile(r"([A-Za-z_]\w*)=((?:\([^()]*\)|\[[^\[\]]*\]|'[^']*'|\"[^\"]*\"|[^,()])*)")
-_MAX_CHARACTERS = 1 << 20
+_MAX_CHARACTERS = 20_000
 
 
 def of_lora(metadata: Mapping[str, str]) -> Imported:
@@ -94,26 +95,27 @@ def _values(
     if "network_module" in given:
         has_text, has_denoiser = "text_encoder_lr" in given, "unet_lr" in given or "text_encoder_lr" not in given
         given |= {"network_train_unet_only": not has_text, "network_train_text_encoder_only": not has_denoiser}
-    values = to_values(given, inner)
+    values, check = to_values(given, inner), Reader({}, inner, None, False)
     for name, line in inner.lines.items():
         base, dot, part = name.partition(".")
         key = said.get(base, base)
         if key in metadata:
             report.say(key + dot + part, line.value, line.outcome, *line.becomes, why=line.why)
     for key, option in _MODELSPEC.items():
-        if text := metadata.get(key):
-            values.setdefault("output", {})[option] = text
-            report.say(key, printable(text, 60), "taken", f"output.{option}")
-    trigger = metadata.get("modelspec.trigger_phrase")
-    if trigger:
-        values.setdefault("data", {})["trigger"] = trigger
+        text = metadata.get(key)
+        if not text:
+            continue
+        if fault := check.fault(option, text):
+            report.say(key, printable(text, 60), "unsupported", why=f"It {fault}")
+            continue
+        section, _, name = option.partition(".")
+        values.setdefault(section, {})[name] = text
+        report.say(key, printable(text, 60), "taken", option)
     return values
 
 
 def _other(report: Report, key: str, text: str) -> None:
-    if key == "modelspec.trigger_phrase":
-        report.say(key, printable(text, 60), "taken", "data.trigger")
-    elif key == "modelspec.tags":
+    if key == "modelspec.tags":
         report.say(key, printable(text, 60), "idle", why="Set output.tags to have them again.")
     elif key.startswith(("modelspec.", "sshs_", "limner")):
         report.say(key, printable(text, 60), "idle", why="It is written of itself.")
@@ -122,8 +124,8 @@ def _other(report: Report, key: str, text: str) -> None:
 
 
 def _plain(name: str, text: str) -> Any:
-    if name == "resolution":
-        return [side for side in text.strip("()").replace(" ", "").split(",") if side]
+    if name in ("resolution", "text_encoder_lr"):  # a tuple and a list, as Python writes them
+        return [number for number in text.strip("()[]").replace(" ", "").split(",") if number]
     return text
 
 

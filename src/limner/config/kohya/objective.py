@@ -111,7 +111,11 @@ def _read_huber(r: Reader) -> None:
     loss, schedule = r.text("loss_type"), r.text("huber_schedule")
     threshold, scale = r.number("huber_c"), r.number("huber_scale")
     is_used = loss in ("huber", "smooth_l1")
-    if schedule is not None and (is_used or "huber_schedule" in r.given):
+    if loss is not None and not is_used:
+        for name in ("huber_schedule", "huber_c", "huber_scale"):
+            r.idle(name, f"{loss} has none.")
+        return
+    if schedule is not None:
         r.take("huber_schedule", {"objective.huber_schedule": schedule})
     if scale is None or scale == 1 or not is_used or schedule == "snr":
         r.idle("huber_scale", "It changes nothing with these settings.")

@@ -158,8 +158,8 @@ class Reader:
             self.account(name, "unsupported", why=f"{value!r} {why}")
 
     def idle(self, name: str, why: str) -> None:
-        """It does nothing."""
-        if name in self.given:
+        """It does nothing. What was said of it before stands."""
+        if name in self.given and name not in self.done:
             self.account(name, "idle", why=why)
 
     def unsupported(self, name: str, why: str) -> None:

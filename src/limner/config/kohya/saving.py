@@ -99,11 +99,10 @@ def _read_prompts(r: Reader) -> None:
         return
     if r.family in ("sd3", "flux"):
         r.idle("sample_sampler", "Flows are painted by Euler's method in any case.")
-    elif "sample_sampler" in r.given:
-        if r.fault("sample.solver", sampler):
-            r.unsupported("sample_sampler", "Limner has ddim, euler, euler_a and dpmsolver++; ddim is taken.")
-        else:
-            r.take("sample_sampler", {"sample.solver": own_solver(sampler)})
+    elif r.fault("sample.solver", sampler):
+        r.unsupported("sample_sampler", "Limner has ddim, euler, euler_a and dpmsolver++; ddim is taken.")
+    else:
+        r.take("sample_sampler", {"sample.solver": own_solver(sampler)})
 
 
 def write(w: Writer) -> None:
