@@ -102,6 +102,31 @@ def test_a_device_that_limners_torch_does_not_see_may_be_there(tmp_path: Path) -
     assert found["launch.device"].severity == "warning"
 
 
+def test_paths_are_told_from_the_root_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sd-scripts runs in the folder of its checkout, not where the configuration was written."""
+    fake.config(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "style.safetensors").write_bytes(b"")
+    config = fake.config(
+        tmp_path, data={"path": "pictures"}, output={"path": "out"}, launch={"sd_scripts": "sd-scripts"},
+        model={"base": "sd1.safetensors", "vae": "vae.safetensors", "merge": ["style.safetensors @ 0.5"]},
+    )  # fmt: skip
+    whole = assemble.absolute(config)
+    assert (whole.data.path, whole.output.path, whole.model.vae) == tuple(
+        tmp_path / name for name in ("pictures", "out", "vae.safetensors")
+    )
+    assert whole.model.merge == (f"{tmp_path}/style.safetensors @ 0.5",)
+    assert whole.train == config.train and whole.adapter == config.adapter
+    plain = fake.config(
+        tmp_path, data={"path": "pictures"}, model={"base": "sd1.safetensors"}, launch={"sd_scripts": "sd-scripts"}
+    )
+    job = assemble.assemble(plain, Path("runs"), fake.CPU)
+    assert job.arguments["pretrained_model_name_or_path"] == str(tmp_path / "sd1.safetensors")
+    assert job.arguments["output_dir"] == str(tmp_path / "runs" / "sd-scripts" / "output-from-0")
+    assert f'image_dir = "{tmp_path}/pictures"' in "".join(job.texts.values())
+    assert job.words[-1] == f"--config_file={tmp_path}/runs/sd-scripts/config.toml" and job.checkout == tmp_path / "sd-scripts"
+
+
 def test_the_command_is_shown_as_it_will_be_run(tmp_path: Path, home: Path) -> None:
     config = fake.config(tmp_path)
     line = assemble.preview(config, home / "runs" / "RUN", fake.CPU)

@@ -12,6 +12,8 @@ import tomlkit
 
 from limner import disk, launch
 from limner.config import Config, defaults
+from limner.config.base import files_with_strengths
+from limner.config.fields import values
 from limner.config.kohya.export import to_arguments
 from limner.config.kohya.scripts import script_for
 from limner.config.kohya.writer import Facts
@@ -68,6 +70,7 @@ def assemble(
     Raises UserError for what stands in the way: no checkout, no such script, an unknown base model, no pictures.
     """
     start = start or resume.Start()
+    config = absolute(config)
     section = config.launch
     if section.sd_scripts is None:
         raise wrong("launch.sd_scripts", "no checkout of sd-scripts is given.", "Give the folder with train_network.py in it.")
@@ -89,7 +92,7 @@ def assemble(
     output = folder / f"output-from-{start.step}"
     facts = Facts(
         output_dir=str(output),
-        base=str(base.path) if base.path is not None else config.model.base,
+        base=str(base.path.absolute()) if base.path is not None else config.model.base,
         dataset_config=str(folder / "dataset.toml"),
         sample_prompts=str(folder / "prompts.json") if prompts else "",
         logging_dir=str(folder / "logs"),
@@ -127,11 +130,25 @@ def preview(config: Config, run_path: Path, machine: Machine) -> str:
     return launch.shown(assembled.words, assembled.environment, str(assembled.checkout))
 
 
+def absolute(config: Config) -> Config:
+    """The same, its paths from the root on: sd-scripts runs in a folder of its own. Raises UserError for a faulty list."""
+    changes: dict[str, dict[str, Any]] = {}
+    for option, value in values(config):
+        if isinstance(value, Path):
+            changes.setdefault(option.section, {})[option.name] = value.absolute()
+        elif option.holds_files and value:
+            files = files_with_strengths(value, option.path)
+            texts = tuple(f"{path.absolute()} @ {strength:g}" for path, strength in files)
+            changes.setdefault(option.section, {})[option.name] = texts
+    sections = {name: getattr(config, name).model_copy(update=changed) for name, changed in changes.items()}
+    return config.model_copy(update=sections)
+
+
 def _plain(value: Any, argument: Argument | None) -> Any:
     """A value as TOML has it; of a list of one the one, where this version takes no list yet."""
     if isinstance(value, list | tuple):
-        values = [_plain(v, None) for v in value]
-        return values[0] if argument is not None and not argument.is_list and len(values) == 1 else values
+        plain = [_plain(v, None) for v in value]
+        return plain[0] if argument is not None and not argument.is_list and len(plain) == 1 else plain
     return str(value) if isinstance(value, Path) else value
 
 
