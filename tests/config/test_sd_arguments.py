@@ -1,4 +1,4 @@
-"""sd-scripts' arguments become options: every one is accounted for, whatever its type, and means what the trainer makes of it."""
+"""sd-scripts' arguments become options: each is accounted for, whatever its type, and means what the trainer makes of it."""
 
 from __future__ import annotations
 
@@ -87,16 +87,16 @@ def test_what_nobody_knows_is_said_so() -> None:
 
 
 HOSTILE = [
-    None, "", " ", "abc", "0", "-1", "1e-4", "1e999", "nan", float("nan"), float("inf"), -math.inf, 10**400, "9" * 5000, -5, 0, 1,
-    2.5, True, False, "True", [], [1, 2], ["a=b"], [None], {}, {"a": {"b": 1}}, [[["x"]]], "\x00", "\ud800", "a\nb", "=", "a=", "=b",
-    ["a=(" * 50], ["x=" + "[" * 5000], "$(touch x)", "../../etc/passwd", "é" * 3000, b"bytes", object(),
+    None, "", " ", "abc", "0", "-1", "1e-4", "1e999", "nan", float("nan"), float("inf"), -math.inf, 10**400, "9" * 5000, -5,
+    0, 1, 2.5, True, False, "True", [], [1, 2], ["a=b"], [None], {}, {"a": {"b": 1}}, [[["x"]]], "\x00", "\ud800", "a\nb", "=",
+    "a=", "=b", ["a=(" * 50], ["x=" + "[" * 5000], "$(touch x)", "../../etc/passwd", "é" * 3000, b"bytes", object(),
 ]  # fmt: skip
 
 
 def test_no_value_of_any_type_crashes_or_makes_a_configuration_that_is_none() -> None:
     rng = random.Random(5)
     names = [*arguments(), "num_processes", "_script", "not a name", ""]
-    for round_ in range(400):
+    for round_ in range(200):
         script = rng.choice([*SCRIPTS, "unknown.py", 7, None])
         given = {name: rng.choice(HOSTILE) for name in rng.sample(names, 25)} | {"_script": script}
         if round_ % 2:
@@ -331,7 +331,8 @@ def test_whole_models() -> None:
     rates = ",".join(["1e-5"] * 11 + ["0"] + ["1e-5"] * 10 + ["5e-6"])
     rules = _config("sdxl_train.py", learning_rate=1e-5, block_lr=rates).adapter.rules  # type: ignore[union-attr]
     assert rules == (
-        "denoiser.mid_block.attentions.0.*: off", "denoiser.conv_norm_out.*: lr_factor=0.5", "denoiser.conv_out.*: lr_factor=0.5",
+        "denoiser.mid_block.attentions.0.*: off", "denoiser.conv_norm_out.*: lr_factor=0.5",
+        "denoiser.conv_out.*: lr_factor=0.5",
     )  # fmt: skip
 
 

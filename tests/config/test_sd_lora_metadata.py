@@ -6,8 +6,11 @@ import json
 import random
 from typing import Any
 
+import pytest
+
 from limner.config import Config, files
-from limner.config.kohya import of_lora
+from limner.config.kohya import of_lora, own_flow
+from limner.formats.metadata import adapter_metadata, model_spec
 
 # as sd-scripts 0.10.1 writes them: kohya.md 2.10
 KOHYA = {
@@ -50,9 +53,18 @@ def test_every_key_is_accounted_for_and_the_configuration_is_as_it_was() -> None
     assert "10_sks cat" in found.report.lines["ss_dataset_dirs"].why
 
 
-def test_an_own_file_gives_its_configuration_back() -> None:
-    from limner.formats.metadata import adapter_metadata, model_spec
+def _own_metadata(raw: dict[str, Any], **more: Any) -> dict[str, str]:
+    """As a run of Limner writes it."""
+    config = files.build(raw, {})
+    numbers = "session_id started_at num_shown_per_epoch num_batches_per_epoch num_epochs step epoch model_hash"
+    facts: dict[str, Any] = dict.fromkeys(numbers.split(), 1)
+    facts |= {"saved_at": 1.0, "lr": 3e-5, "text_encoder_lr": None, "total_steps": 300, "family": "sdxl", "precision": "bf16"}
+    facts |= {"clip_skip": 1, "text_chunks": 1, "resolution": 768, "bucket_info": {}, "dataset_dirs": {}, "tag_frequency": {}}
+    facts |= {"model_name": "m.safetensors", "has_zero_snr": False, "takes_guidance": False, "prediction": "epsilon", **more}
+    return adapter_metadata(config, facts) | model_spec(config, facts)
 
+
+def test_an_own_file_gives_its_configuration_back() -> None:
     raw: dict[str, Any] = {
         "adapter": {"kind": "lokr", "rank": 8, "alpha": 4.0, "factor": 16},
         "train": {"steps": 300, "seed": 9, "batch_size": 2},
@@ -61,24 +73,7 @@ def test_an_own_file_gives_its_configuration_back() -> None:
         "data": {"trigger": "sks", "flip": True, "resolution": 768},
         "output": {"author": "Me"},
     }
-    config = files.build(raw, {})
-    facts: dict[str, Any] = dict.fromkeys(
-        (
-            "session_id",
-            "started_at",
-            "num_shown_per_epoch",
-            "num_batches_per_epoch",
-            "num_epochs",
-            "step",
-            "epoch",
-            "model_hash",
-        ),
-        1,
-    )
-    facts |= {"saved_at": 1.0, "lr": 3e-5, "text_encoder_lr": None, "total_steps": 300, "family": "sdxl", "precision": "bf16"}
-    facts |= {"clip_skip": 1, "text_chunks": 1, "resolution": 768, "bucket_info": {}, "dataset_dirs": {}, "tag_frequency": {}}
-    facts |= {"model_name": "m.safetensors", "has_zero_snr": False, "takes_guidance": False, "prediction": "epsilon"}
-    metadata = adapter_metadata(config, facts) | model_spec(config, facts)
+    metadata = _own_metadata(raw)
     found = of_lora(metadata)
     again = files.build(found.values, {})
     for section, values in raw.items():
@@ -87,14 +82,46 @@ def test_an_own_file_gives_its_configuration_back() -> None:
     assert set(metadata) <= set(found.report.lines)
 
 
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+@pytest.mark.parametrize(
+    ("objective", "shift"),
+    [
+        ({"timesteps": "logit_normal", "logit_std": 0.8}, 3.0),
+        ({"timesteps": "logit_normal", "logit_mean": 0.5}, 3.0),
+        ({"timesteps": "logit_normal"}, "resolution"),
+        ({"timesteps": "mode", "mode_scale": 0.7}, 2.0),
+        ({"timesteps": "uniform"}, 1.0),
+        ({"timesteps": "uniform", "weighting": "sigma_sqrt"}, 2.0),
+    ],
+)
+def test_own_files_say_how_a_flow_was_trained(family: str, objective: dict[str, Any], shift: float | str) -> None:
+    metadata = _own_metadata({"objective": {**objective, "shift": shift}}, family=family, prediction="flow", flow_shift=shift)
+    found = of_lora(metadata)
+    again = files.build(found.values, {}).objective
+    assert {name: getattr(again, name) for name in objective} == objective
+    assert again.shift == shift
+    assert set(metadata) <= set(found.report.lines)
+
+
+def test_sd_scripts_own_flux_files_count_the_other_way() -> None:
+    metadata = {
+        "ss_base_model_version": "flux1", "ss_timestep_sampling": "sigma", "ss_weighting_scheme": "logit_normal",
+        "ss_logit_mean": "0.5", "ss_logit_std": "1.0", "ss_discrete_flow_shift": "2.0", "ss_sd_scripts_commit_hash": "abc",
+    }  # fmt: skip
+    found = files.build(of_lora(metadata).values, {}).objective
+    assert (found.timesteps, found.logit_mean, found.shift) == ("logit_normal", -0.5, 2.0)
+
+
 def test_hostile_metadata_never_crashes() -> None:
     rng = random.Random(2)
     texts = [
-        "", "None", "nan", "1e999", "[" * 3000, "{" * 3000, '{"a": NaN}', json.dumps({"x" * 500: [1]}), "9" * 5000, "\x00", "\ud800",
+        "", "None", "nan", "1e999", "[" * 3000, "{" * 3000, '{"a": NaN}', json.dumps({"x" * 500: [1]}), "9" * 5000,
+        "\x00", "\ud800",
         "(((", "a(b=(c", "__import__('os').system('x')", "True", "(1,", "é" * 2000, '{"algo": {"a": 1}}', "-1", "0",
     ]  # fmt: skip
-    for _ in range(300):
-        metadata = {key: rng.choice([*texts, KOHYA[key]]) for key in KOHYA} | {"\x1b": "x", "": ""}
+    for _ in range(120):
+        metadata = {key: rng.choice([*texts, KOHYA[key]]) for key in KOHYA}
+        metadata |= {key: rng.choice(texts) for key in own_flow.KEYS} | {"\x1b": "x", "": ""}
         found = of_lora(metadata)
         assert isinstance(files.build(found.values, {}), Config)
         assert set(metadata) <= set(found.report.lines)

@@ -10,7 +10,24 @@ import pytest
 
 from limner.config import Config, files
 from limner.config.fields import Option, applies, values, walk
-from limner.config.kohya import Facts, Report, to_arguments, to_values
+from limner.config.kohya import (
+    Facts,
+    Report,
+    base_model,
+    flow,
+    keeping,
+    network,
+    objective,
+    optimizing,
+    pictures,
+    plain,
+    saving,
+    scheduling,
+    to_arguments,
+    to_values,
+    unused,
+    whole,
+)  # fmt: skip
 from limner.config.kohya.scripts import SCRIPTS, accepts, arguments
 from limner.errors import UserError
 
@@ -124,6 +141,8 @@ def _resolved(family: str, kind: str) -> Config:
     """A plain configuration, with all that the way through the arguments makes explicit."""
     raw: dict[str, dict[str, Any]] = {"model": {"base": "/m.safetensors"}, "adapter": {"kind": kind}, "train": {"steps": 50}}
     raw["memory"] = {"cache_text": False} if family in ("sdxl", "sd3", "flux") else {}
+    if family == "flux":
+        raw["model"] |= {"vae": "/ae", "clip_l": "/l", "t5": "/t5"}
     if kind == "embedding":
         raw["embedding"] = {"token": "zibbo"}
     return _there_and_back(_config(raw), family)[0]
@@ -195,7 +214,9 @@ def _difference(one: Config, other: Config) -> list[tuple[str, Any, Any]]:
 
 @pytest.mark.parametrize(("family", "kind"), PAIRS)
 def test_only_flags_that_the_script_knows_are_written(family: str, kind: str) -> None:
-    script, args, _ = to_arguments(_resolved(family, kind), family, Facts("/out", "/base", "/d.toml", "/p.txt", "/logs", 77))
+    script, args, _ = to_arguments(
+        _resolved(family, kind), family, Facts("/out", "/base", {}, "/d.toml", "/p.txt", "/logs", 77)
+    )
     assert set(args) <= FLAGS[script]
     for name, value in args.items():
         known = arguments()[name]
@@ -256,3 +277,35 @@ def test_whole_models_from_a_metadata_file_are_for_fine_tune() -> None:
     assert (script, args["train_text_encoder"], args["in_json"]) == ("fine_tune.py", True, "/m.json")
     assert accepts(SCRIPTS[script], "train_text_encoder")
     assert not accepts(SCRIPTS["train_db.py"], "train_text_encoder")
+
+
+def test_every_option_and_every_argument_has_a_place() -> None:
+    modules = (base_model, flow, keeping, network, objective, optimizing, pictures, saving, scheduling, whole)
+    handled = set().union(*(m.ARGUMENTS for m in modules), plain.table(), unused.IDLE, unused.UNSUPPORTED)
+    assert set(arguments()) - handled == set()
+    placed = plain.CONVERTED | set(unused.LOST) | {o.path for options in plain.table().values() for o in options}
+    assert {o.path for o in walk()} - placed == {"launch.device"}
+
+
+def test_rules_for_whole_blocks_are_ranks_and_rates_there() -> None:
+    rules = ["denoiser.up_blocks.1.attentions.0.*: rank=8 alpha=2.0", "denoiser.down_blocks.1.attentions.1.*: lr_factor=0.5"]
+    args = to_arguments(_with(_resolved("sd1", "lora"), {"adapter.rules": rules}), "sd1")[1]["network_args"]
+    found = dict(a.split("=") for a in args)
+    # 25 numbers; 13 + 3 * 1 + 0 = 16 is the way up's, 1 + 3 * 1 + 1 = 5 the way down's
+    assert found["block_dims"].split(",") == ["8" if i == 16 else "16" for i in range(25)]
+    assert [float(a) for a in found["block_alphas"].split(",")] == [2.0 if i == 16 else 16.0 for i in range(25)]
+    assert [float(w) for w in found["down_lr_weight"].split(",")] == [0.5 if i == 5 else 1.0 for i in range(12)]
+    assert len(found["up_lr_weight"].split(",")) == 12
+
+
+def test_files_that_flux_needs_are_asked_for_or_told_by_the_facts() -> None:
+    config = _config({"model": {"base": "/m.safetensors"}, "train": {"steps": 1}})
+    assert {"model.vae", "model.clip_l", "model.t5"} <= {f.field for f in to_arguments(config, "flux")[2]}
+    _, args, losses = to_arguments(config, "flux", Facts(parts={"vae": "/ae", "clip_l": "/l", "t5": "/t5"}))
+    assert (args["ae"], args["clip_l"], args["t5xxl"]) == ("/ae", "/l", "/t5")
+    assert not [f for f in losses if f.field.startswith("model.")]
+
+
+def test_the_small_model_cannot_be_trained_there() -> None:
+    losses = to_arguments(_config({"train": {"steps": 1}}), "sd1")[2]
+    assert [f.severity for f in losses if f.field == "model.base"] == ["error"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,8 @@ def test_of_an_argument_in_two_sections_the_last_holds() -> None:
 COMMAND = [
     "accelerate", "launch", "--num_cpu_threads_per_process=2", "--mixed_precision", "bf16", "--multi_gpu",
     "C:\\kohya ss\\sd-scripts\\sdxl_train_network.py", "--network_module", "networks.lora", "--network_args", "conv_dim=4",
-    "conv_alpha=1", "--learning_rate=1e-4", "--cache_latents", "--output_name", "it's a \"cat\"", "--max_train_steps", "100",
-    "--train_data_dir", "D:\\pictures\\my cat", "--no-such-flag", "3",
+    "conv_alpha=1", "--learning_rate=1e-4", "--cache_latents", "--output_name", "it's a \"cat\"", "--max_train_steps",
+    "100",     "--train_data_dir", "D:\\pictures\\my cat", "--no-such-flag", "3",
 ]  # fmt: skip
 
 
@@ -59,7 +61,8 @@ def test_a_command_line_of_any_shell(style: str, line_end: str) -> None:
     assert found == {
         "_script": "sdxl_train_network.py", "num_cpu_threads_per_process": "2", "network_module": "networks.lora",
         "network_args": ["conv_dim=4", "conv_alpha=1"], "learning_rate": "1e-4", "cache_latents": True,
-        "output_name": "it's a \"cat\"", "max_train_steps": "100", "train_data_dir": "D:\\pictures\\my cat", "no_such_flag": "3",
+        "output_name": "it's a \"cat\"", "max_train_steps": "100",
+        "train_data_dir": "D:\\pictures\\my cat", "no_such_flag": "3",
     }  # fmt: skip
     assert set(report.lines) == {"accelerate.mixed_precision", "accelerate.multi_gpu"}
 
@@ -139,10 +142,11 @@ def test_another_reader_may_come_first() -> None:
 
 
 BROKEN = [
-    "", " ", "{", "[", "[]", "{}", "a = ", "a = 1\na = 2", '{"learning_rate": 1, "learning_rate": 2}', '{"seed": NaN}', '{"a": -Infinity}',
+    "", " ", "{", "[", "[]", "{}", "a = ", "a = 1\na = 2", '{"learning_rate": 1, "learning_rate": 2}', '{"seed": NaN}',
+    '{"a": -Infinity}',
     '{"seed": 1' + "0" * 5000 + "}", "seed = 1" + "0" * 5000, "[" * 100_000, '{"a":' * 100_000, "a = " + "[" * 100_000,
-    '{"seed": ' + "[" * 30 + "]" * 30 + "}", "x" * (1 << 20) + "y", "hello = 1", "--output_name 'x", "\x00", "\ud800 = 1", "null",
-    '{"datasets": 3}',
+    '{"seed": ' + "[" * 30 + "]" * 30 + "}", "x" * (1 << 20) + "y", "hello = 1", "--output_name 'x", "\x00", "\ud800 = 1",
+    "null", '{"datasets": 3}',
 ]  # fmt: skip
 
 
@@ -184,9 +188,33 @@ def test_random_texts_never_crash() -> None:
         "é",
         "#",
     ]
-    for _ in range(1500):
+    for _ in range(800):
         text = "".join(rng.choice(pieces) for _ in range(rng.randrange(1, 25)))
         try:
             files.build(read_text(text, "x").values, {})
         except UserError:
             continue
+
+
+@pytest.mark.parametrize("text", ["\\", "^", "`", "a", "'a'", "a ", "\\ ", "--a "], ids=repr)
+def test_a_megabyte_of_anything_is_looked_at_in_time(text: str) -> None:
+    before = time.monotonic()
+    with contextlib.suppress(UserError):
+        read_text("--output_name " + text * ((1 << 20) // len(text) - 20), "x")
+    assert time.monotonic() - before < 10
+
+
+def test_thousands_of_parts_are_refused() -> None:
+    found = read_text("--optimizer_type Prodigy --optimizer_args " + "a=1 " * 15_000, "x")
+    assert found.report.lines["optimizer_args"].outcome == "unsupported"
+
+
+def test_a_file_that_speaks_of_a_command_is_still_a_file() -> None:
+    found = read_text("# accelerate launch train_network.py --config_file this\n" + FLAT, "a.toml")
+    assert _config(found).train.steps == 200
+
+
+def test_variables_before_a_command_are_said() -> None:
+    report = Report()
+    assert read("CUDA_VISIBLE_DEVICES=1 python train_db.py --seed 2", report) == {"_script": "train_db.py", "seed": "2"}
+    assert list(report.lines) == ["CUDA_VISIBLE_DEVICES=1"]

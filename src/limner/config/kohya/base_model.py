@@ -8,10 +8,20 @@ from limner.config.model import merges
 from limner.errors import UserError
 
 ARGUMENTS = (
-    "pretrained_model_name_or_path", "v2", "vae", "ae", "max_token_length", "base_weights", "base_weights_multiplier",
-    "clip_skip", "t5xxl_max_token_length",
+    "pretrained_model_name_or_path", "v2", "vae", "ae", "clip_l", "clip_g", "t5xxl", "max_token_length", "base_weights",
+    "base_weights_multiplier", "clip_skip", "t5xxl_max_token_length",
 )  # fmt: skip
-OPTIONS = ("model.family", "model.vae", "model.text_chunks", "model.merge", "model.clip_skip", "model.base")
+OPTIONS = (
+    "model.clip_l",
+    "model.clip_g",
+    "model.t5",
+    "model.family",
+    "model.vae",
+    "model.text_chunks",
+    "model.merge",
+    "model.clip_skip",
+    "model.base",
+)
 _SKIPS = ("sd1", "sd2")
 
 
@@ -35,6 +45,9 @@ def read(r: Reader) -> None:
 
 
 def _read_vae(r: Reader) -> None:
+    for part, option in (("clip_l", "model.clip_l"), ("clip_g", "model.clip_g"), ("t5xxl", "model.t5")):
+        if file := r.text(part):
+            r.take(part, {option: file})
     name = "ae" if r.has("ae") or (r.script and not r.knows("vae")) else "vae"
     if r.family == "flux" and r.has("ae"):
         r.idle("vae", "Flux.1's is given by ae.")
@@ -90,8 +103,7 @@ def write(w: Writer) -> None:
         w.lose("model.base", "sd-scripts does not know the small model that ships with Limner.", "Give another model.")
     w.put("pretrained_model_name_or_path", base, "model.base")
     w.put("v2", w.family == "sd2", "model.family")
-    vae = None if model.vae is None else str(model.vae)
-    w.put("ae" if w.family == "flux" else "vae", vae, "model.vae")
+    _write_parts(w)
     if w.family in _SKIPS:
         w.put("clip_skip", model.clip_skip or 1, "model.clip_skip")
     elif model.clip_skip is not None:
@@ -102,6 +114,18 @@ def write(w: Writer) -> None:
         w.lose("model.text_chunks", "sd-scripts reads at most 3.", "Set it to 3.")
     if model.merge:
         _write_merges(w)
+
+
+def _write_parts(w: Writer) -> None:
+    """Files of the VAE and the text encoders. Flux.1's are to be named, each; other models hold theirs."""
+    names = {"vae": "ae" if w.family == "flux" else "vae", "clip_l": "clip_l", "clip_g": "clip_g", "t5": "t5xxl"}
+    for option, name in names.items():
+        own = getattr(w.config.model, option)
+        path = w.facts.parts.get(option) if own is None else str(own)
+        if path:
+            w.put(name, path, f"model.{option}")
+        elif w.family == "flux" and w.knows(name):
+            w.lose(f"model.{option}", "is not given, and sd-scripts does not look for it.", "Give the file.")
 
 
 def _write_merges(w: Writer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ _ACCELERATE_FLAGS = {
     "dynamo_use_dynamic", "dynamo_use_fullgraph", "debug", "quiet",
 }  # fmt: skip
 """Flags of `accelerate launch` that take no value."""
+_LINE_END = re.compile(r"[ \t]*(?:\n|\Z)")
 _TAKEN = {"num_processes", "num_cpu_threads_per_process"}
 
 
@@ -94,6 +96,8 @@ def _launcher(words: list[str], report: Report) -> dict[str, Any]:
             name = "" if equals or name in _ACCELERATE_FLAGS else name
         elif name:
             said[name], name = word, ""
+        elif "=" in word:
+            report.say(word, None, "idle", why="It is a variable of the environment.")
     for name, value in said.items():
         if name in _TAKEN:
             out[name] = value
@@ -106,7 +110,8 @@ def _launcher(words: list[str], report: Report) -> dict[str, Any]:
 def _words(text: str) -> list[str]:
     """The words of a command, for a shell of Linux, cmd or PowerShell: their marks for lines that go on (\\, ^, `) are left
     out, quotes hold a word together, and a backslash is one of a Windows path unless a quote or a space follows it."""
-    words, word, quote, i = list[str](), None, "", 0
+    words, word, quote, i = list[str](), list[str](), "", 0
+    is_word = False
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     while i < len(text):
         c, after = text[i], text[i + 1 : i + 2]
@@ -114,36 +119,30 @@ def _words(text: str) -> list[str]:
         if quote:
             if c == quote:
                 quote = ""
-            elif c == "\\" and quote == '"' and after == '"' and _closes(text, i):
-                word, i = (word or "") + after, i + 1
+            elif c == "\\" and quote == after == '"' and _goes_on(text, i):
+                word.append(after)
+                i += 1
             else:
-                word = (word or "") + c
+                word.append(c)
         elif c in "\"'":
-            quote, word = c, word or ""
-        elif c in "\\^`" and _ends_line(text, i):
-            i = text.find("\n", i) + 1 or len(text)
-        elif c == "\\" and after in ('"', "'", " "):
-            word, i = (word or "") + after, i + 1
+            quote, is_word = c, True
+        elif c in "\\^`" and (end := _LINE_END.match(text, i)):
+            i = end.end()
         elif c.isspace():
-            if word is not None:
-                words.append(word)
-            word = None
+            words += ["".join(word)] if is_word else []
+            word, is_word = [], False
         else:
-            word = (word or "") + c
+            is_escape = c == "\\" and after and after in "\"' "
+            word.append(after if is_escape else c)
+            i, is_word = i + bool(is_escape), True
         if len(words) > _MOST_WORDS:
             raise wrong("command line", f"has more than {_MOST_WORDS} words.", "Paste the command alone.")
     if quote:
         raise wrong("command line", f"a quotation mark {quote} does not end.", "Paste the whole command.")
-    return words if word is None else [*words, word]
+    return [*words, "".join(word)] if is_word else words
 
 
-def _closes(text: str, i: int) -> bool:
-    """Whether the quote at `i` is one that is meant, and not the end of a Windows path such as "C:\\data\\"."""
+def _goes_on(text: str, i: int) -> bool:
+    """Whether the quote at `i` is one that is meant, and not the end of a Windows folder such as "C:\\data\\"."""
     after = text[i + 1 : i + 2]
     return bool(after) and not after.isspace()
-
-
-def _ends_line(text: str, i: int) -> bool:
-    """Whether nothing but spaces follows on the line."""
-    end = text.find("\n", i)
-    return not text[i : end if end >= 0 else len(text)].strip()

@@ -83,6 +83,7 @@ def write(w: Writer) -> None:
     elif memory.vae_dtype != precision:
         said = f"sd-scripts encodes in the training's precision, {precision}."
         w.lose("memory.vae_dtype", said, f'Set it to "{precision}".', severity="warning")
+    w.put("sdpa", True, "memory.checkpointing")  # PyTorch's own attention, as Limner has it
     _write_caches(w)
 
 

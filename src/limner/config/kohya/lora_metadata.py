@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from limner.config.kohya import own_flow
 from limner.config.kohya.arguments import SCRIPT, to_values
 from limner.config.kohya.reader import Reader
 from limner.config.kohya.report import Imported, Report
@@ -83,7 +84,11 @@ def of_lora(metadata: Mapping[str, str]) -> Imported:
         if family == "sd2":
             given["v2"] = "True"
         report.say("ss_base_model_version", metadata["ss_base_model_version"], "converted", "model.family")
+    if own_flow.is_own(metadata):
+        given = {name: value for name, value in given.items() if said.get(name) not in own_flow.KEYS}
     values = _values(given, said, report, metadata)
+    if own_flow.is_own(metadata):
+        values.setdefault("objective", {}).update(own_flow.read(metadata, report))
     return Imported(values, report)
 
 

@@ -19,6 +19,7 @@ ACCELERATE = ("num_processes", "num_cpu_threads_per_process")
 """Flags of `accelerate launch` that are options of Limner."""
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 _MOST = 10**18
+_MOST_PARTS = 200
 
 
 class Reader:
@@ -131,8 +132,11 @@ class Reader:
 
     def spread(self, name: str) -> list[str]:
         """Give each "key=value" of a list a place of its own, as `name.key`. Returns the keys."""
-        keys, lost = dict[str, None](), 0
-        for text in self.texts(name):
+        keys, lost, texts = dict[str, None](), 0, self.texts(name)
+        if len(texts) > _MOST_PARTS:
+            self.refuse(name, f"has more than {_MOST_PARTS} parts.")
+            return []
+        for text in texts:
             key, equals, value = (part.strip() for part in text.partition("="))
             place = f"{name}.{key}"
             if not equals or not key:

@@ -26,7 +26,7 @@ def read_text(text: str, name: str) -> Imported:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise wrong(name, f"is larger than {MAX_BYTES} bytes.", "A configuration is a small file.")
     text = text.removeprefix("\ufeff")
-    if command_line.is_one(text):
+    if command_line.is_one(text) and not _is_toml(text):
         report = Report()
         given = command_line.read(text, report)
         return Imported(to_values(given, report, complete=True), report)
@@ -36,6 +36,14 @@ def read_text(text: str, name: str) -> Imported:
         if found is not None:
             return found
     raise wrong(name, "is nothing that Limner knows of kohya.", _GIVE)
+
+
+def _is_toml(text: str) -> bool:
+    """No command line is; a file may speak of one."""
+    try:
+        return bool(tomllib.loads(text))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _parsed(text: str, name: str) -> dict[str, Any]:

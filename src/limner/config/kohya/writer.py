@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from limner.config import Config
@@ -19,6 +20,8 @@ class Facts:
     """Where sd-scripts writes; output.path when not given."""
     base: str = ""
     """The base model as sd-scripts finds it; model.base when not given."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Files of parts of the model that the configuration leaves to be found: {"clip_l": path}, by the options of [model]."""
     dataset_config: str = ""
     """A dataset file that is to be used instead of data.path, data.class_path and data.metadata."""
     sample_prompts: str = ""
