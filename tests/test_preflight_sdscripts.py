@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fake_sd_scripts as fake
+import headers
 from limner import launch
 from limner.config import Config
 from limner.errors import Finding
@@ -125,6 +127,20 @@ def test_paths_are_told_from_the_root_on(tmp_path: Path, monkeypatch: pytest.Mon
     assert job.arguments["output_dir"] == str(tmp_path / "runs" / "sd-scripts" / "output-from-0")
     assert f'image_dir = "{tmp_path}/pictures"' in "".join(job.texts.values())
     assert job.words[-1] == f"--config_file={tmp_path}/runs/sd-scripts/config.toml" and job.checkout == tmp_path / "sd-scripts"
+
+
+def test_parts_that_lie_beside_the_model_are_named(tmp_path: Path) -> None:
+    config = fake.config(tmp_path, model={"base": str(fake.base_model(tmp_path, "flux"))})
+    parts = headers.parts_beside(tmp_path, 16)
+    shutil.copy(tmp_path / "sd-scripts" / "train_network.py", tmp_path / "sd-scripts" / "flux_train_network.py")
+    told = assemble.assemble(config, tmp_path / "run", fake.CPU).arguments
+    assert {name: told[name] for name in ("ae", "clip_l", "t5xxl")} == {
+        "ae": str(parts["vae"]), "clip_l": str(parts["clip_l"]), "t5xxl": str(parts["t5"]),
+    }  # fmt: skip
+
+
+def test_the_pocket_model_is_limners_own(tmp_path: Path) -> None:
+    assert "Limner's own" in look(fake.config(tmp_path, model={"base": "pocket"}))["model.base"].message
 
 
 def test_the_command_is_shown_as_it_will_be_run(tmp_path: Path, home: Path) -> None:

@@ -37,6 +37,9 @@ def check_sd_scripts(config: Config, machine: Machine | None, records: Records) 
     yield from _python(config)
     yield from _version(config)
     yield from _unlike_limner(config, machine)
+    if records.base is not None and records.base.is_pocket:
+        yield Finding("model.base", "the pocket model is Limner's own; sd-scripts cannot load it.", "Choose another model.")
+        return
     if machine is not None and records.base is not None and records.base.path is not None:
         yield from _arguments(assemble(config, home() / "runs" / "RUN", machine))
 

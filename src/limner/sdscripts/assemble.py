@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomlkit
-
 from limner import disk, launch
 from limner.config import Config, defaults
 from limner.config.base import files_with_strengths
@@ -21,8 +19,9 @@ from limner.config.prompts import Prompt, all_prompts
 from limner.errors import Finding, UserError, wrong
 from limner.formats.argument_source import Argument, read_arguments
 from limner.formats.base import Base, base_of
+from limner.formats.known import FAMILIES
 from limner.machine import Machine
-from limner.sdscripts import resume
+from limner.sdscripts import plain_toml, resume
 from limner.sdscripts.dataset import write_dataset
 from limner.sdscripts.rules import bucket_step_px
 
@@ -78,6 +77,7 @@ def assemble(
         raise wrong("output.name", f"{config.output.name!r} cannot be a file name.", "Use letters and digits.")
     checkout, folder = section.sd_scripts.absolute(), run_path.absolute() / FOLDER
     base = base_of(config.model)
+    config = _with_parts(config, base)
     device = machine.kind(section.device)
     found = machine.first(device)
     precision = defaults.precision(config, device, found is not None and found.bf16)
@@ -112,10 +112,12 @@ def assemble(
     given |= resume.arguments(start, given, known, total_steps)
     given = {k: _plain(v, known.get(k)) for k, v in given.items() if v is not None}
     config_file = folder / "config.toml"
-    texts[config_file] = tomlkit.dumps(given)
+    texts[config_file] = plain_toml.dumps(given)
     mixed = str(given.get("mixed_precision", "no"))
     words = launch.sd_scripts_argv(section, checkout / name, config_file, device, mixed)
     environment = launch.environment(config, device)
+    for text in plain_toml.misread(given):
+        findings = [*findings, Finding("launch.trainer", f"sd-scripts would misread {text!r}.", "Begin it with another sign.")]
     findings = [*(f for f in findings if f.field not in _SETTLED), *dataset.remarks]
     return Assembled(checkout, name, given, known, words, environment, texts, findings, base, device, output, prompts, steps)
 
@@ -142,6 +144,12 @@ def absolute(config: Config) -> Config:
             changes.setdefault(option.section, {})[option.name] = texts
     sections = {name: getattr(config, name).model_copy(update=changed) for name, changed in changes.items()}
     return config.model_copy(update=sections)
+
+
+def _with_parts(config: Config, base: Base) -> Config:
+    """The same, with the parts named that were found beside the model: sd-scripts does not look for them."""
+    found = {FAMILIES[base.family].parts[name].option: path.absolute() for name, path in base.others.items()}
+    return config.model_copy(update={"model": config.model.model_copy(update=found)})
 
 
 def _plain(value: Any, argument: Argument | None) -> Any:

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomlkit
-
 from limner.config import Config, Data
 from limner.data.classes import scan_classes
 from limner.data.dataset import bucket_rules
 from limner.data.scan import Picture, root_of, scan
 from limner.errors import Finding, wrong
 from limner.formats.base import Base
+from limner.sdscripts import plain_toml
 
 KEYS = {
     "colour": "color_aug", "flip": "flip_aug", "random_crop": "random_crop", "shuffle_tags": "shuffle_caption",
@@ -61,12 +60,11 @@ def write_dataset(config: Config, base: Base, step_px: int) -> DatasetFile:
                 sizes |= {"min_bucket_reso": rule.minimum, "max_bucket_reso": rule.maximum}
             _, subsets = tables.setdefault(tuple(sizes.items()), (sizes, []))
             subsets.append(_subset(data, folder, group, remarks))
-    document = tomlkit.document()
-    document["datasets"] = [
-        {**sizes, "batch_size": config.train.batch_size, "subsets": subsets} for sizes, subsets in tables.values()
-    ]
+    datasets = [{**sizes, "batch_size": config.train.batch_size, "subsets": subsets} for sizes, subsets in tables.values()]
+    for text in plain_toml.misread(datasets):
+        remarks.append(Finding("data.path", f"sd-scripts would misread {text!r}.", "Begin it with another sign."))
     shown = 2 * num_own if num_own < len(pictures) else num_own
-    return DatasetFile(tomlkit.dumps(document), shown, list(dict.fromkeys(remarks)))
+    return DatasetFile(plain_toml.dumps({"datasets": datasets}), shown, list(dict.fromkeys(remarks)))
 
 
 def _groups(config: Config, pictures: Sequence[Picture]) -> Iterable[tuple[Data, Path, list[Picture]]]:
