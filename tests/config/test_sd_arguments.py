@@ -206,6 +206,9 @@ def test_rates_of_the_parts() -> None:
     only = _config(network_train_text_encoder_only=True, text_encoder_lr=1e-5)
     assert (only.adapter.denoiser, only.adapter.text_encoder) == (False, True)  # type: ignore[union-attr]
     assert _config(network_train_unet_only=True).adapter.text_encoder is False
+    # sdxl_train_network.py asserts that it is not trained then
+    assert _config("sdxl_train_network.py", cache_text_encoder_outputs=True).adapter.text_encoder is False
+    assert _config("sdxl_train_network.py").adapter.text_encoder is True
 
 
 @pytest.mark.parametrize(

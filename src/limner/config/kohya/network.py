@@ -249,6 +249,8 @@ def _read_parts(r: Reader) -> None:
     if only_denoiser is not None:
         trains = not only_denoiser and not (rates is not None and not any(rates))
         said = "" if trains != only_denoiser else "Its learning rate is 0."
+        if trains and r.family == "sdxl" and r.flag("cache_text_encoder_outputs"):
+            trains, said = False, "The trainer refuses to train it beside cache_text_encoder_outputs."
         r.take("network_train_unet_only", {"adapter.text_encoder": trains}, said)
     elif rates is not None:
         r.put("adapter.text_encoder", any(rates))
