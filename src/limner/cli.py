@@ -140,6 +140,13 @@ def command(*words: Options) -> int:
     device = machine.kind(config.launch.device)
     run = jobs.prepare(config)
     print(f"The run folder is {run.path}", file=sys.stderr)
+    if config.launch.trainer == "sd-scripts":
+        from limner.sdscripts import assemble
+
+        assemble.assemble(config, run.path, machine).write()
+        print("sd-scripts alone, without Limner looking after it:", file=sys.stderr)
+        print(assemble.preview(config, run.path, machine))
+        return 0
     print(launch.shown(launch.argv(config, run.path, device), launch.environment(config, device)))
     return 0
 

@@ -5,6 +5,7 @@ Like every watcher it only reads the run's files; the run goes on without it.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -168,11 +169,18 @@ def follow(run: Run) -> int:
             elif not queue.remove(run):
                 run.request("stop")
                 asked = True
-                said = "Stopping after this step; its state will be saved. Press ctrl-C again to stop at once."
+                said = f"Stopping{_what_is_kept(run)}. Press ctrl-C again to stop at once."
                 print(f"\n{said}", file=sys.stderr)
     watch()
     watch.end()
     return _say_end(run)
+
+
+def _what_is_kept(run: Run) -> str:
+    with contextlib.suppress(UserError):
+        if run.config().launch.trainer != "limner":
+            return "; sd-scripts keeps what it last saved"
+    return " after this step; its state will be saved"
 
 
 def _say_end(run: Run) -> int:

@@ -19,6 +19,7 @@ from limner.preflight import (
     optimizer,
     output,
     pictures,
+    sdscripts,
     training,
     versions,
     word,
@@ -56,6 +57,7 @@ CHECKS: tuple[Check, ...] = (
     training.check_prompts,
     output.check_logging,
     output.check_output,
+    sdscripts.check_sd_scripts,
 )
 
 

@@ -20,6 +20,10 @@ def check_device(config: Config, machine: Machine | None, records: Records) -> I
     facts = machine.first(device)
     if facts is None:
         said = f"this machine has no {device} that torch {machine.torch} (built for {machine.torch_build}) can use."
+        if config.launch.trainer != "limner":
+            said += " Whether sd-scripts' own torch can is not known."
+            yield Finding("launch.device", said, "Remove the line, if it cannot either.", "warning")
+            return
         yield Finding("launch.device", said, "Remove the line, or see `limner doctor`.")
         return
     if machine.gpu_without_torch and device == "cpu" and config.launch.device is None:

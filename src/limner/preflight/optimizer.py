@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.util import find_spec
 
 from limner.config import Config, Lora, NoAdapter, defaults
 from limner.config.optimizers import PACKAGES, TABLE, facts, package_of, parse_arguments
 from limner.errors import Finding
 from limner.machine import Machine
+from limner.preflight.packages import is_installed
 from limner.preflight.records import Records
 
 _ONE_BY_ONE = ", ".join(kind for kind, known in TABLE.items() if known.one_by_one)
@@ -53,7 +53,7 @@ def _check_class(config: Config) -> Iterable[Finding]:
             yield Finding("optimizer.class_path", said, f"Name a class of {', '.join(PACKAGES)}.")
             return
     package = path.partition(".")[0]
-    if find_spec(package) is None:  # only looked for: to import it takes seconds, and may do anything
+    if not is_installed(config, package):
         field = "optimizer.class_path" if section.kind == "other" else "optimizer.kind"
         remedy = "pip install limner[8bit]" if package == "bitsandbytes" else f"Install the package that has {package}."
         yield Finding(

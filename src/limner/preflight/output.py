@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import netrc
 import os
 import tempfile
@@ -17,6 +16,7 @@ from limner.errors import Finding
 from limner.formats.embedding_file import file_name
 from limner.formats.footprint import num_trained
 from limner.machine import Machine
+from limner.preflight.packages import is_installed
 from limner.preflight.records import Records
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
@@ -29,7 +29,7 @@ def check_logging(config: Config, machine: Machine | None, records: Records) -> 
     if not section.trackers:
         return
     for name in section.trackers:
-        if importlib.util.find_spec(name) is None:
+        if not is_installed(config, name):
             yield Finding("logging.trackers", f"{name} is not installed.", f'Run: pip install "limner[{name}]"')
     if "wandb" in section.trackers and not _wandb_has_key():
         said = "wandb has no key and is not offline."

@@ -21,6 +21,7 @@ from limner.config.kohya import Line
 from limner.errors import Finding, UserError, printable, wrong
 from limner.machine import Machine
 from limner.preflight import Records
+from limner.sdscripts import assemble
 from limner.web import places
 from limner.web.context import Context
 
@@ -85,11 +86,14 @@ def router(context: Context) -> APIRouter:
         """The values as a command line of Limner's, and the process that Train would start."""
         config = config_of(values, context)
         device = config.launch.device or this_machine().best().kind
-        process = launch.argv(config, runs.home() / "runs" / "RUN", device)
+        folder = runs.home() / "runs" / "RUN"
+        process = launch.shown(launch.argv(config, folder, device), launch.environment(config, device))
+        if config.launch.trainer == "sd-scripts":
+            process = assemble.preview(config, folder, this_machine())
         flags = [f"--{path}={text}" for path, text in values.items()]
         return {
             "flags": launch.shown(["limner", "train", *flags], {}),
-            "process": launch.shown(process, launch.environment(config, device)),
+            "process": process,
         }
 
     return routes

@@ -183,6 +183,8 @@ def actions(run: Run, state: State, config: Config | None, *, asked: bool) -> li
     """What can be done with a run now, of the POST routes' names. `asked`: a stop is pending already."""
     again = ["duplicate"] if config is not None else []
     if state.status in LIVE:
+        if config is not None and config.launch.trainer != "limner":  # it takes no requests while it trains
+            return [*([] if asked else ["stop"]), "stop-now", *again]
         paints = config is not None and bool(config.sample.prompts or run.prompts)
         changes = ["change"] if config is not None else []
         return [*([] if asked else ["stop", *(["sample"] if paints else []), "save", *changes]), "stop-now", *again]
@@ -293,10 +295,9 @@ def _command(run: Run) -> str:
     raw = disk.read_json(run.path / "command.json")
     if not isinstance(raw, dict) or not isinstance(raw.get("argv"), list):
         return ""
-    given = raw.get("environment")
-    return launch.shown(
-        [str(w) for w in raw["argv"]], {str(k): str(v) for k, v in given.items()} if isinstance(given, dict) else {}
-    )
+    given, folder = raw.get("environment"), raw.get("folder")
+    environment = {str(k): str(v) for k, v in given.items()} if isinstance(given, dict) else {}
+    return launch.shown([str(w) for w in raw["argv"]], environment, folder if isinstance(folder, str) else "")
 
 
 def _checkpoints_part(run: Run, config: Config | None, written: dict[str, int]) -> list[dict[str, Any]]:
