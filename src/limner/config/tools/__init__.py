@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from limner.config.base import Section
 from limner.config.tools.base import ToolSection
+from limner.config.tools.files import Convert, Inspect, Metadata
 
 
 class Tools(Section):
     """What one use of a tool is asked to do: just one section is given. Its options are named `merge.base`, and so on."""
+
+    inspect: Inspect | None = None
+    convert: Convert | None = None
+    metadata: Metadata | None = None
 
 
 def the_section(tools: Tools) -> tuple[str, ToolSection]:
