@@ -58,9 +58,8 @@ def refused(**given: Any) -> str:
 
 def test_words_change_and_bytes_stay(file: Path, tmp_path: Path):
     out = tmp_path / "new" / "b.safetensors"
-    asked = section(
-        file=file, output=out, name='Müller\'s "cat"\nand 猫', tags="cat, dog", trigger="ohwx", remove=["ss_*"], set=["x = a=b"]
-    )
+    given = {"tags": "cat, dog", "trigger": "ohwx", "remove": ["ss_*"], "set": ["x = a=b"]}
+    asked = section(file=file, output=out, name='Müller\'s "cat"\nand 猫', **given)
     assert metadata.look(asked).files == [out] and not out.exists()
     steps = list[int]()
     report = metadata.run(asked, lambda done, total, words="": steps.append(done))

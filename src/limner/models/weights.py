@@ -97,7 +97,7 @@ def fill(
         raise ValueError(f"{len(lacking)} tensors are missing, the first is {lacking[0]}")
     state = {}
     for there, members in together.items():
-        whole = _turned(_read(weights, there.name), there.lies)
+        whole = turned(unscaled(weights, there.name), there.lies)
         needed = sum(own[m].numel() for m in members)
         if whole.numel() != needed:
             raise ValueError(f"{there.name} has shape {tuple(whole.shape)}, {needed} numbers are needed")
@@ -125,7 +125,7 @@ def fill(
     model.eval().requires_grad_(False)
 
 
-def _read(weights: Mapping[str, Tensor], name: str) -> Tensor:
+def unscaled(weights: Mapping[str, Tensor], name: str) -> Tensor:
     """A tensor of the file; one that was scaled to fit into 8 bits (ComfyUI, in two spellings), at its own size again."""
     stem = name.removesuffix("weight")
     if name == stem:
@@ -136,7 +136,7 @@ def _read(weights: Mapping[str, Tensor], name: str) -> Tensor:
     return weights[name].float() * scales[0].float() if scales else weights[name]
 
 
-def _turned(tensor: Tensor, lies: Lies) -> Tensor:
+def turned(tensor: Tensor, lies: Lies) -> Tensor:
     """From how it lies in the file to how it lies in the model, and back."""
     if lies == "transposed":
         return tensor.T
@@ -150,7 +150,7 @@ def laid_out(state: Mapping[str, Tensor], names: Names, dtype: torch.dtype) -> d
         together.setdefault(there, []).append(state[name].detach().to("cpu", dtype))
     out = {}
     for there, parts in together.items():
-        whole = _turned(torch.cat(parts) if len(parts) > 1 else parts[0], there.lies)
+        whole = turned(torch.cat(parts) if len(parts) > 1 else parts[0], there.lies)
         is_linear = there.lies == "pointwise" and whole.ndim == 2
         out[there.name] = (whole[..., None, None] if is_linear else whole).contiguous()
     return out

@@ -78,11 +78,10 @@ def _asked(section: Metadata) -> tuple[dict[str, str], dict[str, str]]:
         return before, before
     faults, after = list[Finding](), dict(before)
     for pattern in section.remove:
-        found = fnmatch.filter(after, pattern) if "*" in pattern else [key for key in after if key == pattern]
+        found = [key for key in after if key == pattern or ("*" in pattern and fnmatch.fnmatchcase(key, pattern))]
         if not found:
-            faults.append(
-                Finding("metadata.remove", f"there is no key {printable(pattern, 80)!r}.", "Remove it from the list.")
-            )
+            said = f"there is no key {printable(pattern, 80)!r}."
+            faults.append(Finding("metadata.remove", said, "Remove it from the list."))
         for key in found:
             del after[key]
     for text in section.set:
@@ -134,9 +133,7 @@ def _thumbnail(picture: Path) -> str:
 
 def _require_room(target: Path, source: Path) -> None:
     if disk.free_bytes(target) < source.stat().st_size:
-        raise wrong(
-            "metadata.output", "there is not enough room on the disk for the new file.", "Make room, or choose another."
-        )
+        raise wrong("metadata.output", "there is no room on the disk for the new file.", "Make room, or choose another.")
 
 
 def _difference(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
