@@ -46,7 +46,12 @@ def save_file_of(family: Parts, path: Path, dtype: torch.dtype, metadata: dict[s
 
 def is_left_out(name: str) -> bool:
     """Averages of former training, and the scales of numbers that are whole again."""
-    return name.startswith("model_ema.") or name.endswith(_SCALES)
+    return name.startswith("model_ema.") or is_scale(name)
+
+
+def is_scale(name: str) -> bool:
+    """Whether it says how numbers were scaled to fit into 8 bits."""
+    return name.endswith(_SCALES)
 
 
 def save_folder(family: Parts, path: Path, dtype: torch.dtype) -> None:

@@ -18,11 +18,12 @@ from limner.formats.layout import Lies, Names, There
 from limner.formats.single import is_pickled
 from limner.models.pickled_weights import PickledWeights
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+"""What files call the kinds of numbers."""
 
 _OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
@@ -39,7 +40,7 @@ class _Safetensors:
 
     def read(self, name: str) -> Tensor:
         info, (start, stop) = self._header.tensors[name], self._header.places[name]
-        if info.dtype not in _DTYPES:
+        if info.dtype not in DTYPES:
             raise ValueError(f"{name} is stored as {info.dtype}, which is not read yet")
         numbers = torch.empty(stop - start, dtype=torch.uint8)
         with self._path.open("rb", buffering=0) as file:
@@ -49,7 +50,7 @@ class _Safetensors:
                 left = left[count:]
         if left:
             raise ValueError(f"{self._path.name} ends within {name}")
-        return numbers.view(_DTYPES[info.dtype]).view(info.shape)
+        return numbers.view(DTYPES[info.dtype]).view(info.shape)
 
 
 class Weights(Mapping[str, Tensor]):

@@ -1,0 +1,72 @@
+"""The model that a LoRA file is for, at its full size and without memory; and its layers found under any trainer's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from limner.adapters.stacks import layer_name
+from limner.errors import wrong
+from limner.formats.base import Base
+from limner.formats.header import Header
+from limner.formats.known import FAMILIES
+from limner.formats.lora_file import family_of_lora
+from limner.formats.lora_names import layer_and_tensor
+from limner.models import family as families
+from limner.models.family import Keep, Target
+from limner.models.parts import CONFIGS
+
+T = TypeVar("T")
+_SD3_LARGE = 2432
+_TWICE = tuple(range(13))  # the blocks of SD 3.5 medium that attend twice
+
+
+def model_of(header: Header, given: str | None, config: Path | None, tool: str) -> Any:
+    """The family, its denoiser and CLIPs on the meta device. Raises UserError, under the tool's options, if it cannot be told."""
+    name = given or family_of_lora(header)
+    if name is None:
+        said = "cannot be told from the names and widths of its layers."
+        raise wrong(f"{tool}.family", said, f"Set it to one of {', '.join(FAMILIES)}, if it is for one of these.")
+    known = FAMILIES[name]
+    if config is not None and not (config / known.denoiser / "config.json").is_file():
+        said = f"{config} does not describe a model of {known.title}."
+        raise wrong(f"{tool}.config", said, "Give the diffusers folder of the model that the LoRA is for.")
+    t5 = tuple(part for part, stored in known.parts.items() if stored.option == "t5")
+    facts = (known.prediction, known.resolution_px, known.bucket_step_px)
+    described = _variant(header) if name == "sd3" and config is None else {}
+    base = Base(name, config or CONFIGS / name, "folder", name, *facts, described=described, absent=t5)
+    family: Any = families.make(base, Keep())
+    parts = family.empty()
+    family.denoiser = parts.pop(known.denoiser)
+    family.text_encoders |= {name: part for name, part in parts.items() if name != "vae"}
+    return family
+
+
+def _variant(header: Header) -> dict[str, dict[str, Any]]:
+    """Stable Diffusion 3 is of two sizes, and 3.5 medium attends twice."""
+    if any(i.shape[1] == _SD3_LARGE for n, i in header.tensors.items() if "blocks" in n and len(i.shape) == 2):
+        large = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": _SD3_LARGE}
+        return {"transformer": large}
+    attends_twice = any("attn2" in name for name in header.tensors)
+    return {"transformer": {"dual_attention_layers": _TWICE}} if attends_twice else {}
+
+
+def under_our_names(state: Mapping[str, T], targets: Sequence[Target]) -> dict[str, T]:
+    """A file's tensors as `<layer, as adapters call it>.<tensor>`; layers that a file stacks still under the stack's name, and
+    what belongs to no layer under its own."""
+    known = {t.in_file: t.in_file for t in targets}
+    for t in targets:
+        path = t.in_diffusers.partition(".")[2].replace(".", "_")
+        is_denoiser = t.part == "denoiser"
+        for alias in (t.in_diffusers, f"lora_unet_{path}" if is_denoiser else f"lora_te_{path}"):
+            if is_denoiser or t.part == "text_encoder" or alias == t.in_diffusers:
+                known.setdefault(alias, layer_name(t))
+    out = dict[str, T]()
+    for name, tensor in state.items():
+        layer, kind = layer_and_tensor(name)
+        flat = re.sub(r"^diffusion_model_", "lora_unet_", layer.replace(".", "_"))
+        found = known.get(layer) or known.get(flat)
+        out[f"{found}.{kind}" if found else name] = tensor
+    return out
