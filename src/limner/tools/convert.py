@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from limner import disk
 from limner.config.tools.files import Convert
 from limner.errors import wrong
 from limner.tools.tool import Progress, Report, refuse_existing
+
+if TYPE_CHECKING:
+    from limner.tools.convert_model import Plan
+    from limner.tools.pieces import Precision
 
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -18,44 +23,32 @@ def look(section: Convert) -> Report:
         from limner.tools import convert_lora
 
         return convert_lora.look(section)
-    from limner.formats.streamed import num_bytes
-    from limner.tools.convert_model import info_of, plan, stored_as
-
-    planned = plan(section)
-    precision = _precision(section)
-    _check_target(section, planned.beside is not None)
-    size = sum(num_bytes(i) for file in planned.tensors for i in info_of(planned, file, precision.of).values())
-    lines = [*planned.lines, f"{stored_as(planned)} -> {section.dtype}, {size / 2**20:,.0f} MiB."]
-    if disk.free_bytes(section.output) < size:
-        said = f"there is no room for {size / 2**30:.1f} GiB on the disk."
-        raise wrong("convert.output", said, "Make room, or choose another.")
-    return Report([section.output], lines)
+    return _planned(section)[2]
 
 
 def run(section: Convert, progress: Progress) -> Report:
-    report = look(section)
+    _check_names(section)
     if _is_lora(section.file):
         from limner.tools import convert_lora
 
         return convert_lora.run(section, progress)
-    from limner.formats.streamed import num_bytes, write
-    from limner.tools.convert_model import info_of, overflow, plan
+    from limner.formats.streamed import write
+    from limner.tools.convert_model import overflow
 
-    planned = plan(section)
-    precision = _precision(section)
-    infos = {file: info_of(planned, file, precision.of) for file in planned.tensors}
-    total, done = sum(num_bytes(i) for tensors in infos.values() for i in tensors.values()), 0
+    planned, precision, report, total = _planned(section)
+    done = 0
 
     def write_file(file: str, path: Path) -> None:
         nonlocal done
-        pieces, before = planned.tensors[file], done
+        before, pieces = done, planned.tensors[file]
 
         def told(written: int, _: int) -> None:
             nonlocal done
             done = before + written
             progress(done, total, "Writing")
 
-        write(path, infos[file], planned.metadata, lambda name: precision.numbers(name, pieces[name]), told)
+        infos = planned.infos(file, precision)
+        write(path, infos, planned.metadata, lambda name: precision.numbers(name, pieces[name]), told)
 
     def fill(folder: Path) -> None:
         assert planned.beside is not None
@@ -76,12 +69,23 @@ def run(section: Convert, progress: Progress) -> Report:
     return Report(report.files, report.lines, overflow(precision.overflowed))
 
 
-def _precision(section: Convert):
+def _planned(section: Convert) -> tuple[Plan, Precision, Report, int]:
+    """What a model becomes; its numbers; what is said of it; how many bytes it will have. Raises UserError."""
     import torch
 
+    from limner.formats.streamed import num_bytes
+    from limner.tools.convert_model import plan
     from limner.tools.pieces import Precision
 
-    return Precision({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}.get(section.dtype))
+    precision = Precision({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}.get(section.dtype))
+    planned = plan(section)
+    _check_target(section, planned.beside is not None)
+    size = sum(num_bytes(i) for file in planned.tensors for i in planned.infos(file, precision).values())
+    if disk.free_bytes(section.output) < size:
+        said = f"there is no room for {size / 2**30:.1f} GiB on the disk."
+        raise wrong("convert.output", said, "Make room, or choose another.")
+    lines = [*planned.lines, f"{planned.stored_as()} -> {section.dtype}, {size / 2**20:,.0f} MiB."]
+    return planned, precision, Report([section.output], lines), size
 
 
 def _is_lora(file: Path) -> bool:

@@ -56,12 +56,12 @@ def run(section: Convert, progress: Progress) -> Report:
             state[name] = weights[name]
     except (OSError, ValueError) as error:
         raise wrong("convert.file", f"{section.file.name} cannot be read: {error}.", "Download or copy it again.") from error
+    kinds = Counter(t.dtype for n, t in state.items() if t.is_floating_point() and not n.endswith(".alpha"))
     metadata = {k: v for k, v in header.metadata.items() if not k.startswith("sshs_")}
     if (layout := _layout(section, header)) != "same":
         family = model_of(header, section.family, section.config, "convert")
         state, metadata = _renamed(section, state, metadata, layout, family.adapter_targets(convolutions=True))
-    kinds = Counter(t.dtype for n, t in weights.items() if t.is_floating_point() and not n.endswith(".alpha"))
-    dtype = _WANTED.get(section.dtype) or next(iter(kinds))
+    dtype = _WANTED.get(section.dtype) or kinds.most_common(1)[0][0]
     written, overflowed = dict[str, Tensor](), 0
     for name, tensor in state.items():
         is_number = tensor.is_floating_point() and not name.endswith(".alpha")  # alpha is the scale of everything
@@ -107,9 +107,8 @@ def _is_modern(header: Header) -> bool:
 def _places(names: Mapping[str, Any], targets: list[Target]) -> None:
     """Raises UserError if a layer has no place in the model."""
     known = {t.in_file for t in targets} | {layer_name(t) for t in targets}
-    own = {
-        f"{p}{t.in_diffusers.partition('.')[2].replace('.', '_')}" for t in targets for p in ("lycoris_", "lora_transformer_")
-    }
+    paths = [t.in_diffusers.partition(".")[2].replace(".", "_") for t in targets]
+    own = {prefix + path for path in paths for prefix in ("lycoris_", "lora_transformer_")}
     layers, others = by_layer(under_our_names(names, targets))
     if strange := [*others, *(layer for layer in layers if layer not in known | own)]:
         said = f"{len(strange)} of its layers have no place in this model, the first is {printable(strange[0], 80)}."
@@ -138,15 +137,13 @@ def _renamed(
     used = {layer: names[layer] for layer in layers}
     if layout == "original":
         return joined(apart(flat, used, Counter(t.in_file for t in targets))), metadata
-    if others := [layer for layer, tensors in layers.items() if not {*_LORA} == tensors.keys()]:
+    if others := [layer for layer, tensors in layers.items() if tensors.keys() != _LORA]:
         said = f"{len(others)} layers are no plain LoRA, the first is {others[0]}; diffusers has no names for them."
         raise wrong("convert.file", said, "Load it with ComfyUI or A1111 as it is, or extract a LoRA from it.")
     metadata |= {"format": "pt"}
     if section.alpha == "keep":
         metadata[PEFT] = json.dumps(_peft_config(layers, used), indent=2, sort_keys=True)
-        ones = {
-            n: torch.tensor(float(len(flat[n.replace(".alpha", ".lora_down.weight")]))) for n in flat if n.endswith(".alpha")
-        }
+        ones = {f"{layer}.alpha": torch.tensor(float(len(t["lora_down.weight"]))) for layer, t in layers.items()}
         return to_diffusers(flat | ones, used), metadata
     return to_diffusers({n: t.float() for n, t in flat.items()}, used), metadata
 

@@ -27,7 +27,7 @@ from limner.formats.original import text_names
 from limner.models import family as families
 from limner.models.saving import ZERO_SNR, is_scale, pipeline_of
 from limner.models.weights import Weights, unscaled
-from limner.tools.pieces import Piece, filled, laid, taken
+from limner.tools.pieces import Piece, Precision, filled, laid, taken
 
 EMA = "model_ema."
 _SMALL = (".json", ".txt", ".model")
@@ -45,6 +45,14 @@ class Plan:
     beside: Callable[[Path], None] | None = None
     """Writes configurations and tokenizers into a folder; None: the target is a file."""
     lines: list[str] = field(default_factory=list)
+
+    def infos(self, file: str, precision: Precision) -> dict[str, TensorInfo]:
+        """What the tensors of one of the files will be."""
+        return {name: precision.of(piece.info) for name, piece in self.tensors[file].items()}
+
+    def stored_as(self) -> str:
+        """The kinds of numbers that the source has."""
+        return ", ".join(dict.fromkeys(piece.info.dtype for pieces in self.tensors.values() for piece in pieces.values()))
 
 
 def plan(section: Convert) -> Plan:
@@ -107,9 +115,8 @@ def _averaged_name(name: str, names: Mapping[str, Any]) -> str:
 
 
 def _names_of_part(section: Convert, header: Header) -> dict[str, str]:
-    known = FAMILIES[_family_of(section, header)]
-    folder = known.denoiser if section.part == "denoiser" else "vae"
-    part = known.parts[folder]
+    family = _family_of(section, header)
+    known, part = FAMILIES[family], FAMILIES[family].parts[_folder_of(family, section.part)]
     prefix = part.prefix_in(header.tensors)
     if prefix is None:
         raise wrong("convert.part", f"{section.file.name} holds no {part.title}.", "Convert all of it.")
@@ -143,8 +150,7 @@ def _folder_as_folder(section: Convert) -> Plan:
     """Every part's weights under their own names; all small files as they are."""
     source, one = section.file, section.part != "all"
     if one:
-        base = recognise(str(source))
-        folders = [FAMILIES[base.family].denoiser if section.part == "denoiser" else "vae"]
+        folders = [_folder_of(recognise(str(source)).family, section.part)]
     else:
         recognise(str(source))
         folders = sorted(p.name for p in source.iterdir() if p.is_dir() and not p.is_symlink() and weight_files(source, p.name))
@@ -184,8 +190,6 @@ def _mapped(section: Convert, layout: str) -> Plan:
     family: Any = families.make(base, families.Keep())
     known, models = FAMILIES[base.family], family.empty()
     folders = [name for name in known.parts if name not in base.absent]
-    if section.part != "all":
-        folders = [known.denoiser if section.part == "denoiser" else "vae"]
     own = {folder: _own(section, family, folder, models[folder]) for folder in folders}
     if layout == "diffusers":
         return _as_folder(section, family, models, own)
@@ -222,18 +226,28 @@ def _base(section: Convert) -> Base:
     source, config = str(section.file), section.config
     files = {name: path for name in ("vae", "clip_l", "clip_g", "t5") if (path := getattr(section, name)) is not None}
     if section.part == "all" or section.file.is_dir():
-        return recognise(source, config=config, files=files, t5_tokenizer=section.t5_tokenizer)
+        base = recognise(source, config=config, files=files, t5_tokenizer=section.t5_tokenizer)
+        return base if section.part == "all" else _one_part(base, section.part)
     header = single.header_of(section.file, "convert.file")
     name = _family_of(section, header)
     known = FAMILIES[name]
-    wanted = known.denoiser if section.part == "denoiser" else "vae"
+    wanted = _folder_of(name, section.part)
     if known.parts[wanted].prefix_in(header.tensors) is None:
         raise wrong("convert.part", f"{section.file.name} holds no {known.parts[wanted].title}.", "Convert all of it.")
     facts = (known.prediction, known.resolution_px, known.bucket_step_px)
     is_flow = known.prediction == "flow" and wanted == known.denoiser and config is None
     described = single.variant(name, header, section.file.name) if is_flow else {}
-    absent = tuple(part for part in known.parts if part != wanted)
-    return Base(source, section.file, "file", name, *facts, config=config, described=described, absent=absent)
+    return _one_part(Base(source, section.file, "file", name, *facts, config=config, described=described), section.part)
+
+
+def _one_part(base: Base, part: str) -> Base:
+    """As if it held nothing else: then nothing else is read, and no tokenizer asked for."""
+    wanted = _folder_of(base.family, part)
+    return replace(base, absent=tuple(name for name in FAMILIES[base.family].parts if name != wanted))
+
+
+def _folder_of(family: str, part: str) -> str:
+    return FAMILIES[family].denoiser if part == "denoiser" else "vae"
 
 
 def _own(section: Convert, family: Any, folder: str, model: Any) -> dict[str, Piece]:
@@ -298,17 +312,6 @@ def _save_configs(family: Any, pipeline: Any, models: Mapping[str, Any], target:
         family.tokenizers[text.name].save_pretrained(target / text.tokenizer)
     pipeline.scheduler.save_pretrained(target / "scheduler")
     pipeline.save_config(target)
-
-
-def info_of(plan: Plan, file: str, become: Callable[[TensorInfo], TensorInfo]) -> dict[str, TensorInfo]:
-    """What the tensors of one of the files will be."""
-    return {name: become(piece.info) for name, piece in plan.tensors[file].items()}
-
-
-def stored_as(plan: Plan) -> str:
-    """The kinds of numbers that the source has, in words."""
-    kinds = dict.fromkeys(piece.info.dtype for pieces in plan.tensors.values() for piece in pieces.values())
-    return ", ".join(kinds)
 
 
 def overflow(names: list[str]) -> list[Finding]:

@@ -24,7 +24,7 @@ _TWICE = tuple(range(13))  # the blocks of SD 3.5 medium that attend twice
 
 
 def model_of(header: Header, given: str | None, config: Path | None, tool: str) -> Any:
-    """The family, its denoiser and CLIPs on the meta device. Raises UserError, under the tool's options, if it cannot be told."""
+    """The family, its denoiser and CLIPs on the meta device. Raises UserError, under the tool's options, if it is unclear."""
     name = given or family_of_lora(header)
     if name is None:
         said = "cannot be told from the names and widths of its layers."
