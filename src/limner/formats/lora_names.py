@@ -13,16 +13,20 @@ from collections.abc import Iterable
 _TELLING = re.compile(
     r".*[._](lora_(down|up|A|B|mid|linear_layer)(\.\w+)?\.weight|lora\.(down|up)\.weight|lora_linear_layer\.(down|up)\.weight"
     r"|hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|oft_diag|a1\.weight|on_input|diff|dora_scale)"
-    r"|.*_lora\.(down|up)\.weight"
+    r"|.*_lora\.(down|up)\.weight",
+    re.DOTALL,
 )
-_SPELLINGS = (
-    (re.compile(r"(.*?)(?:\.processor)?\.to_out_lora\.(down|up)\.weight"), r"\1.to_out.0"),
-    (re.compile(r"(.*?)(?:\.processor)?\.(to_[qkv])_lora\.(down|up)\.weight"), r"\1.\2"),
-    (re.compile(r"(.*)\.lora_linear_layer\.(down|up)\.weight"), r"\1"),
-    (re.compile(r"(.*)\.lora\.(down|up)\.weight"), r"\1"),
-    (re.compile(r"(.*)\.lora_(A|B)(?:\.[A-Za-z]\w*)?\.weight"), r"\1"),
-    (re.compile(r"(.*)\.lora_(A|B)"), r"\1"),
-)
+_SPELLINGS = [
+    (re.compile(pattern, re.DOTALL), layer)
+    for pattern, layer in (
+        (r"(.*?)(?:\.processor)?\.to_out_lora\.(down|up)\.weight", r"\1.to_out.0"),
+        (r"(.*?)(?:\.processor)?\.(to_[qkv])_lora\.(down|up)\.weight", r"\1.\2"),
+        (r"(.*)\.lora_linear_layer\.(down|up)\.weight", r"\1"),
+        (r"(.*)\.lora\.(down|up)\.weight", r"\1"),
+        (r"(.*)\.lora_(A|B)(?:\.[A-Za-z]\w*)?\.weight", r"\1"),
+        (r"(.*)\.lora_(A|B)", r"\1"),
+    )
+]
 _MATRICES = {"down": "lora_down.weight", "up": "lora_up.weight", "A": "lora_down.weight", "B": "lora_up.weight"}
 
 

@@ -123,16 +123,15 @@ def _renamed(
     metadata = {k: v for k, v in metadata.items() if k != PEFT}
     state = under_our_names(state, targets)
     in_files = {t.in_file for t in targets}
-    if layout == "original" and all(layer in in_files for layer in by_layer(state)[0]):
-        return state, metadata  # stacks may share a matrix, and are not taken apart
+    layers, _ = by_layer(state)
+    if layout == "original" and all(layer in in_files for layer in layers):  # stacks may share a matrix: not taken apart
+        _complete(layers, alphas, names)
+        return {f"{layer}.{key}": tensor for layer, tensors in layers.items() for key, tensor in tensors.items()}, metadata
     layers, _ = by_layer(parted(state, targets))
     if strange := [layer for layer in layers if layer not in names]:
         said = f"{printable(strange[0], 80)} stands for several layers and is not to be taken apart."
         raise wrong("convert.file", said, f"So it is with {len(strange)} layers; only plain LoRA can be.")
-    for name, tensors in layers.items():
-        if "lora_down.weight" in tensors and "alpha" not in tensors:
-            rank = len(tensors["lora_down.weight"])
-            tensors["alpha"] = torch.tensor(_noted(alphas, names[name], rank))
+    _complete(layers, alphas, names)
     flat = {f"{layer}.{key}": tensor for layer, tensors in layers.items() for key, tensor in tensors.items()}
     used = {layer: names[layer] for layer in layers}
     if layout == "original":
@@ -146,6 +145,14 @@ def _renamed(
         ones = {f"{layer}.alpha": torch.tensor(float(len(t["lora_down.weight"]))) for layer, t in layers.items()}
         return to_diffusers(flat | ones, used), metadata
     return to_diffusers({n: t.float() for n, t in flat.items()}, used), metadata
+
+
+def _complete(layers: dict[str, dict[str, Tensor]], noted: Mapping[str, Any], names: Mapping[str, Target]) -> None:
+    """Give layers without an alpha the one that is noted, or else their rank."""
+    for name, tensors in layers.items():
+        if "lora_down.weight" in tensors and "alpha" not in tensors:
+            rank = len(tensors["lora_down.weight"])
+            tensors["alpha"] = torch.tensor(_noted(noted, names[name], rank) if name in names else float(rank))
 
 
 def _peft_config(layers: Mapping[str, Mapping[str, Tensor]], used: Mapping[str, Target]) -> dict[str, Any]:
