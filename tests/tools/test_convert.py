@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
+import bare
 import diffusers
 import pytest
 import torch
@@ -15,7 +15,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import tiny
 from limner.config import files
 from limner.config.tools import Tools, the_section
 from limner.errors import StopRequested, UserError
@@ -54,13 +53,9 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny.build(tmp_path_factory.mktemp("models") / request.param, family=request.param)
-    for tokenizer in folder.glob("tokenizer*"):
-        if not (tokenizer / "tokenizer_config.json").read_text("utf-8").count("T5"):
-            shutil.rmtree(tokenizer)  # then CLIP's own is taken, which is read only once
-    return folder
+@pytest.fixture(params=list(FAMILIES))
+def folder(request: pytest.FixtureRequest) -> Path:
+    return bare.model(request.param)
 
 
 def single_file(folder: Path, path: Path) -> Path:
@@ -147,8 +142,8 @@ def test_another_precision_of_a_folder(folder: Path, tmp_path: Path):
 # --- pickles, averages, numbers ---------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_and_its_averages(tiny_model: Path, tmp_path: Path):
-    state = as_single_file(tiny_model, "sd1")
+def test_a_checkpoint_and_its_averages(tmp_path: Path):
+    state = as_single_file(bare.model("sd1"), "sd1")
     unet = [n for n in state if n.startswith(UNET)]
     averages = {"model_ema." + n.removeprefix("model.").replace(".", ""): state[n] + 1 for n in unet}
     rest = {"betas": torch.linspace(0, 1, 7, dtype=torch.float64), "model_ema.num_updates": torch.tensor(3)}
@@ -159,8 +154,8 @@ def test_a_checkpoint_and_its_averages(tiny_model: Path, tmp_path: Path):
     same(kept, state | averages | rest)
     used = state | {n: state[n] + 1 for n in unet} | betas
     same(load_file(converted(file=file, output=tmp_path / "c.safetensors", ema="use")), used)
-    out = converted(file=file, output=tmp_path / "out", ema="use", layout="diffusers", config=tiny_model)
-    own = in_folder(tiny_model, "sd1")
+    out = converted(file=file, output=tmp_path / "out", ema="use", layout="diffusers", config=bare.model("sd1"))
+    own = in_folder(bare.model("sd1"), "sd1")
     same(in_folder(out, "sd1")["unet"], {n: t + 1 for n, t in own["unet"].items()})
     same(in_folder(out, "sd1")["vae"], own["vae"])
     half = load_file(converted(file=file, output=tmp_path / "d.safetensors", dtype="fp16"))
@@ -186,27 +181,27 @@ def test_what_fp16_has_no_room_for_is_said(tmp_path: Path):
 # --- what is refused, and half-written files ----------------------------------------------------------------------------
 
 
-def test_nothing_is_written_over_unasked(tiny_model: Path, tmp_path: Path):
+def test_nothing_is_written_over_unasked(tmp_path: Path):
     (out := tmp_path / "x.safetensors").write_bytes(b"mine")
-    assert "exists already" in refused(file=tiny_model, output=out, layout="original")
+    assert "exists already" in refused(file=bare.model("sd1"), output=out, layout="original")
     assert out.read_bytes() == b"mine"
-    converted(file=tiny_model, output=out, layout="original", overwrite=True)
-    assert recognise(str(out), config=tiny_model).family == "sd1"
+    converted(file=bare.model("sd1"), output=out, layout="original", overwrite=True)
+    assert recognise(str(out), config=bare.model("sd1")).family == "sd1"
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "a.txt").write_text("mine")
-    assert "was not made by Limner" in refused(file=tiny_model, output=tmp_path / "theirs", overwrite=True)
-    assert "written over or into" in refused(file=tiny_model, output=tiny_model / "x", overwrite=True)
+    assert "was not made by Limner" in refused(file=bare.model("sd1"), output=tmp_path / "theirs", overwrite=True)
+    assert "written over or into" in refused(file=bare.model("sd1"), output=bare.model("sd1") / "x", overwrite=True)
     assert "written over or into" in refused(file=out, output=out, overwrite=True)
-    assert "does not end in .safetensors" in refused(file=tiny_model, output=tmp_path / "y.ckpt", layout="original")
-    assert "a folder will be made" in refused(file=tiny_model, output=tmp_path / "y.safetensors")
+    assert "does not end in .safetensors" in refused(file=bare.model("sd1"), output=tmp_path / "y.ckpt", layout="original")
+    assert "a folder will be made" in refused(file=bare.model("sd1"), output=tmp_path / "y.safetensors")
 
 
-def test_a_damaged_model_is_refused_before_anything_is_written(tiny_model: Path, tmp_path: Path):
-    state = as_single_file(tiny_model, "sd1")
+def test_a_damaged_model_is_refused_before_anything_is_written(tmp_path: Path):
+    state = as_single_file(bare.model("sd1"), "sd1")
     name = f"{UNET}middle_block.0.in_layers.2.weight"
     for change, said in ({}, "1 tensors are missing"), ({name: state[name][:1].clone()}, "numbers are needed"):
         save_file({n: t for n, t in state.items() if n != name} | change, file := tmp_path / "x.safetensors")
-        assert said in refused(file=file, output=tmp_path / "out", layout="diffusers", config=tiny_model)
+        assert said in refused(file=file, output=tmp_path / "out", layout="diffusers", config=bare.model("sd1"))
     del state[name]
     file.write_bytes(file.read_bytes()[:-1])
     assert "not a whole safetensors file" in refused(file=file, output=tmp_path / "out.safetensors")
@@ -225,9 +220,9 @@ def test_a_hostile_pickle_runs_nothing(tmp_path: Path):
 
 
 @pytest.mark.parametrize("layout", ["original", "diffusers"])
-def test_stopped_half_way_nothing_is_there(tiny_model: Path, tmp_path: Path, layout: str):
+def test_stopped_half_way_nothing_is_there(tmp_path: Path, layout: str):
     file = tmp_path / "one.safetensors"
-    save_file(as_single_file(tiny_model, "sd1"), file)
+    save_file(as_single_file(bare.model("sd1"), "sd1"), file)
     out = tmp_path / ("y.safetensors" if layout == "original" else "out")
     if layout == "original":
         out.write_bytes(b"before")
@@ -237,7 +232,7 @@ def test_stopped_half_way_nothing_is_there(tiny_model: Path, tmp_path: Path, lay
             raise StopRequested
 
     with pytest.raises(StopRequested):
-        convert.run(section(file=file, output=out, layout=layout, config=tiny_model, overwrite=True), stop)
+        convert.run(section(file=file, output=out, layout=layout, config=bare.model("sd1"), overwrite=True), stop)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "home") == sorted(
         ["one.safetensors", *([out.name] if layout == "original" else [])]
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import struct
 from pathlib import Path
 from typing import Any
 
+import bare
 import pytest
 import torch
 from safetensors import safe_open
@@ -49,13 +49,9 @@ def words(path: Path) -> dict[str, str]:
         return opened.metadata() or {}
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny.build(tmp_path_factory.mktemp("models") / request.param, family=request.param)
-    for tokenizer in folder.glob("tokenizer*"):
-        if not (tokenizer / "tokenizer_config.json").read_text("utf-8").count("T5"):
-            shutil.rmtree(tokenizer)  # then CLIP's own is taken, which is read only once
-    return folder
+@pytest.fixture(params=list(FAMILIES))
+def folder(request: pytest.FixtureRequest) -> Path:
+    return bare.model(request.param)
 
 
 def lora(folder: Path, path: Path, kind: Any = None) -> tuple[Any, LayerAdapter, Path]:
@@ -155,7 +151,7 @@ def respelt(state: dict[str, Tensor], layers: dict[str, str], down: str, up: str
 
 @torch.no_grad()
 def test_what_other_trainers_call_layers(tmp_path: Path):
-    folder = tiny.build(tmp_path / "sdxl", family="sdxl")
+    folder = bare.model("sdxl")
     _, adapter, file = lora(folder, tmp_path / "k.safetensors", Lora(rank=3, alpha=2.0, text_encoder=True))
     first = load_file(file)
     paths = {name: target.in_diffusers for name, (target, _) in adapter.layers.items()}
@@ -189,7 +185,7 @@ def test_what_other_trainers_call_layers(tmp_path: Path):
 @torch.no_grad()
 def test_original_paths_of_a_stacked_layer(tmp_path: Path):
     """As ai-toolkit and ComfyUI's own name Flux's layers: one pair of matrices for query, key and value."""
-    folder = tiny.build(tmp_path / "flux", family="flux")
+    folder = bare.model("flux")
     rng = torch.Generator().manual_seed(0)
     down, up = torch.randn(2, 32, generator=rng), torch.randn(96, 2, generator=rng)
     name = "diffusion_model.double_blocks.1.img_attn.qkv"
@@ -206,8 +202,8 @@ def test_original_paths_of_a_stacked_layer(tmp_path: Path):
 # --- precision, and what is refused -----------------------------------------------------------------------------------
 
 
-def test_another_precision_leaves_alpha(tiny_model: Path, tmp_path: Path):
-    _, _, file = lora(tiny_model, tmp_path / "k.safetensors")
+def test_another_precision_leaves_alpha(tmp_path: Path):
+    _, _, file = lora(bare.model("sd1"), tmp_path / "k.safetensors")
     first, out = load_file(file), load_file(converted(file=file, output=tmp_path / "h.safetensors", dtype="bf16"))
     assert out.keys() == first.keys()
     for name, tensor in first.items():
@@ -218,10 +214,10 @@ def test_another_precision_leaves_alpha(tiny_model: Path, tmp_path: Path):
     assert all(torch.equal(same[n], first[n]) for n in first)
 
 
-def test_what_has_no_names_in_diffusers(tiny_model: Path, tmp_path: Path):
-    given = {"output": tmp_path / "x.safetensors", "layout": "diffusers", "config": tiny_model, "family": "sd1"}
+def test_what_has_no_names_in_diffusers(tmp_path: Path):
+    given = {"output": tmp_path / "x.safetensors", "layout": "diffusers", "config": bare.model("sd1"), "family": "sd1"}
     for kind in (Loha(rank=2), Lora(rank=2, dora=True)):
-        _, _, file = lora(tiny_model, tmp_path / "k.safetensors", kind)
+        _, _, file = lora(bare.model("sd1"), tmp_path / "k.safetensors", kind)
         assert "are no plain LoRA" in refused(file=file, **given)
     save_file({"lora_unet_nowhere\n.lora_down.weight": torch.ones(2, 3)}, file)
     said = refused(file=file, **given)

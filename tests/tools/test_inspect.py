@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import bare
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -101,7 +102,7 @@ def test_faults_in_numbers_and_hashes(tmp_path: Path):
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux"])
 def test_who_loads_it(tmp_path: Path, family: str):
-    folder = tiny.build(tmp_path / "model", family=family)
+    folder = bare.model(family)
     given = {"config": folder, "family": family}
     expected = {"sd1": (True, True, True), "sdxl": (True, True, True), "sd3": (True, True, False), "flux": (True, False, True)}
     written(folder, path := tmp_path / "k.safetensors", Lora(rank=2, text_encoder=True))
@@ -122,9 +123,9 @@ def test_who_loads_it(tmp_path: Path, family: str):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", [Lokr(rank=2, factor=2), Loha(rank=2), Ia3(), Lora(rank=2, dora=True)])
-def test_kinds_and_their_norms(tiny_model: Path, tmp_path: Path, kind: Any):
-    adapter = written(tiny_model, path := tmp_path / "k.safetensors", kind)
-    found, remarks = facts(path, config=tiny_model, family="sd1")
+def test_kinds_and_their_norms(tmp_path: Path, kind: Any):
+    adapter = written(bare.model("sd1"), path := tmp_path / "k.safetensors", kind)
+    found, remarks = facts(path, config=bare.model("sd1"), family="sd1")
     names = {"lokr": "LoKr", "loha": "LoHa", "ia3": "IA3", "lora": "DoRA"}
     assert found["kind"] == names[kind.kind] and not remarks
     says = found["does it load"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,12 @@ from limner.models.parts import CONFIGS
 
 T = TypeVar("T")
 _SD3_LARGE = 2432
-_TWICE = tuple(range(13))  # the blocks of SD 3.5 medium that attend twice
+_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "": {},
+    "3.5 large": {"transformer": {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": _SD3_LARGE}},
+    "3.5 medium": {"transformer": {"dual_attention_layers": tuple(range(13))}},
+}
+"""How Stable Diffusion 3's variants differ from 3 medium."""
 
 
 def model_of(header: Header, given: str | None, config: Path | None, tool: str) -> Any:
@@ -33,10 +39,15 @@ def model_of(header: Header, given: str | None, config: Path | None, tool: str) 
     if config is not None and not (config / known.denoiser / "config.json").is_file():
         said = f"{config} does not describe a model of {known.title}."
         raise wrong(f"{tool}.config", said, "Give the diffusers folder of the model that the LoRA is for.")
+    return _made(name, config, _variant(header) if name == "sd3" and config is None else "")
+
+
+@lru_cache(maxsize=2)  # asked for the names, and again for the numbers
+def _made(name: str, config: Path | None, variant: str) -> Any:
+    known = FAMILIES[name]
     t5 = tuple(part for part, stored in known.parts.items() if stored.option == "t5")
     facts = (known.prediction, known.resolution_px, known.bucket_step_px)
-    described = _variant(header) if name == "sd3" and config is None else {}
-    base = Base(name, config or CONFIGS / name, "folder", name, *facts, described=described, absent=t5)
+    base = Base(name, config or CONFIGS / name, "folder", name, *facts, described=_VARIANTS[variant], absent=t5)
     family: Any = families.make(base, Keep())
     parts = family.empty()
     family.denoiser = parts.pop(known.denoiser)
@@ -44,13 +55,11 @@ def model_of(header: Header, given: str | None, config: Path | None, tool: str) 
     return family
 
 
-def _variant(header: Header) -> dict[str, dict[str, Any]]:
-    """Stable Diffusion 3 is of two sizes, and 3.5 medium attends twice."""
+def _variant(header: Header) -> str:
+    """Which Stable Diffusion 3 it is for; only 3.5 medium attends twice."""
     if any(i.shape[1] == _SD3_LARGE for n, i in header.tensors.items() if "blocks" in n and len(i.shape) == 2):
-        large = {"num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": _SD3_LARGE}
-        return {"transformer": large}
-    attends_twice = any("attn2" in name for name in header.tensors)
-    return {"transformer": {"dual_attention_layers": _TWICE}} if attends_twice else {}
+        return "3.5 large"
+    return "3.5 medium" if any("attn2" in name for name in header.tensors) else ""
 
 
 def under_our_names(state: Mapping[str, T], targets: Sequence[Target]) -> dict[str, T]:
