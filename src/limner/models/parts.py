@@ -173,6 +173,18 @@ class Parts:
         self, model: nn.Module, folder: str, dtype: torch.dtype, device: torch.device, stay_on_cpu: Sequence[nn.Module] = ()
     ) -> None:
         """Give a part its weights."""
+        weights, places = self.stored(folder)
+        on_cpu = {id(module) for block in stay_on_cpu for module in block.modules()}
+        cpu = torch.device("cpu")
+        # T5's numbers grow too large for float16 there, and transformers keeps these in float32, too
+        wide = ".wo.weight" if dtype == torch.float16 and folder.startswith("text_encoder") else None
+        fill(
+            model, weights, places, lambda name: torch.float32 if wide and name.endswith(wide) else dtype,
+            lambda module: cpu if id(module) in on_cpu else device,
+        )  # fmt: skip
+
+    def stored(self, folder: str) -> tuple[Mapping[str, Tensor], Names]:
+        """The tensors of the files that hold a part, and where among them its own lie."""
         base, prefixes, tied = self.base, FAMILIES[self.base.family].parts[folder].prefixes, ()
         assert base.path is not None
         if folder in base.others:
@@ -191,14 +203,7 @@ class Parts:
         def places(own: Iterable[str]) -> dict[str, There]:
             return placed([n for n in own if n not in tied], weights, names, prefixes)
 
-        on_cpu = {id(module) for block in stay_on_cpu for module in block.modules()}
-        cpu = torch.device("cpu")
-        # T5's numbers grow too large for float16 there, and transformers keeps these in float32, too
-        wide = ".wo.weight" if dtype == torch.float16 and folder.startswith("text_encoder") else None
-        fill(
-            model, weights, places, lambda name: torch.float32 if wide and name.endswith(wide) else dtype,
-            lambda module: cpu if id(module) in on_cpu else device,
-        )  # fmt: skip
+        return weights, places
 
     def empty(self) -> dict[str, Any]:
         """All parts by their folders' names, at the sizes of the configuration, without memory: for plans and names."""

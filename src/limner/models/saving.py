@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from limner.models.parts import Parts
 
 _SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant", "scaled_fp8")
+ZERO_SNR = ("v_pred", "ztsnr")
+"""Empty tensors by which ComfyUI and others know a model that was trained down to a signal of zero."""
 _CLIP_LEVELS = ("embeddings.", "encoder.layers.", "final_layer_norm.")
 
 
@@ -34,37 +37,47 @@ def save_file_of(family: Parts, path: Path, dtype: torch.dtype, metadata: dict[s
         model, names = family.part(folder, dtype), family.names(folder)
         state |= laid_out(model.state_dict(), lambda own, names=names, p=prefix: with_prefix(names(own), p), dtype)
     # what such files hold beside the model: the schedule, marks, unused layers
-    state |= {name: source[name] for name in source if name not in state and not _is_left_out(name)}
+    state |= {name: source[name] for name in source if name not in state and not is_left_out(name)}
     if base.has_zero_snr:
-        state |= {mark: torch.zeros(0) for mark in ("v_pred", "ztsnr")}  # by these ComfyUI and others know it
+        state |= {mark: torch.zeros(0) for mark in ZERO_SNR}
     family.complete(state)
     save_file(state, path, metadata)
 
 
-def _is_left_out(name: str) -> bool:
+def is_left_out(name: str) -> bool:
     """Averages of former training, and the scales of numbers that are whole again."""
-    return name.startswith("model_ema.") or name.endswith(_SCALES)
+    return name.startswith("model_ema.") or is_scale(name)
+
+
+def is_scale(name: str) -> bool:
+    """Whether it says how numbers were scaled to fit into 8 bits."""
+    return name.endswith(_SCALES)
 
 
 def save_folder(family: Parts, path: Path, dtype: torch.dtype) -> None:
     """Write a diffusers folder."""
+    present = [folder for folder in FAMILIES[family.base.family].parts if folder not in family.base.absent]
+    parts = {folder: _copy(family.part(folder, dtype), dtype) for folder in present}
+    pipeline_of(family, parts).save_pretrained(path, safe_serialization=True)
+    for text in family.text_parts:
+        for file in (path / text.name).glob("*.safetensors"):
+            _restore_text_model(file)
+
+
+def pipeline_of(family: Parts, models: Mapping[str, nn.Module]) -> Any:
+    """diffusers' pipeline of these parts, with the family's tokenizers and the schedule that belongs to the model."""
     diffusers = importlib.import_module("diffusers")  # its pipelines: seconds of import that training does not need
-    base, parts = family.base, dict[str, Any]()
-    for folder in FAMILIES[base.family].parts:
-        parts[folder] = None if folder in base.absent else _copy(family.part(folder, dtype), dtype)
+    base, parts = family.base, dict[str, Any](models)
     for text in family.text_parts:
         parts[text.tokenizer] = family.tokenizers[text.name]
-    parts |= {name.replace("text_encoder", "tokenizer"): None for name in base.absent}
+    parts |= dict.fromkeys(base.absent) | {name.replace("text_encoder", "tokenizer"): None for name in base.absent}
     described = dict(family.scheduler)
     if base.prediction != "flow":
         described["prediction_type"] = base.prediction
     if base.has_zero_snr:
         described |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     parts["scheduler"] = getattr(diffusers, family.scheduler_class).from_config(described)
-    getattr(diffusers, family.pipeline)(**parts, **family.without).save_pretrained(path, safe_serialization=True)
-    for text in family.text_parts:
-        for file in (path / text.name).glob("*.safetensors"):
-            _restore_text_model(file)
+    return getattr(diffusers, family.pipeline)(**parts, **family.without)
 
 
 def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -7,6 +7,7 @@ from limner.config.tools.base import ToolSection
 from limner.config.tools.captioning import Caption, CaptionByServer, Tag
 from limner.config.tools.folders import Balance, FromKohyaFolders, GroupPictures, ToKohyaFolders, UndoFolders, Unpack
 from limner.config.tools.ranks import Extract, Resize
+from limner.config.tools.files import Convert, Inspect, Metadata
 
 
 class Tools(Section):
@@ -23,6 +24,9 @@ class Tools(Section):
     tag: Tag | None = None
     caption: Caption | None = None
     caption_by_server: CaptionByServer | None = None
+    inspect: Inspect | None = None
+    convert: Convert | None = None
+    metadata: Metadata | None = None
 
 
 def the_section(tools: Tools) -> tuple[str, ToolSection]:
