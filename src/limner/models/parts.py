@@ -6,6 +6,7 @@ import gc
 import json
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -74,7 +75,11 @@ class Parts:
         self.process = process_from(self.scheduler, base.prediction, base.has_zero_snr)
         self.text_parts = tuple(t for t in type(self).text_parts if t.name not in base.absent)
         self.trainable_text = [t.name for t in self.text_parts if not t.is_t5]
-        self.tokenizers = {t.name: t.load_tokenizer(self._tokenizer_folder(t)) for t in self.text_parts}
+
+    @cached_property
+    def tokenizers(self) -> dict[str, Any]:
+        """Read when they are first asked for: tools that work on files never do."""
+        return {t.name: t.load_tokenizer(self._tokenizer_folder(t)) for t in self.text_parts}
 
     def _tokenizer_folder(self, text: TextEncoder) -> Path:
         usual = self._configs / text.tokenizer

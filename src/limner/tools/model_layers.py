@@ -42,9 +42,7 @@ class ModelLayers:
         self.base, self.field = base, field
         self.family = empty_family(base)
         models = {"denoiser": self.family.denoiser, **self.family.text_encoders}
-        self.layers = dict[str, list[Target]]()
-        for target in self.family.adapter_targets(convolutions=True):
-            self.layers.setdefault(target.in_file, []).append(target)
+        self.layers = by_names_in_files(self.family)
         self.rows = dict[str, dict[str, Rows]]()
         self._weights = dict[str, Weights]()
         for part, model in models.items():
@@ -128,6 +126,14 @@ def empty_family(base: Base) -> Family:
     parts.pop("vae")
     family.text_encoders |= parts
     return family
+
+
+def by_names_in_files(family: Family) -> dict[str, list[Target]]:
+    """The layers that a LoRA file has under each name, in the order in which their outputs lie there."""
+    out = dict[str, list[Target]]()
+    for target in family.adapter_targets(convolutions=True):
+        out.setdefault(target.in_file, []).append(target)
+    return {name: sorted(members, key=lambda t: int(t.piece) if t.piece.isdigit() else 0) for name, members in out.items()}
 
 
 def _shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:

@@ -21,12 +21,12 @@ from limner.formats.header import Header
 from limner.formats.known import FAMILIES
 from limner.formats.lora_file import family_of_lora
 from limner.formats.single import header_of
-from limner.models.family import Family, Target
+from limner.models.family import Family
 from limner.models.parts import CONFIGS
 from limner.models.weights import Weights
 from limner.tools.lora_layers import PEFT_SAYS, Found, Pair, peft_scales, sort
 from limner.tools.low_rank import Product, product_of, shaped, singular_of_sum
-from limner.tools.model_layers import empty_family, find
+from limner.tools.model_layers import by_names_in_files, empty_family, find
 from limner.tools.ranked_file import (
     Line,
     check_device,
@@ -188,9 +188,7 @@ def _dense(
     family = _family(section, header)
     state = {name: weights[name] for name in weights if name.partition(".")[0] in found.dense}
     state = own_names({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, family)
-    every, biases = dict[str, list[Target]](), 0
-    for target in family.adapter_targets(convolutions=True):
-        every.setdefault(target.in_file, []).append(target)
+    every, biases = by_names_in_files(family), 0
     # in order of their names, so that the layers of a stack come one behind the other
     layers = layers_of(family, {name: state[name] for name in sorted(state)}, _WHERE)
     for name, members in groupby(layers, key=lambda entry: entry[1].in_file):
