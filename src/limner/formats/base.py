@@ -104,6 +104,16 @@ def recognise(
     return replace(base, t5_tokenizer=_t5_tokenizer(base, t5_tokenizer)) if base.t5 else base
 
 
+def recognise_alone(source: str, config: Path | None = None) -> Base:
+    """The same of what is in this one file or folder, whole or not: for work on files. `absent` are parts elsewhere."""
+    base = _recognised(source, None, config, None)
+    if base.layout == "folder" or base.path is None:
+        return base
+    known = FAMILIES[base.family]
+    inside = single.parts_inside(base.path, known, FIELD, is_usual=config is None)
+    return replace(base, absent=tuple(name for name in known.parts if name not in inside))
+
+
 def _recognised(source: str, revision: str | None, config: Path | None, family: str | None) -> Base:
     if source in POCKETS:
         return _folder(source, POCKETS[source])
