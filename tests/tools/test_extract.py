@@ -266,7 +266,8 @@ def test_clamping_cuts_the_largest_numbers(sd1: Taught, tmp_path: Path, value: f
     state, report = run(sd1.base, sd1.tuned, tmp_path / "b.safetensors", rank=4, clamp_quantile=value)
     for layer in layers(plain):
         before, after = (
-            np.concatenate([s[f"{layer}.lora_{side}.weight"].numpy().ravel() for side in ("up", "down")]) for s in (plain, state)
+            np.concatenate([s[f"{layer}.lora_{side}.weight"].numpy().ravel() for side in ("up", "down")])
+            for s in (plain, state)
         )
         limit = np.quantile(before, value)
         np.testing.assert_allclose(after, before.clip(-limit, limit), rtol=1e-5, atol=1e-7)
@@ -276,7 +277,6 @@ def test_clamping_cuts_the_largest_numbers(sd1: Taught, tmp_path: Path, value: f
 def test_look_says_what_run_would_write(sd1: Taught, tmp_path: Path):
     report = extract.look(section(sd1.base, sd1.tuned, tmp_path / "a.safetensors", rank=4))
     assert report.files == [tmp_path / "a.safetensors"] and not (tmp_path / "a.safetensors").exists()
-    # 28 layers of the UNet's attentions less those that a rank of 4 does not count: told by the file that is written
     state, _ = run(sd1.base, sd1.tuned, tmp_path / "a.safetensors", rank=4)
     assert f"{len(layers(state))} layers (denoiser, text_encoder)" in report.lines[0]
 
@@ -286,7 +286,9 @@ def test_a_denoiser_alone_is_enough(tmp_path: Path):
     shapes = headers.published("flux")
     for name in ("base", "tuned"):
         headers.single_file(tmp_path / f"{name}.safetensors", shapes)
-    report = extract.look(section(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", tmp_path / "l.safetensors", rank=16))
+    report = extract.look(
+        section(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", tmp_path / "l.safetensors", rank=16)
+    )
     matrices = [s for n, s in shapes.items() if n.endswith("weight") and len(s) == 2 and "_blocks." in n]
     assert f"Flux.1: {len(matrices)} layers (denoiser)" in report.lines[0]
     assert f"{16 * sum(map(sum, matrices)) * 4 / 1e6:.1f} MB" in report.lines[0]
@@ -327,7 +329,7 @@ def test_numbers_that_are_none(sd1: Taught, tmp_path: Path, bad: float, which: s
     weight.view(-1)[3] = bad
     models = {"base": sd1.base, "tuned": sd1.tuned}
     models[which] = changed(models[which], tmp_path / "damaged", "unet", {name: weight})
-    with pytest.raises(UserError, match=f"extract.{which}: .*proj_in holds numbers that are not finite"):
+    with pytest.raises(UserError, match=rf"extract\.{which}: .*proj_in holds numbers that are not finite"):
         run(models["base"], models["tuned"], tmp_path / "a.safetensors")
     assert list(tmp_path.glob("*.safetensors")) == [] and list(tmp_path.glob(".tmp*")) == []
 
@@ -378,7 +380,7 @@ def test_options_that_mean_nothing(sd1: Taught, tmp_path: Path, options: dict, s
 
 def test_nothing_is_overwritten_unasked(sd1: Taught, tmp_path: Path):
     (tmp_path / "a.safetensors").write_text("mine")
-    with pytest.raises(UserError, match="extract.output.* exists already"):
+    with pytest.raises(UserError, match="exists already"):
         run(sd1.base, sd1.tuned, tmp_path / "a.safetensors")
     assert (tmp_path / "a.safetensors").read_text() == "mine"
     state, _ = run(sd1.base, sd1.tuned, tmp_path / "a.safetensors", overwrite=True, rank=2)

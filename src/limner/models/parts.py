@@ -178,23 +178,12 @@ class Parts:
         self, model: nn.Module, folder: str, dtype: torch.dtype, device: torch.device, stay_on_cpu: Sequence[nn.Module] = ()
     ) -> None:
         """Give a part its weights."""
-        base, prefixes, tied = self.base, FAMILIES[self.base.family].parts[folder].prefixes, ()
-        assert base.path is not None
-        if folder in base.others:
-            files = [base.others[folder]]
-        elif base.layout == "file":
-            files = [base.path]
-        else:
-            files, prefixes = weight_files(base.path, folder), ()
-        weights: Mapping[str, Tensor] = Weights(files)
-        if folder.startswith("text_encoder"):
-            tied = self._text(folder).tied
-            if folder in base.others:
-                weights = _with_projection(weights)
-        names = self.names(folder)
+        weights: Mapping[str, Tensor] = Weights(self.weight_files(folder))
+        if folder.startswith("text_encoder") and folder in self.base.others:
+            weights = _with_projection(weights)
 
         def places(own: Iterable[str]) -> dict[str, There]:
-            return placed([n for n in own if n not in tied], weights, names, prefixes)
+            return self.places(folder, own, weights)
 
         on_cpu = {id(module) for block in stay_on_cpu for module in block.modules()}
         cpu = torch.device("cpu")
@@ -204,6 +193,20 @@ class Parts:
             model, weights, places, lambda name: torch.float32 if wide and name.endswith(wide) else dtype,
             lambda module: cpu if id(module) in on_cpu else device,
         )  # fmt: skip
+
+    def weight_files(self, folder: str) -> list[Path]:
+        """The files that a part's weights lie in."""
+        assert self.base.path is not None
+        if folder in self.base.others:
+            return [self.base.others[folder]]
+        return [self.base.path] if self.base.layout == "file" else weight_files(self.base.path, folder)
+
+    def places(self, folder: str, own: Iterable[str], weights: Mapping[str, Any]) -> dict[str, There]:
+        """Where a part's tensors, by their names in the model, lie among those of its files."""
+        is_in_folder = self.base.layout == "folder" and folder not in self.base.others
+        prefixes = () if is_in_folder else FAMILIES[self.base.family].parts[folder].prefixes
+        tied = self._text(folder).tied if folder.startswith("text_encoder") else ()
+        return placed([n for n in own if n not in tied], weights, self.names(folder), prefixes)
 
     def empty(self) -> dict[str, Any]:
         """All parts by their folders' names, at the sizes of the configuration, without memory: for plans and names."""
@@ -233,11 +236,8 @@ class Parts:
     def _files(self, folder: str) -> list[Path]:
         """The files that decide what a part computes, its tokenizer aside."""
         base = self.base
-        assert base.path is not None
         described = [f for f in [self._configs / folder / "config.json"] if base.layout == "folder" or base.config]
-        if folder in base.others:
-            return [*described, base.others[folder]]
-        return [*described, *([base.path] if base.layout == "file" else weight_files(base.path, folder))]
+        return [*described, *self.weight_files(folder)]
 
     # --- what they compute ---
 

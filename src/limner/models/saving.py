@@ -17,7 +17,7 @@ from limner.models.weights import Weights, laid_out, with_prefix
 if TYPE_CHECKING:
     from limner.models.parts import Parts
 
-_SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant", "scaled_fp8")
+SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant", "scaled_fp8")
 _CLIP_LEVELS = ("embeddings.", "encoder.layers.", "final_layer_norm.")
 
 
@@ -34,16 +34,16 @@ def save_file_of(family: Parts, path: Path, dtype: torch.dtype, metadata: dict[s
         model, names = family.part(folder, dtype), family.names(folder)
         state |= laid_out(model.state_dict(), lambda own, names=names, p=prefix: with_prefix(names(own), p), dtype)
     # what such files hold beside the model: the schedule, marks, unused layers
-    state |= {name: source[name] for name in source if name not in state and not _is_left_out(name)}
+    state |= {name: source[name] for name in source if name not in state and not is_left_out(name)}
     if base.has_zero_snr:
         state |= {mark: torch.zeros(0) for mark in ("v_pred", "ztsnr")}  # by these ComfyUI and others know it
     family.complete(state)
     save_file(state, path, metadata)
 
 
-def _is_left_out(name: str) -> bool:
+def is_left_out(name: str) -> bool:
     """Averages of former training, and the scales of numbers that are whole again."""
-    return name.startswith("model_ema.") or name.endswith(_SCALES)
+    return name.startswith("model_ema.") or name.endswith(SCALES)
 
 
 def save_folder(family: Parts, path: Path, dtype: torch.dtype) -> None:

@@ -18,7 +18,7 @@ from limner.formats.layout import Lies, Names, There
 from limner.formats.single import is_pickled
 from limner.models.pickled_weights import PickledWeights
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
     "U8": torch.uint8, "BOOL": torch.bool,
@@ -39,7 +39,7 @@ class _Safetensors:
 
     def read(self, name: str) -> Tensor:
         info, (start, stop) = self._header.tensors[name], self._header.places[name]
-        if info.dtype not in _DTYPES:
+        if info.dtype not in DTYPES:
             raise ValueError(f"{name} is stored as {info.dtype}, which is not read yet")
         numbers = torch.empty(stop - start, dtype=torch.uint8)
         with self._path.open("rb", buffering=0) as file:
@@ -49,7 +49,7 @@ class _Safetensors:
                 left = left[count:]
         if left:
             raise ValueError(f"{self._path.name} ends within {name}")
-        return numbers.view(_DTYPES[info.dtype]).view(info.shape)
+        return numbers.view(DTYPES[info.dtype]).view(info.shape)
 
 
 class Weights(Mapping[str, Tensor]):
@@ -100,7 +100,7 @@ def fill(
         raise ValueError(f"{len(lacking)} tensors are missing, the first is {lacking[0]}")
     state = {}
     for there, members in together.items():
-        whole = in_model(weights, there)
+        whole = turned(read_tensor(weights, there.name), there.lies)
         needed = sum(own[m].numel() for m in members)
         if whole.numel() != needed:
             raise ValueError(f"{there.name} has shape {tuple(whole.shape)}, {needed} numbers are needed")
@@ -128,12 +128,7 @@ def fill(
     model.eval().requires_grad_(False)
 
 
-def in_model(weights: Mapping[str, Tensor], there: There) -> Tensor:
-    """A tensor of a file as it lies in the model: of stacked layers all, as a 1x1 convolution where the file has one."""
-    return _turned(_read(weights, there.name), there.lies)
-
-
-def _read(weights: Mapping[str, Tensor], name: str) -> Tensor:
+def read_tensor(weights: Mapping[str, Tensor], name: str) -> Tensor:
     """A tensor of the file; one that was scaled to fit into 8 bits (ComfyUI, in two spellings), at its own size again."""
     stem = name.removesuffix("weight")
     if name == stem:
@@ -144,7 +139,7 @@ def _read(weights: Mapping[str, Tensor], name: str) -> Tensor:
     return weights[name].float() * scales[0].float() if scales else weights[name]
 
 
-def _turned(tensor: Tensor, lies: Lies) -> Tensor:
+def turned(tensor: Tensor, lies: Lies) -> Tensor:
     """From how it lies in the file to how it lies in the model, and back."""
     if lies == "transposed":
         return tensor.T
@@ -158,7 +153,7 @@ def laid_out(state: Mapping[str, Tensor], names: Names, dtype: torch.dtype) -> d
         together.setdefault(there, []).append(state[name].detach().to("cpu", dtype))
     out = {}
     for there, parts in together.items():
-        whole = _turned(torch.cat(parts) if len(parts) > 1 else parts[0], there.lies)
+        whole = turned(torch.cat(parts) if len(parts) > 1 else parts[0], there.lies)
         is_linear = there.lies == "pointwise" and whole.ndim == 2
         out[there.name] = (whole[..., None, None] if is_linear else whole).contiguous()
     return out

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from limner.errors import UserError, wrong
-from limner.formats.base import FIELD, Base, recognise_files, weight_files
+from limner.errors import wrong
+from limner.formats.base import FIELD, Base, recognise_alone
 from limner.formats.header import Header
 from limner.formats.known import FAMILIES
 from limner.formats.layout import There
 from limner.formats.single import header_of
-from limner.models import family as families
 from limner.models.family import Family, Target
-from limner.models.weights import Weights, in_model, placed
+from limner.models.weights import Weights, read_tensor, turned
+from limner.tools.outline import named, outline
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ModelLayers:
     def __init__(self, base: Base, field: str) -> None:
         """Raises UserError, under `field`, where tensors are missing or of a wrong shape."""
         self.base, self.field = base, field
-        self.family = empty_family(base)
+        self.family: Any = outline(base)
         models = {"denoiser": self.family.denoiser, **self.family.text_encoders}
         self.layers = by_names_in_files(self.family)
         self.rows = dict[str, dict[str, Rows]]()
@@ -74,21 +75,18 @@ class ModelLayers:
         if self._last is None or self._last[:2] != (part, rows.there):
             self._last = None  # before the next is read, not after
             try:
-                self._last = part, rows.there, in_model(self._weights[part], rows.there)
+                self._last = part, rows.there, turned(read_tensor(self._weights[part], rows.there.name), rows.there.lies)
             except (OSError, ValueError, RuntimeError) as error:
                 said = f"{self.base.source} cannot be read ({error})."
                 raise wrong(self.field, said, "Copy or download it again.") from None
         return self._last[2][rows.start : rows.stop].float().reshape(rows.shape)
 
     def _found(self, part: str, own: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Rows], Weights]:
-        base, folder = self.base, self.family.denoiser_folder if part == "denoiser" else part  # type: ignore[attr-defined]
-        assert base.path is not None
-        files = [base.path] if base.layout == "file" else weight_files(base.path, folder)
+        base, folder = self.base, self.family.denoiser_folder if part == "denoiser" else part
+        files = self.family.weight_files(folder)
         weights, shapes = Weights(files), _shapes(files)
-        prefixes = FAMILIES[base.family].parts[folder].prefixes if base.layout == "file" else ()
-        names = self.family.names(folder)  # type: ignore[attr-defined]
         together = dict[There, list[str]]()
-        for name, there in placed(own, weights, names, prefixes).items():
+        for name, there in self.family.places(folder, own, shapes).items():
             together.setdefault(there, []).append(name)
         title = FAMILIES[base.family].parts[folder].title
         if lacking := sorted(there.name for there in together if there.name not in shapes):
@@ -110,22 +108,14 @@ class ModelLayers:
         return "Download it again; if the model is of unusual shape, give a diffusers folder that describes it as config."
 
 
-def find(path: Path, field: str, config: Path | None = None) -> Base:
-    """The model at a path. Raises UserError under `field`."""
-    try:
-        return recognise_files(str(path), config)
-    except UserError as error:
-        raise UserError([replace(f, field=field) if f.field == FIELD else f for f in error.findings]) from None
-
-
-def empty_family(base: Base) -> Family:
-    """A model's family with its denoiser and its text encoders, at their sizes and without their numbers."""
-    family = families.make(base)
-    parts = family.empty()  # type: ignore[attr-defined]
-    family.denoiser = parts.pop(FAMILIES[base.family].denoiser)
-    parts.pop("vae")
-    family.text_encoders |= parts
-    return family
+def find(source: str, field: str, config: Path | None = None) -> Base:
+    """The model that an option names, as far as it is in that one file or folder. Raises UserError under the option's name."""
+    with named({FIELD: field}):
+        base = recognise_alone(source, config)
+    if base.path is None:
+        said = f"{source} is neither a file, nor a folder, nor a model in the Hugging Face cache of this machine."
+        raise wrong(field, said, "Check the path, or download the model first.")
+    return base
 
 
 def by_names_in_files(family: Family) -> dict[str, list[Target]]:

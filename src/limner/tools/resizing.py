@@ -26,7 +26,8 @@ from limner.models.parts import CONFIGS
 from limner.models.weights import Weights
 from limner.tools.lora_layers import PEFT_SAYS, Found, Pair, peft_scales, sort
 from limner.tools.low_rank import Product, product_of, shaped, singular_of_sum
-from limner.tools.model_layers import by_names_in_files, empty_family, find
+from limner.tools.model_layers import by_names_in_files, find
+from limner.tools.outline import outline
 from limner.tools.ranked_file import (
     Line,
     check_device,
@@ -214,15 +215,14 @@ def _dense(
 def _family(section: Resize, header: Header) -> Family:
     """The layers that the file is for: of the model that is given, or of the usual one of its family."""
     if section.model is not None:
-        return empty_family(find(section.model, "resize.model"))
+        return outline(find(section.model, "resize.model"))
     name = family_of_lora(header)
     if name is None:
         said = "it cannot be told which model this is for, and its tensors do not tell the shape of the layers."
         raise wrong(_WHERE, said, "Give the model.")
-    known, folder = FAMILIES[name], CONFIGS / name
-    t5 = tuple(part for part, stored in known.parts.items() if stored.option == "t5")
-    base = Base(name, folder, "folder", name, known.prediction, known.resolution_px, known.bucket_step_px, absent=t5)
-    return empty_family(base)
+    known = FAMILIES[name]
+    base = Base(name, CONFIGS / name, "folder", name, known.prediction, known.resolution_px, known.bucket_step_px)
+    return outline(base)
 
 
 def _cut(section: Resize, layer: _Layer) -> Cut:
