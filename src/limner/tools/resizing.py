@@ -196,7 +196,7 @@ def _dense(
         changes = dict[str, Tensor]()
         for _, target, layer in members:
             with torch.no_grad():
-                changes[target.name] = layer.delta()
+                changes[target.name] = layer.delta().detach()
             biases += layer.bias_delta() is not None
         parts = [changes.get(t.name, torch.zeros(Sizes.of(t.module).weight)) for t in every[name]]  # type: ignore[arg-type]
         whole = torch.cat(parts)
