@@ -250,7 +250,7 @@ def test_arguments_that_are_none(lora: Path, tmp_path: Path, said: str):
     assert len(layers(state)) == len(layers(load_file(lora)))
 
 
-# --- other names and kinds -----------------------------------------------------------------------------------------------------
+# --- other names and kinds ------------------------------------------------------------------------------------------------
 
 
 def test_names_of_diffusers(tiny_model: Path, tmp_path: Path):

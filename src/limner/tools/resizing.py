@@ -121,16 +121,14 @@ def _opened(section: Resize) -> tuple[Header, Found]:
 def _check(pair: Pair, header: Header) -> None:
     """Raises UserError unless the shapes of a pair make a product."""
     down, up = header.tensors[pair.down].shape, header.tensors[pair.up].shape
-    middle = header.tensors[pair.middle].shape if pair.middle else (up[1:2] or (0,)) + (down[:1] or (0,))
     alpha = header.tensors.get(pair.alpha)
-    fits = len(down) == len(up) >= 2 and 0 not in (*down, *up) and middle[:2] == (up[1], down[0])
-    points = down[2:] if pair.middle else ()
-    if (
-        not fits
-        or any(n != 1 for n in (*up[2:], *points))
-        or len(middle) not in (2, 4)
-        or (alpha and alpha.shape not in ((), (1,)))
-    ):
+    fits = len(down) == len(up) and len(up) in (2, 4) and 0 not in (*down, *up) and set(up[2:]) <= {1}
+    if fits and pair.middle:
+        middle = header.tensors[pair.middle].shape
+        fits = len(middle) == 4 and 0 not in middle and middle[:2] == (up[1], down[0]) and set(down[2:]) <= {1}
+    elif fits:
+        fits = up[1] == down[0]
+    if not fits or (alpha and alpha.shape not in ((), (1,))):
         shapes = f"{pair.down} {down} and {pair.up} {up}"
         raise wrong(_WHERE, f"the matrices of {pair.name} do not make a product: {shapes}.", "Download it again.")
 
