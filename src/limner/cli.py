@@ -1,8 +1,9 @@
-"""The command line: `limner train|check|command|sample|demo|web|config|doctor|runs`. Every option of a run is a flag."""
+"""The command line: `limner train|check|command|sample|tools|demo|web|config|doctor|runs`. Every option of a run is a flag."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -45,8 +46,12 @@ def main() -> None:
 
 
 def _overrides(words: tuple[str, ...]) -> dict[str, str]:
-    """`--a.b value`, `--a.b=value` and a bare `--a.b` (true) as a dict. Raises UserError for anything else."""
-    out: dict[str, str] = {}
+    """Options as a dict."""
+    return dict(_pairs(words))
+
+
+def _pairs(words: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """(name, value) of `--a.b value`, `--a.b=value` and a bare `--a.b` (true). Raises UserError for anything else."""
     pending = list(words)
     while pending:
         word = pending.pop(0)
@@ -55,7 +60,14 @@ def _overrides(words: tuple[str, ...]) -> dict[str, str]:
         name, equals, value = word[2:].partition("=")
         if not equals:
             value = pending.pop(0) if pending and not pending[0].startswith("--") else "true"
-        out[name] = value
+        yield name, value
+
+
+def _repeated(words: tuple[str, ...]) -> dict[str, list[str]]:
+    """The same, where an option may come several times."""
+    out: dict[str, list[str]] = {}
+    for name, value in _pairs(words):
+        out.setdefault(name, []).append(value)
     return out
 
 
@@ -158,6 +170,23 @@ def sample(
         values={"prompt": prompt, "negative": negative, "width": width, "height": height, "steps": steps,
                 "guidance": guidance, "seed": seed, "solver": solver},
     )  # fmt: skip
+
+
+@app.command
+def tools(name: str = "", *words: Options, look: Annotated[bool, Parameter(negative="")] = False) -> int:
+    """Work on files: limner tools lists what there is, limner tools NAME its options.
+
+    Parameters
+    ----------
+    name: The tool.
+    look: Only say what would be done; nothing is written.
+    """
+    from limner.tools import using
+
+    if not name or not (words or look):
+        print("\n".join(using.described(name) if name else using.listed()))
+        return 0
+    return using.in_terminal(using.section(name, _repeated(words)), only_look=look)
 
 
 @app.command

@@ -136,7 +136,9 @@ class Runner:
             device = self._devices[run.id]
             if device not in self._trainers:
                 self._adopt()
-            if device not in self._trainers and (process := self._spawn(run, device)) is not None:
+            if device not in self._trainers and _is_lent_to_a_tool(device):
+                jobs.explain(run, f"a tool works on {device}")
+            elif device not in self._trainers and (process := self._spawn(run, device)) is not None:
                 self._trainers[device] = Trainer(run, device, process, self._clock())
                 self._say(f"{run.id} started on {device}, process {process.pid}")
         except machine.NoAnswer as error:  # no fault of the run's; `describe` asks again after a while
@@ -154,6 +156,17 @@ class Runner:
         if words != self._last_words:
             self._last_words = words
             self._say(printable(words, 600))
+
+
+def _is_lent_to_a_tool(device: str) -> bool:
+    """Whether a tool works on a graphics card now."""
+    if device == "cpu":
+        return False
+    try:
+        with runs.lock_of_tools(device, 0):
+            return False
+    except filelock.Timeout:
+        return True
 
 
 def say(words: str) -> None:

@@ -30,7 +30,7 @@ from limner.config import files as config_files
 from limner.errors import wrong
 
 Status = Literal["queued", "starting", "running", "stopping", "waiting", "done", "failed", "stopped"]
-Phase = Literal["", "loading", "painting class pictures", "caching", "training", "validating", "sampling", "saving"]
+Phase = Literal["", "loading", "painting class pictures", "caching", "training", "validating", "sampling", "saving", "working"]
 LIVE: tuple[Status, ...] = ("starting", "running", "stopping")
 _CHANGE = re.compile(r"change-[0-9]{1,20}\.toml", re.ASCII)
 _MAX_CHANGE_BYTES = 1 << 20
@@ -41,6 +41,11 @@ def home() -> Path:
     """Limner's home: runs, caches, settings. `LIMNER_HOME`, or the platform's data folder."""
     chosen = os.environ.get("LIMNER_HOME")
     return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_data_dir("limner", appauthor=False))
+
+
+def lock_of_tools(device: str, seconds: float) -> filelock.FileLock:
+    """Held by a tool as long as it works on a graphics card, and looked at before a run is started there."""
+    return lock(f"tool-{device}", seconds)
 
 
 def lock(name: str, seconds: float) -> filelock.FileLock:

@@ -36,7 +36,7 @@ def option(
     `unit` is shown behind the name; `kohya` is the option's name in kohya_ss or sd-scripts, `inverted` if true there is
     false here; `advanced` folds it away; `when` is the condition on other options without which this one has no effect, in
     the words of `fields.holds`; `files` tells of a list of texts that each is a file, alone or with its strength
-    (:func:`files_with_strengths`);
+    (:func:`files_with_strengths`), or of a text that is a path or a name on the hub;
     `limits` are pydantic's (ge, gt, le, lt).
     """
     metadata: dict[str, Any] = {"unit": unit, "kohya": kohya, "inverted": inverted, "advanced": advanced, "when": when}

@@ -43,7 +43,9 @@ class Option:
     advanced: bool
     when: str
     holds_files: bool = False
-    """Whether its texts are files, each alone or with its strength."""
+    """Whether its texts are files, each alone or with its strength; or its text a path or a name on the hub."""
+    is_required: bool = False
+    """Whether it has no default: there is none of the schema's `Config`, some of the tools'."""
 
     @property
     def section(self) -> str:
@@ -118,8 +120,16 @@ def paths(config: BaseModel) -> Iterator[tuple[str, Path]]:
     for option, value in values(config):
         if isinstance(value, Path):
             yield option.path, value
-        elif option.holds_files:
+        elif option.holds_files and isinstance(value, tuple):
             yield from ((option.path, path) for path, _ in files_with_strengths(value, option.path))
+        elif option.holds_files and isinstance(value, str) and (path := _as_path(value)) is not None:
+            yield option.path, path
+
+
+def _as_path(text: str) -> Path | None:
+    """The path that a text is which may be a name on the hub too; that is relative, and does not go up."""
+    path = Path(text).expanduser() if text.startswith("~") else Path(text)
+    return path if path.is_absolute() or ".." in path.parts else None
 
 
 def applies(option: Option, config: BaseModel) -> bool:
@@ -177,7 +187,7 @@ def _option(path: str, info: FieldInfo) -> Option:
         path=path,
         tags=(),
         help=" ".join((info.description or "").split()),
-        default=info.default,
+        default=None if info.is_required() else info.default,
         types=kinds,
         choices=choices,
         minimum=limits.get("ge", limits.get("gt")),
@@ -190,6 +200,7 @@ def _option(path: str, info: FieldInfo) -> Option:
         advanced=bool(extra.get("advanced", False)),
         when=str(extra.get("when", "")),
         holds_files=bool(extra.get("files", False)),
+        is_required=info.is_required(),
     )
 
 

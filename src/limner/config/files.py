@@ -74,7 +74,7 @@ def _anchored_value(option: Option, value: Any, folder: Path) -> Any:
     is_path = Path in option.types
     if option.holds_files and isinstance(value, list | tuple):
         return [str(folder / text) if isinstance(text, str) and text.strip() and text[0] != "~" else text for text in value]
-    if option.path == "model.base" and isinstance(value, str) and value not in ("pocket", "pocket-flow"):
+    if option.holds_files and isinstance(value, str) and value not in ("pocket", "pocket-flow"):
         # a local model if something of that name lies beside the file, or in the current folder; else a hub id
         beside = next((f for f in (folder, Path.cwd()) if _exists(f / value)), None)
         is_path, folder = beside is not None, beside or folder
@@ -323,7 +323,7 @@ def render(config: Config, with_help: bool = True, advanced: bool = True) -> str
     return "\n".join(out).lstrip("\n") + "\n"
 
 
-def render_changes(config: Config) -> str:
+def render_changes(config: BaseModel) -> str:
     """Only what differs from the defaults, as TOML without help."""
     out: dict[str, list[str]] = {}
     for option, value in values(config):

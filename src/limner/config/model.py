@@ -11,7 +11,7 @@ from limner.config.base import FilePath, Section, Text, Texts, files_with_streng
 class Model(Section):
     """The base model that is taught."""
 
-    base: Text = option("pocket", kohya="pretrained_model_name_or_path")
+    base: Text = option("pocket", kohya="pretrained_model_name_or_path", files=True)
     """The base model: a diffusers folder, a .safetensors or .ckpt file, a Hugging Face id (owner/name), or "pocket" for the
     small model that ships with Limner."""
 

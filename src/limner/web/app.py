@@ -30,6 +30,7 @@ from limner.web import (
     settings_api,
     tensorboard,
     thumbnails,
+    tools_api,
 )
 from limner.web.context import Context
 from limner.web.document import Document
@@ -37,7 +38,7 @@ from limner.web.theme import STATIC, STYLES, theme
 
 ROUTERS = (
     asked, dataset_api, folders, models, notices, pictures, presets, runs_api, settings_api,
-    thumbnails,
+    thumbnails, tools_api,
 )  # fmt: skip
 """Modules with routes of their own under /api: each has `router(context) -> APIRouter`."""
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body
 
 from limner import expect, jobs, launch, machine, preflight, queue, runner, runs
-from limner.config import Config, defaults, files
+from limner.config import Config, Section, defaults, files
 from limner.config.fields import paths, walk
 from limner.errors import Finding, UserError, wrong
 from limner.machine import Machine
@@ -118,7 +118,7 @@ def _machine_so_far() -> tuple[Machine | None, list[Finding]]:
 
 def config_of(values: dict[str, str], context: Context) -> Config:
     """The configuration that the values make. Raises UserError with a finding at each field that is wrong."""
-    faults = list(_incomplete_paths(values))
+    faults = list(incomplete_paths(values))
     try:
         config = files.build({}, values)
     except UserError as error:
@@ -129,22 +129,18 @@ def config_of(values: dict[str, str], context: Context) -> Config:
     return config
 
 
-def _incomplete_paths(values: dict[str, str]) -> Iterator[Finding]:
+def incomplete_paths(values: dict[str, str], schema: type[Section] = Config) -> Iterator[Finding]:
     """Paths that a terminal would take from its current folder; the page has none."""
-    for option in {o.path: o for o in walk() if Path in o.types}.values():
+    for option in {o.path: o for o in walk(schema) if Path in o.types}.values():
         text = values.get(option.path, "/")
         if text.strip() and not text.startswith("~") and not Path(text).is_absolute():
             yield Finding(option.path, f"{text[:100]!r} is not a full path.", "Write it from the root of the disk on.")
 
 
-def check_places(config: Config, context: Context) -> list[Finding]:
+def check_places(config: Section, context: Context) -> list[Finding]:
     """A finding for each path that lies outside the folders that the page may use."""
-    named = list(paths(config))
-    base = Path(config.model.base).expanduser() if config.model.base.startswith("~") else Path(config.model.base)
-    if base.is_absolute() or ".." in base.parts:
-        named.append(("model.base", base))
     faults: list[Finding] = []
-    for field, path in named:
+    for field, path in paths(config):
         try:
             places.resolve(str(path), context.roots, field=field, must_exist=False)
         except UserError as error:

@@ -48,6 +48,7 @@ def _option(option: Option, words: Words) -> dict[str, Any]:
         "kohya": option.kohya,
         "inverted": option.inverted,
         "advanced": option.advanced,
+        "required": option.is_required,
         "when": option.when,
     }
     default = {} if option.default is None else {"default": as_typed(option, option.default)}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gradio as gr
 
-from limner.web import dataset_tab, new_run_tab, runs_tab
+from limner.web import dataset_tab, new_run_tab, runs_tab, tools_tab
 from limner.web.context import Context
 
-TABS = (new_run_tab, runs_tab, dataset_tab)
+TABS = (new_run_tab, runs_tab, dataset_tab, tools_tab)
 
 
 def build(context: Context) -> gr.Blocks:

@@ -21,6 +21,8 @@ from limner.data.scan import EXTENSIONS
 from limner.errors import UserError, wrong
 from limner.settings import Settings
 
+CHOOSABLE = (".safetensors", ".ckpt", ".pt", ".onnx", ".json", ".jsonl", ".toml", ".txt", ".tar", ".parquet")
+"""Kinds of files that an option may name."""
 LIMIT_FOLDERS = 1000
 LIMIT_ENTRIES = 200_000
 """A listing looks at no more entries than this; it says so."""
@@ -113,33 +115,42 @@ def is_inside(path: Path, roots: Iterable[Path]) -> bool:
 
 
 def listing(path: str, roots: Sequence[Path]) -> dict[str, Any]:
-    """What a folder holds, for choosing one: `{path, parent, folders: [{name, path}], pictures, models, complete}`.
+    """What a folder holds, for choosing something in it: `{path, parent, folders: [{name, path}], files: [...], pictures,
+    models, complete}`.
 
     The empty path lists the roots. Memory does not grow with the folder: at most LIMIT_FOLDERS names are kept.
     """
     if not path:
         folders = [{"name": r.name or str(r), "path": str(r)} for r in roots if r.is_dir()]
-        return {"path": None, "parent": None, "folders": folders, "pictures": 0, "models": 0, "complete": True}
+        return {"path": None, "parent": None, "folders": folders, "files": [], "pictures": 0, "models": 0, "complete": True}
     here = resolve(path, roots)
     if not here.is_dir():
         raise wrong("path", f"{path!r} is not a folder.", "Choose a folder.")
     counts = {"pictures": 0, "models": 0, "entries": 0, "folders": 0}
+    files = list[str]()
     try:
-        names = heapq.nsmallest(LIMIT_FOLDERS, _folders(here, roots, counts), key=lambda name: (name.casefold(), name))
+        names = heapq.nsmallest(LIMIT_FOLDERS, _folders(here, roots, counts, files), key=_sorted_so)
     except OSError as error:
         raise wrong("path", f"{path!r} cannot be read: {error.strerror}.", "Choose another folder.") from None
     return {
         "path": str(here),
         "parent": str(here.parent) if is_inside(here.parent, roots) else None,
         "folders": [{"name": name, "path": str(here / name)} for name in names],
+        "files": [{"name": name, "path": str(here / name)} for name in sorted(files, key=_sorted_so)],
         "pictures": counts["pictures"],
         "models": counts["models"],
         "complete": counts["entries"] < LIMIT_ENTRIES and counts["folders"] <= LIMIT_FOLDERS,
     }
 
 
-def _folders(here: Path, roots: Sequence[Path], counts: dict[str, int]) -> Iterator[str]:
-    """The names of the folders in `here` that may be entered; counts on the way what else is there."""
+def _sorted_so(name: str) -> tuple[str, str]:
+    return name.casefold(), name
+
+
+def _folders(here: Path, roots: Sequence[Path], counts: dict[str, int], files: list[str]) -> Iterator[str]:
+    """The names of the folders in `here` that may be entered; on the way counts what else is there, and notes the first
+    LIMIT_FOLDERS files that an option may name.
+    """
     with os.scandir(here) as entries:
         for entry in itertools.islice(entries, LIMIT_ENTRIES):
             counts["entries"] += 1
@@ -147,7 +158,11 @@ def _folders(here: Path, roots: Sequence[Path], counts: dict[str, int]) -> Itera
             suffix = os.path.splitext(name)[1].lower()
             counts["pictures"] += suffix in EXTENSIONS
             counts["models"] += suffix == ".safetensors"
-            if not name.startswith(".") and _can_be_named(name) and _can_be_entered(entry, roots):
+            if name.startswith(".") or not _can_be_named(name):
+                continue
+            if suffix in CHOOSABLE and len(files) < LIMIT_FOLDERS:
+                files.append(name)
+            if _can_be_entered(entry, roots):
                 counts["folders"] += 1
                 yield name
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from limner.errors import printable
 
 Outcome = Literal["taken", "converted", "idle", "unsupported", "unknown"]
 """taken: the same value, under our name. converted: another value or several options, and why. idle: it does nothing (in
@@ -41,4 +44,42 @@ class Imported:
     values: dict[str, dict[str, Any]]
     report: Report
     subsets: str = ""
-    """The text of a dataset file (sd-scripts' `dataset_config`) to be written beside the configuration; "" where none is needed."""
+    """The text of a dataset file (sd-scripts' `dataset_config`) to be written beside the configuration; "" where none is
+    needed."""
+
+
+_WIDTH = 100
+_TITLES: dict[Outcome, str] = {
+    "taken": "taken over",
+    "converted": "converted",
+    "idle": "without effect",
+    "unsupported": "not supported",
+    "unknown": "not known",
+}
+
+
+def render_report(report: Report) -> list[str]:
+    """The report as lines of at most 100 characters, by outcome, every key of it: those that want a look first come last."""
+    out = list[str]()
+    for outcome in get_args(Outcome):
+        lines = [line for line in report.lines.values() if line.outcome == outcome]
+        if lines:
+            out += ["", f"{_TITLES[outcome]}: {len(lines)}"]
+        for line in lines:
+            out += _wrapped(line)
+    return out[1:]
+
+
+def _wrapped(line: Line) -> list[str]:
+    value = "" if line.value is None else f" = {_shown(line.value)}"
+    becomes = f" -> {', '.join(line.becomes)}" if line.becomes else ""
+    why = f": {printable(line.why, 400)}" if line.why else ""
+    text = f"{printable(line.key, 80)}{value}{becomes}{why}"
+    return textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return printable(value if isinstance(value, str) else repr(value), 60)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or lists in lists without end
+        return "something too large to be shown"

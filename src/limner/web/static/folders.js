@@ -1,8 +1,10 @@
-// Choosing a folder on the server, among the allowed ones: chooseFolder({start}) gives its path, or null.
+// Choosing a folder, or with `files` a file too, on the server, among the allowed ones: chooseFolder({start}) gives its path,
+// or null.
 import { get, h, Refused, t } from "./common.js";
 import { showDialog } from "./dialog.js";
 
-export function chooseFolder({ start }) {
+export function chooseFolder({ start, files = false }) {
+  const title = files ? t("Choose a folder or a file") : t("Choose a folder");
   return new Promise((resolve) => {
     let here = null;
     const where = h("input", { type: "text", class: "folder-path", "aria-label": t("Path"), spellcheck: "false" });
@@ -11,11 +13,11 @@ export function chooseFolder({ start }) {
     const up = h("button", { type: "button", onclick: () => open(here?.parent ?? "", here?.path) }, t("Up"));
     const use = h("button", { type: "submit", class: "primary" }, t("Use this folder"));
     const form = h("form", { method: "dialog", onsubmit: submit },
-      h("h2", {}, t("Choose a folder")),
+      h("h2", {}, title),
       h("div", { class: "folder-bar" }, up, where, h("button", { type: "button", onclick: () => open(where.value) }, t("Go"))),
       list, note,
       h("div", { class: "folder-end" }, h("button", { type: "button", onclick: () => dialog.close() }, t("Cancel")), use));
-    const dialog = h("dialog", { class: "limner folder-dialog", "aria-label": t("Choose a folder") }, form);
+    const dialog = h("dialog", { class: "limner folder-dialog", "aria-label": title }, form);
 
     function submit(event) {
       event.preventDefault();
@@ -40,6 +42,8 @@ export function chooseFolder({ start }) {
       note.textContent = here.path ? whatIsIn(here) : "";
       const rows = here.folders.map((f) =>
         h("li", {}, h("button", { type: "button", onclick: () => open(f.path), "data-path": f.path }, here.path ? f.name : f.path)));
+      const inside = files ? here.files : [];
+      rows.push(...inside.map((f) => h("li", {}, h("button", { type: "button", class: "file", onclick: () => dialog.close(f.path), "data-path": f.path }, f.name))));
       list.replaceChildren(...rows);
       (rows.map((row) => row.firstChild).find((b) => b.dataset.path === from) ?? rows[0]?.firstChild ?? use).focus();
     }
