@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from limner.adapters.loha import LohaLayer
 from limner.adapters.lokr import LokrLayer
 from limner.adapters.oft import OftLayer
 from limner.adapters.peft_names import to_diffusers
-from limner.adapters.stacks import apart, joined, layer_name
+from limner.adapters.stacks import apart, joined, layer_name, num_stacked
 from limner.config import Lora, Optimizer, rules
 from limner.config.defaults import text_encoder_rate
 from limner.errors import Finding, UserError, wrong
@@ -59,7 +58,7 @@ class LayerAdapter:
         """Raises UserError if adapter.rules do not fit the model."""
         section, kind = self.section, self._kind()
         every = family.adapter_targets(convolutions=section.convolutions)
-        self.stacks = Counter(t.in_file for t in every)
+        self.stacks = num_stacked(every)
         parts = [t for t in every if (section.denoiser if t.part == "denoiser" else section.text_encoder) and kind.adapts(t)]
         parsed = rules.parse(section.rules, ranks=hasattr(section, "rank"))
         rules.require_use(parsed, [rule_name(t) for t in parts])

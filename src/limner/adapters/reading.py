@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,31 @@ _KINDS: tuple[tuple[frozenset[str], type[Layer]], ...] = (
 TEXT, _DENOISER = ("lora_te", "text_encoder"), ("lora_unet", "lycoris_", "lora_transformer_", "unet.", "transformer.")
 
 
+@dataclass(frozen=True)
+class Found:
+    """A layer that a file changes, not built yet: its tensors are as they are stored."""
+
+    name: str
+    target: Target
+    kind: type[Layer]
+    tensors: Mapping[str, Tensor]
+
+    def build(self, device: torch.device) -> Layer:
+        """In float32, not attached."""
+        tensors = {k: v.float() if v.is_floating_point() else v for k, v in self.tensors.items()}
+        return self.kind(self.target.module, tensors, None, device)  # type: ignore[arg-type]
+
+
 def read(path: Path, family: Family, where: str) -> dict[str, Tensor]:
     """A file's tensors under the adapter's names, in float32; only those of parts that are loaded.
 
     Raises UserError, under `where`, if it cannot be read or is another family's.
     """
+    return {k: v.float() if v.is_floating_point() else v for k, v in read_stored(path, family, where).items()}
+
+
+def read_stored(path: Path, family: Family, where: str) -> dict[str, Tensor]:
+    """The same in the precision of the file, which is mapped: numbers come into memory when they are used."""
     if not path.is_file():
         raise wrong(where, f"{path} is not a file.", "Give the path of a LoRA's .safetensors file.")
     require_family(read_header(path, where), family.base.family, path.name, where)
@@ -56,8 +77,7 @@ def read(path: Path, family: Family, where: str) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise wrong(where, f"{path.name} cannot be read ({error}).", "Download or copy it again.") from None
     absent = (*(() if family.text_encoders else TEXT), *(() if hasattr(family, "denoiser") else _DENOISER))
-    own = own_names({k: v for k, v in state.items() if not k.startswith(absent)} if absent else state, family)
-    return {k: v.float() if v.is_floating_point() else v for k, v in own.items()}
+    return own_names({k: v for k, v in state.items() if not k.startswith(absent)} if absent else state, family)
 
 
 def own_names(state: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
@@ -68,6 +88,12 @@ def own_names(state: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
 
 def layers_of(family: Family, state: Mapping[str, Tensor], where: str) -> Iterator[tuple[str, Target, Layer]]:
     """(name, target, layer) of each layer that a file changes, not attached. Raises UserError if something does not fit."""
+    for found in fitting(family, state, where):
+        yield found.name, found.target, found.build(family.device)
+
+
+def fitting(family: Family, state: Mapping[str, Tensor], where: str) -> list[Found]:
+    """Each layer that a file changes. Raises UserError if something does not fit."""
     layers, strangers = by_layer(state)
     if not any(_kind_of(tensors) for tensors in layers.values()):
         raise wrong(where, "holds no LoRA that Limner knows.", "Give a .safetensors file that Limner, kohya or LyCORIS wrote.")
@@ -77,10 +103,8 @@ def layers_of(family: Family, state: Mapping[str, Tensor], where: str) -> Iterat
     if faults:
         more = [Finding(where, f"{len(faults) - 3} more do not fit.", severity="note")] if len(faults) > 3 else []
         raise UserError([*(Finding(where, f"{fault}.") for fault in faults[:3]), *more])
-    for name, tensors in layers.items():
-        kind = _kind_of(tensors)
-        assert kind is not None, "no fault was found"
-        yield name, targets[name], kind(targets[name].module, tensors, None, family.device)  # type: ignore[arg-type]
+    kinds = {name: _kind_of(tensors) for name, tensors in layers.items()}
+    return [Found(name, targets[name], kind, layers[name]) for name, kind in kinds.items() if kind is not None]
 
 
 def _kind_of(tensors: Mapping[str, Tensor]) -> type[Layer] | None:
@@ -101,7 +125,7 @@ def _fault(target: Target, tensors: Mapping[str, Tensor]) -> str | None:
     if sizes.kernel:
         base = nn.Conv2d(sizes.inputs, sizes.outputs, sizes.kernel, device="meta")  # type: ignore[arg-type]
     try:
-        layer = kind(base, {k: v.to("meta") if k in kind.names else v for k, v in tensors.items()}, None, "meta")
+        layer = kind(base, {k: v.to("meta").float() if k in kind.names else v for k, v in tensors.items()}, None, "meta")
         made = layer.delta().shape
     except (RuntimeError, ValueError, AttributeError, KeyError, ZeroDivisionError):
         made = None

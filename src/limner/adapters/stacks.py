@@ -1,10 +1,10 @@
 """Names of layers in files, where files in kohya's names stack what Limner adapts apart: query, key and value of Flux and SD 3.
 
-Layers that a file stacks are called `<name in the file>.<number>` here. Together, LoRAs of one rank and scale are exactly one
-LoRA of the stacked layer, of as many times the rank: the down matrices below each other, the up matrices on a diagonal. kohya's
+Layers that a file stacks are called `<name in the file>.<number>` here. Together, LoRAs of one scale are exactly one LoRA of
+the stacked layer, whose rank is all of theirs: the down matrices below each other, the up matrices on a diagonal. kohya's
 trainer writes this, too, when it trains them apart; when it trains them as one, they share one down matrix, which each of ours
-then gets. Whole changes ("full") stand behind each other. Everything else goes out as the layers that they are, under the names
-`lycoris_<diffusers' name>`, which ComfyUI knows for parts of a stacked layer.
+then gets, and which stays one. Whole changes ("full") stand behind each other. Everything else goes out as the layers that they
+are, under the names `lycoris_<diffusers' name>`, which ComfyUI knows for parts of a stacked layer.
 
 A layer whose outputs have their halves the other way round in the file is called `<name in the file>.swapped`.
 """
@@ -12,6 +12,7 @@ A layer whose outputs have their halves the other way round in the file is calle
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,11 @@ _PREFIXES = ("lycoris_", "lora_transformer_")
 def layer_name(target: Target) -> str:
     """What an adapter calls a layer."""
     return f"{target.in_file}.{target.piece}" if target.piece else target.in_file
+
+
+def num_stacked(targets: Iterable[Target]) -> dict[str, int]:
+    """How many layers files have under each name."""
+    return Counter(t.in_file for t in targets)
 
 
 def by_layer(state: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
@@ -74,15 +80,15 @@ def _own_name(target: Target) -> str:
 def _can_be_joined(members: list[dict[str, Tensor]]) -> bool:
     if all(m.keys() <= _WHOLE for m in members):
         return len({frozenset(m) for m in members}) == 1
-    first = members[0]
-    return all(
-        m.keys() == _LORA and len(m["lora_down.weight"]) == len(first["lora_down.weight"]) and m["alpha"] == first["alpha"]
-        for m in members
+    # ranks may differ, but there is one scale
+    return (
+        all(m.keys() == _LORA for m in members) and len({float(m["alpha"]) / len(m["lora_down.weight"]) for m in members}) == 1
     )
 
 
 def joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A file's tensors from the adapter's: n layers' down (r, in) and up (out, r) become (n r, in) and (n out, n r)."""
+    """A file's tensors from the adapter's: n layers' down (r, in) and up (out, r) become (n r, in) and (n out, n r); those that
+    share one down matrix keep it, and become (r, in) and (n out, r)."""
     layers, others = by_layer(state)
     out = {name: state[name] for name in others}
     stacks = dict[tuple[str, str], dict[int, Tensor]]()
@@ -93,15 +99,22 @@ def joined(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 stacks.setdefault((name, key), {})[int(piece)] = tensor
             else:
                 out[f"{name if piece == 'swapped' else layer}.{key}"] = tensor
+    shared = {name for (name, key), downs in stacks.items() if key == "lora_down.weight" and _are_equal(list(downs.values()))}
     for (name, key), numbered in stacks.items():
         parts = [numbered[i] for i in sorted(numbered)]
-        if key == "lora_up.weight":
+        if name in shared and key in ("lora_down.weight", "alpha"):
+            out[f"{name}.{key}"] = parts[0]
+        elif key == "lora_up.weight" and name not in shared:
             out[f"{name}.{key}"] = torch.block_diag(*parts)
         elif key == "alpha":  # the scale is alpha / rank, and the rank has grown
-            out[f"{name}.{key}"] = parts[0] * len(parts)
+            out[f"{name}.{key}"] = parts[0] * len(parts) if _are_equal(parts) else torch.stack(parts).sum()
         else:
             out[f"{name}.{key}"] = torch.cat(parts)
     return out
+
+
+def _are_equal(tensors: list[Tensor]) -> bool:
+    return all(torch.equal(t, tensors[0]) for t in tensors[1:])
 
 
 def parted(state: Mapping[str, Tensor], targets: Iterable[Target]) -> dict[str, Tensor]:
@@ -134,7 +147,7 @@ def _split(tensors: dict[str, Tensor], outputs: list[int]) -> list[dict[str, Ten
     if not {"lora_down.weight", "lora_up.weight"} <= tensors.keys() <= _LORA or len(tensors["lora_up.weight"]) != sum(outputs):
         return None
     up, down, count = tensors["lora_up.weight"], tensors["lora_down.weight"], len(outputs)
-    alpha = tensors.get("alpha", torch.tensor(float(len(down))))
+    alpha = tensors.get("alpha", torch.tensor(float(len(down)))).float()  # a third of it is none of 16 bits
     rows, columns = up.split(outputs), up.shape[1] // count
     are_apart = up.shape[1] % count == 0 and all(
         not row[:, : i * columns].any() and not row[:, (i + 1) * columns :].any() for i, row in enumerate(rows)

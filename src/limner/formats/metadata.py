@@ -33,7 +33,7 @@ ARCHITECTURES = {
 }
 BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sd3": "sd3", "flux": "flux1"}
 TRIGGER = "modelspec.trigger_phrase"
-_MODULES = {"sd3": "networks.lora_sd3", "flux": "networks.lora_flux"}
+MODULES = {"sd3": "networks.lora_sd3", "flux": "networks.lora_flux"}
 _IMPLEMENTATIONS = {"flux": "https://github.com/black-forest-labs/flux"}
 _KOHYA_PREDICTION = {"epsilon": "epsilon", "v_prediction": "v", "flow": None}
 
@@ -46,9 +46,9 @@ def _text(value: Any) -> str:
 def network(config: Config, family: str) -> dict[str, Any]:
     """What sd-scripts or LyCORIS would have been asked for."""
     adapter, args = config.adapter, dict[str, Any]()
-    module = _MODULES.get(family, "networks.lora")
+    module = MODULES.get(family, "networks.lora")
     if isinstance(adapter, Lora) and not adapter.dora:
-        module = "networks.lora_fa" if adapter.freeze_down and family not in _MODULES else module
+        module = "networks.lora_fa" if adapter.freeze_down and family not in MODULES else module
     elif isinstance(adapter, Dylora):
         module, args["unit"] = "networks.dylora", adapter.unit
     else:

@@ -6,6 +6,7 @@ import gc
 import json
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -74,7 +75,11 @@ class Parts:
         self.process = process_from(self.scheduler, base.prediction, base.has_zero_snr)
         self.text_parts = tuple(t for t in type(self).text_parts if t.name not in base.absent)
         self.trainable_text = [t.name for t in self.text_parts if not t.is_t5]
-        self.tokenizers = {t.name: t.load_tokenizer(self._tokenizer_folder(t)) for t in self.text_parts}
+
+    @cached_property
+    def tokenizers(self) -> dict[str, Any]:
+        """Read when they are first asked for: tools that work on files never do."""
+        return {t.name: t.load_tokenizer(self._tokenizer_folder(t)) for t in self.text_parts}
 
     def _tokenizer_folder(self, text: TextEncoder) -> Path:
         usual = self._configs / text.tokenizer
@@ -185,25 +190,28 @@ class Parts:
 
     def stored(self, folder: str) -> tuple[Mapping[str, Tensor], Names]:
         """The tensors of the files that hold a part, and where among them its own lie."""
-        base, prefixes, tied = self.base, FAMILIES[self.base.family].parts[folder].prefixes, ()
-        assert base.path is not None
-        if folder in base.others:
-            files = [base.others[folder]]
-        elif base.layout == "file":
-            files = [base.path]
-        else:
-            files, prefixes = weight_files(base.path, folder), ()
-        weights: Mapping[str, Tensor] = Weights(files)
-        if folder.startswith("text_encoder"):
-            tied = self._text(folder).tied
-            if folder in base.others:
-                weights = _with_projection(weights)
-        names = self.names(folder)
+        weights: Mapping[str, Tensor] = Weights(self.weight_files(folder))
+        if folder.startswith("text_encoder") and folder in self.base.others:
+            weights = _with_projection(weights)
 
         def places(own: Iterable[str]) -> dict[str, There]:
-            return placed([n for n in own if n not in tied], weights, names, prefixes)
+            return self.places(folder, own, weights)
 
         return weights, places
+
+    def weight_files(self, folder: str) -> list[Path]:
+        """The files that a part's weights lie in."""
+        assert self.base.path is not None
+        if folder in self.base.others:
+            return [self.base.others[folder]]
+        return [self.base.path] if self.base.layout == "file" else weight_files(self.base.path, folder)
+
+    def places(self, folder: str, own: Iterable[str], weights: Mapping[str, Any]) -> dict[str, There]:
+        """Where a part's tensors, by their names in the model, lie among those of its files."""
+        is_in_folder = self.base.layout == "folder" and folder not in self.base.others
+        prefixes = () if is_in_folder else FAMILIES[self.base.family].parts[folder].prefixes
+        tied = self._text(folder).tied if folder.startswith("text_encoder") else ()
+        return placed([n for n in own if n not in tied], weights, self.names(folder), prefixes)
 
     def empty(self) -> dict[str, Any]:
         """All parts by their folders' names, at the sizes of the configuration, without memory: for plans and names."""
@@ -233,11 +241,8 @@ class Parts:
     def _files(self, folder: str) -> list[Path]:
         """The files that decide what a part computes, its tokenizer aside."""
         base = self.base
-        assert base.path is not None
         described = [f for f in [self._configs / folder / "config.json"] if base.layout == "folder" or base.config]
-        if folder in base.others:
-            return [*described, base.others[folder]]
-        return [*described, *([base.path] if base.layout == "file" else weight_files(base.path, folder))]
+        return [*described, *self.weight_files(folder)]
 
     # --- what they compute ---
 

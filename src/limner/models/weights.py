@@ -72,6 +72,9 @@ class Weights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._where[name](name)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._where  # Mapping's own would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -96,11 +97,11 @@ def _job(section: Extract) -> _Job:
     """Both models, opened and compared by their names and shapes. Raises UserError."""
     check_value(section, _TOOL)
     check_device(section, _TOOL)
-    check_output(section, _TOOL, [section.base, section.tuned])
+    check_output(section, _TOOL, [Path(section.base), Path(section.tuned)])
     refuse_existing([section.output], section.overwrite, "extract.output")
     found = find(section.base, "extract.base", section.config), find(section.tuned, "extract.tuned", section.config)
     if found[0].family != found[1].family:
-        said = f"{section.tuned.name} is a {found[1].family} model, {section.base.name} a {found[0].family} model."
+        said = f"{Path(section.tuned).name} is a {found[1].family} model, {Path(section.base).name} a {found[0].family} model."
         raise wrong("extract.tuned", said, "Choose two models of one family.")
     base, tuned = ModelLayers(found[0], "extract.base"), ModelLayers(found[1], "extract.tuned")
     parts = [part for part in base.parts() if part in tuned.parts()]
@@ -109,7 +110,7 @@ def _job(section: Extract) -> _Job:
         for part in sorted({*base.parts(), *tuned.parts()} - {*parts})
     ]
     if found[0].prediction != found[1].prediction:
-        said = f"{section.tuned.name} predicts {found[1].prediction}, {section.base.name} {found[0].prediction}."
+        said = f"{Path(section.tuned).name} predicts {found[1].prediction}, {Path(section.base).name} {found[0].prediction}."
         remarks.append(
             Finding("extract.tuned", said, "With the LoRA the base model predicts as the tuned one does.", "warning")
         )
@@ -191,13 +192,13 @@ def _metadata(section: Extract, job: _Job, rule: str) -> tuple[dict[str, str], d
 
     family, prediction = job.base.base.family, job.base.base.prediction
     args = {} if section.conv_rank is None else {"conv_dim": section.conv_rank, "conv_alpha": float(section.conv_rank)}
-    made = f"extracted from {section.tuned.name} minus {section.base.name} by {rule}"
+    made = f"extracted from {Path(section.tuned).name} minus {Path(section.base).name} by {rule}"
     kohya = {
         "ss_v2": family == "sd2",
         "ss_base_model_version": BASE_VERSIONS[family],
         "ss_network_module": {"sd3": "networks.lora_sd3", "flux": "networks.lora_flux"}.get(family, "networks.lora"),
         "ss_network_args": json.dumps(args),
-        "ss_sd_model_name": section.base.name,
+        "ss_sd_model_name": Path(section.base).name,
         "ss_output_name": section.output.stem,
         "ss_training_comment": made,
         **network_keys(section, section.rank, str(float(section.rank))),

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from limner.errors import Finding, UserError, printable, wrong
 from limner.formats.header import Header
 
-_DOWN = re.compile(r"(.+?)(\.lora_down|\.lora_A|\.lora_A\.default|\.lora\.down|_lora\.down|\.lora_linear_layer\.down)\.weight")
+_DOWN = re.compile(
+    r"(.+?)(\.lora_down|\.lora_A|\.lora_A\.default|\.lora\.down|_lora\.down|\.lora_linear_layer\.down)\.weight", re.S
+)
 _UP = {"down": "up", "lora_A": "lora_B"}
 _DENSE = {"hada_w1_a": "LoHa", "lokr_w1": "LoKr", "lokr_w1_a": "LoKr", "diff": "full"}
 _REFUSED = {

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from limner.errors import UserError, wrong
-from limner.formats.base import FIELD, Base, recognise_files, weight_files
+from limner.errors import wrong
+from limner.formats.base import FIELD, Base, recognise_alone
 from limner.formats.header import Header
 from limner.formats.known import FAMILIES
 from limner.formats.layout import There
 from limner.formats.single import header_of
-from limner.models import family as families
 from limner.models.family import Family, Target
-from limner.models.weights import Weights, in_model, placed
+from limner.models.weights import Weights, in_model
+from limner.tools.outline import named, outline
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,9 @@ class ModelLayers:
     def __init__(self, base: Base, field: str) -> None:
         """Raises UserError, under `field`, where tensors are missing or of a wrong shape."""
         self.base, self.field = base, field
-        self.family = empty_family(base)
+        self.family: Any = outline(base)
         models = {"denoiser": self.family.denoiser, **self.family.text_encoders}
-        self.layers = dict[str, list[Target]]()
-        for target in self.family.adapter_targets(convolutions=True):
-            self.layers.setdefault(target.in_file, []).append(target)
+        self.layers = by_names_in_files(self.family)
         self.rows = dict[str, dict[str, Rows]]()
         self._weights = dict[str, Weights]()
         for part, model in models.items():
@@ -83,14 +82,11 @@ class ModelLayers:
         return self._last[2][rows.start : rows.stop].float().reshape(rows.shape)
 
     def _found(self, part: str, own: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Rows], Weights]:
-        base, folder = self.base, self.family.denoiser_folder if part == "denoiser" else part  # type: ignore[attr-defined]
-        assert base.path is not None
-        files = [base.path] if base.layout == "file" else weight_files(base.path, folder)
+        base, folder = self.base, self.family.denoiser_folder if part == "denoiser" else part
+        files = self.family.weight_files(folder)
         weights, shapes = Weights(files), _shapes(files)
-        prefixes = FAMILIES[base.family].parts[folder].prefixes if base.layout == "file" else ()
-        names = self.family.names(folder)  # type: ignore[attr-defined]
         together = dict[There, list[str]]()
-        for name, there in placed(own, weights, names, prefixes).items():
+        for name, there in self.family.places(folder, own, shapes).items():
             together.setdefault(there, []).append(name)
         title = FAMILIES[base.family].parts[folder].title
         if lacking := sorted(there.name for there in together if there.name not in shapes):
@@ -112,22 +108,22 @@ class ModelLayers:
         return "Download it again; if the model is of unusual shape, give a diffusers folder that describes it as config."
 
 
-def find(path: Path, field: str, config: Path | None = None) -> Base:
-    """The model at a path. Raises UserError under `field`."""
-    try:
-        return recognise_files(str(path), config)
-    except UserError as error:
-        raise UserError([replace(f, field=field) if f.field == FIELD else f for f in error.findings]) from None
+def find(source: str, field: str, config: Path | None = None) -> Base:
+    """The model that an option names, as far as it is in that one file or folder. Raises UserError under the option's name."""
+    with named({FIELD: field}):
+        base = recognise_alone(source, config)
+    if base.path is None:
+        said = f"{source} is neither a file, nor a folder, nor a model in the Hugging Face cache of this machine."
+        raise wrong(field, said, "Check the path, or download the model first.")
+    return base
 
 
-def empty_family(base: Base) -> Family:
-    """A model's family with its denoiser and its text encoders, at their sizes and without their numbers."""
-    family = families.make(base)
-    parts = family.empty()  # type: ignore[attr-defined]
-    family.denoiser = parts.pop(FAMILIES[base.family].denoiser)
-    parts.pop("vae")
-    family.text_encoders |= parts
-    return family
+def by_names_in_files(family: Family) -> dict[str, list[Target]]:
+    """The layers that a LoRA file has under each name, in the order in which their outputs lie there."""
+    out = dict[str, list[Target]]()
+    for target in family.adapter_targets(convolutions=True):
+        out.setdefault(target.in_file, []).append(target)
+    return {name: sorted(members, key=lambda t: int(t.piece) if t.piece.isdigit() else 0) for name, members in out.items()}
 
 
 def _shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from limner import disk
 from limner.config.tools.ranks import Extract, Resize
-from limner.errors import wrong
+from limner.errors import printable, wrong
 from limner.formats.metadata import add_hashes
 from limner.tools.ranks import Cut
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_NAME = 70  # columns of a table for a terminal of 100
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,11 @@ def report_lines(lines: Sequence[Line], verbose: bool) -> list[str]:
     """A table of the layers, and what is kept of them all."""
     out = list[str]()
     if verbose and lines:
-        width = min(66, max(len(line.name) for line in lines))
+        names = [printable(line.name, 2 * _NAME) for line in lines]
+        width = min(_NAME, max(map(len, names)))
         out.append(f"{'layer':{width}}  {'was':>8}  {'rank':>5}  energy kept")
-        for line in lines:
-            name = line.name if len(line.name) <= width else "…" + line.name[1 - width :]
+        for line, whole in zip(lines, names, strict=True):
+            name = whole if len(whole) <= width else "…" + whole[1 - width :]
             out.append(f"{name:{width}}  {line.was:>8}  {line.cut.product.rank:>5}  {line.cut.share:>10.2%}")
     cuts = [line.cut for line in lines]
     ranks = sorted(cut.product.rank for cut in cuts)
@@ -103,7 +105,7 @@ def report_lines(lines: Sequence[Line], verbose: bool) -> list[str]:
     )
     out.append(f"{len(lines)} layers, {ranked}.")
     out.append(f"Of the energy (squared Frobenius norm) {share:.2%} is kept, of the norm {share**0.5:.2%}.")
-    out.append(f"Least of {least.name}: {least.cut.share:.2%}.")
+    out.append(f"Least of {printable(least.name)}: {least.cut.share:.2%}.")
     return out
 
 

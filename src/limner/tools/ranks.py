@@ -1,8 +1,8 @@
 """How many ranks a layer needs: rules over its singular values, and the product that is left.
 
-The rules are those of kohya's resize_lora.py (sv_ratio, sv_fro, sv_cumulative) and of LyCORIS' extraction (threshold, and
-its ratio and quantile, which are sv_ratio with the inverse and sv_cumulative). With s the singular values, falling, and v the
-value, the rank is the smallest r with
+The rules are those of kohya's resize_lora.py (sv_ratio, sv_fro, sv_cumulative) and of LyCORIS' extraction (threshold; its ratio
+is sv_ratio of the inverse, its quantile sv_cumulative). With s the singular values, falling, and v the value, the rank is the
+smallest r with
 
     sv_fro          sqrt(sum_{i<=r} s_i^2) >= v sqrt(sum s_i^2)
     energy          sum_{i<=r} s_i^2 >= v sum s_i^2

@@ -21,12 +21,13 @@ from limner.formats.header import Header
 from limner.formats.known import FAMILIES
 from limner.formats.lora_file import family_of_lora
 from limner.formats.single import header_of
-from limner.models.family import Family, Target
+from limner.models.family import Family
 from limner.models.parts import CONFIGS
 from limner.models.weights import Weights
 from limner.tools.lora_layers import PEFT_SAYS, Found, Pair, peft_scales, sort
 from limner.tools.low_rank import Product, product_of, shaped, singular_of_sum
-from limner.tools.model_layers import empty_family, find
+from limner.tools.model_layers import by_names_in_files, find
+from limner.tools.outline import outline
 from limner.tools.ranked_file import (
     Line,
     check_device,
@@ -120,16 +121,14 @@ def _opened(section: Resize) -> tuple[Header, Found]:
 def _check(pair: Pair, header: Header) -> None:
     """Raises UserError unless the shapes of a pair make a product."""
     down, up = header.tensors[pair.down].shape, header.tensors[pair.up].shape
-    middle = header.tensors[pair.middle].shape if pair.middle else (up[1:2] or (0,)) + (down[:1] or (0,))
     alpha = header.tensors.get(pair.alpha)
-    fits = len(down) == len(up) >= 2 and 0 not in (*down, *up) and middle[:2] == (up[1], down[0])
-    points = down[2:] if pair.middle else ()
-    if (
-        not fits
-        or any(n != 1 for n in (*up[2:], *points))
-        or len(middle) not in (2, 4)
-        or (alpha and alpha.shape not in ((), (1,)))
-    ):
+    fits = len(down) == len(up) and len(up) in (2, 4) and 0 not in (*down, *up) and set(up[2:]) <= {1}
+    if fits and pair.middle:
+        middle = header.tensors[pair.middle].shape
+        fits = len(middle) == 4 and 0 not in middle and middle[:2] == (up[1], down[0]) and set(down[2:]) <= {1}
+    elif fits:
+        fits = up[1] == down[0]
+    if not fits or (alpha and alpha.shape not in ((), (1,))):
         shapes = f"{pair.down} {down} and {pair.up} {up}"
         raise wrong(_WHERE, f"the matrices of {pair.name} do not make a product: {shapes}.", "Download it again.")
 
@@ -188,16 +187,14 @@ def _dense(
     family = _family(section, header)
     state = {name: weights[name] for name in weights if name.partition(".")[0] in found.dense}
     state = own_names({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, family)
-    every, biases = dict[str, list[Target]](), 0
-    for target in family.adapter_targets(convolutions=True):
-        every.setdefault(target.in_file, []).append(target)
+    every, biases = by_names_in_files(family), 0
     # in order of their names, so that the layers of a stack come one behind the other
     layers = layers_of(family, {name: state[name] for name in sorted(state)}, _WHERE)
     for name, members in groupby(layers, key=lambda entry: entry[1].in_file):
         changes = dict[str, Tensor]()
         for _, target, layer in members:
             with torch.no_grad():
-                changes[target.name] = layer.delta()
+                changes[target.name] = layer.delta().detach()
             biases += layer.bias_delta() is not None
         parts = [changes.get(t.name, torch.zeros(Sizes.of(t.module).weight)) for t in every[name]]  # type: ignore[arg-type]
         whole = torch.cat(parts)
@@ -216,15 +213,14 @@ def _dense(
 def _family(section: Resize, header: Header) -> Family:
     """The layers that the file is for: of the model that is given, or of the usual one of its family."""
     if section.model is not None:
-        return empty_family(find(section.model, "resize.model"))
+        return outline(find(section.model, "resize.model"))
     name = family_of_lora(header)
     if name is None:
         said = "it cannot be told which model this is for, and its tensors do not tell the shape of the layers."
         raise wrong(_WHERE, said, "Give the model.")
-    known, folder = FAMILIES[name], CONFIGS / name
-    t5 = tuple(part for part, stored in known.parts.items() if stored.option == "t5")
-    base = Base(name, folder, "folder", name, known.prediction, known.resolution_px, known.bucket_step_px, absent=t5)
-    return empty_family(base)
+    known = FAMILIES[name]
+    base = Base(name, CONFIGS / name, "folder", name, known.prediction, known.resolution_px, known.bucket_step_px)
+    return outline(base)
 
 
 def _cut(section: Resize, layer: _Layer) -> Cut:

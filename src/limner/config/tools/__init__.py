@@ -5,14 +5,17 @@ from __future__ import annotations
 from limner.config.base import Section
 from limner.config.tools.base import ToolSection
 from limner.config.tools.captioning import Caption, CaptionByServer, Tag
-from limner.config.tools.folders import Balance, FromKohyaFolders, GroupPictures, ToKohyaFolders, UndoFolders, Unpack
-from limner.config.tools.ranks import Extract, Resize
 from limner.config.tools.files import Convert, Inspect, Metadata
+from limner.config.tools.folders import Balance, FromKohyaFolders, GroupPictures, ToKohyaFolders, UndoFolders, Unpack
+from limner.config.tools.merge import MergeLoras, MergeModel
+from limner.config.tools.ranks import Extract, Resize
 
 
 class Tools(Section):
     """What one use of a tool is asked to do: just one section is given. Its options are named `merge.base`, and so on."""
 
+    merge_loras: MergeLoras | None = None
+    merge_model: MergeModel | None = None
     extract: Extract | None = None
     resize: Resize | None = None
     group_pictures: GroupPictures | None = None

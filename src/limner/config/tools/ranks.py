@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from limner.config.base import FilePath, option
+from limner.config.base import FilePath, Text, option
 from limner.config.tools.base import Writing
 
 Rule = Literal["rank", "energy", "sv_fro", "sv_ratio", "sv_cumulative", "threshold"]
@@ -18,10 +18,11 @@ class Extract(Writing):
     title: ClassVar = "Extract a LoRA"
     done_by: ClassVar = "extract"
 
-    base: FilePath = option(kohya="model_org")
-    """The model that training began with: a single file, or a diffusers folder."""
+    base: Text = option(files=True, kohya="model_org")
+    """The model that training began with: a single file, a diffusers folder, or a Hugging Face id that is on this machine. The
+    denoiser alone is enough."""
 
-    tuned: FilePath = option(kohya="model_tuned")
+    tuned: Text = option(files=True, kohya="model_tuned")
     """The model that came of it, of the same family."""
 
     output: FilePath = option(kohya="save_to")
@@ -92,7 +93,7 @@ class Resize(Writing):
     conv_rank: int | None = option(None, ge=1, le=100_000, kohya="new_conv_rank")
     """The same for 3x3 convolutions. That of the other layers when not given."""
 
-    model: FilePath | None = option(None, advanced=True)
+    model: Text | None = option(None, files=True, advanced=True)
     """The model that the LoRA is for. Needed only for LoHa, LoKr and whole changes in a model of unusual shape."""
 
     dtype: Dtype = option("fp16", kohya="save_precision")
