@@ -184,8 +184,7 @@ def described(header: Header, dtype: str | None) -> dict[str, TensorInfo]:
     """What will be in the new file; `dtype` as the header calls it, None: each tensor as it is stored."""
     out = {}
     for name, info in header.tensors.items():
-        scales = is_scale(name)
-        if is_scale and dtype is None:
+        if is_scale(name) and dtype is None:
             out[name] = info
         elif not is_left_out(name):
             out[name] = replace(info, dtype=dtype) if dtype and info.dtype in _FLOATING else info
