@@ -23,9 +23,9 @@ from limner.config import Config, files
 from limner.runs import Run
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["limner.engine.train", "limner.engine.prepare", "limner.models.sd1", "limner.adapters.layered"]
-)
+_CONTEXT.set_forkserver_preload(["preloaded"])
+# the server knows of sys.path only this; and it must find what it is to load, else it says nothing and has nothing ready
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @dataclass(frozen=True)
