@@ -1,11 +1,13 @@
-"""What the server of forked trainers has ready: all imports, and CLIP's tokenizer."""
+"""What the server of forked processes has ready: all imports, and CLIP's tokenizer."""
 
 import gc
 
 import limner.adapters.layered
 import limner.engine.prepare
 import limner.engine.train
-import limner.models.sd1  # noqa: F401
+import limner.models.sd1
+import limner.web.app
+import limner.web.server  # noqa: F401
 from limner.models.text import END, clip_tokenizer
 
 clip_tokenizer(END)
