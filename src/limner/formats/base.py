@@ -104,6 +104,20 @@ def recognise(
     return replace(base, t5_tokenizer=_t5_tokenizer(base, t5_tokenizer)) if base.t5 else base
 
 
+def recognise_files(source: str, config: Path | None = None) -> Base:
+    """What lies at a path, for tools that read the numbers and paint nothing: neither T5 nor parts in files of their own are
+    looked for, and what is not there is `absent`. Raises UserError.
+    """
+    base = _recognised(source, None, config, None)
+    if base.path is None:
+        raise wrong(FIELD, f"{source} is not on this machine.", "Give a file or a folder.")
+    known, absent = FAMILIES[base.family], set(base.absent)
+    if base.layout == "file":
+        absent = known.parts.keys() - single.parts_inside(base.path, known, FIELD, is_usual=base.config is None)
+    absent |= {name for name, part in known.parts.items() if part.option == "t5"}
+    return replace(base, absent=tuple(name for name in known.parts if name in absent))
+
+
 def _recognised(source: str, revision: str | None, config: Path | None, family: str | None) -> Base:
     if source in POCKETS:
         return _folder(source, POCKETS[source])

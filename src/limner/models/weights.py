@@ -97,7 +97,7 @@ def fill(
         raise ValueError(f"{len(lacking)} tensors are missing, the first is {lacking[0]}")
     state = {}
     for there, members in together.items():
-        whole = _turned(_read(weights, there.name), there.lies)
+        whole = in_model(weights, there)
         needed = sum(own[m].numel() for m in members)
         if whole.numel() != needed:
             raise ValueError(f"{there.name} has shape {tuple(whole.shape)}, {needed} numbers are needed")
@@ -123,6 +123,11 @@ def fill(
             numbers = torch.arange(buffer.shape[-1], device=device_of(owner))
             owner.register_buffer("position_ids", numbers[None], persistent=False)
     model.eval().requires_grad_(False)
+
+
+def in_model(weights: Mapping[str, Tensor], there: There) -> Tensor:
+    """A tensor of a file as it lies in the model: of stacked layers all, as a 1x1 convolution where the file has one."""
+    return _turned(_read(weights, there.name), there.lies)
 
 
 def _read(weights: Mapping[str, Tensor], name: str) -> Tensor:

@@ -95,7 +95,8 @@ def _array(texts: list[str]) -> str:
 
 
 def _options(name: str) -> list[Option]:
-    return [option for option in walk(Tools) if option.section == name]
+    """What all tools share comes last."""
+    return sorted((o for o in walk(Tools) if o.section == name), key=lambda o: o.name == "overwrite")
 
 
 def _about(name: str) -> str:

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query
+from fastapi import APIRouter, Body
+from fastapi import Path as PathPart
 from fastapi.responses import FileResponse
 
 from limner import disk, jobs, tool_jobs
@@ -25,7 +26,7 @@ _TAIL = 3000
 _SAFE = {"X-Content-Type-Options": "nosniff"}
 
 Tool = Annotated[str, Body(max_length=100)]
-Job = Annotated[str, Query(max_length=300)]
+Job = Annotated[str, PathPart(max_length=300)]
 
 
 def router(context: Context) -> APIRouter:

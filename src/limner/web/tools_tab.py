@@ -15,4 +15,8 @@ NAME, TITLE = "tools", "Tools"
 def build(context: Context) -> None:
     """Put the tab's components into the page being built."""
     titles = {name: context.words(kind.title) for name, _, kind in section_types(Tools) if issubclass(kind, ToolSection)}
-    panel("toolbox", schema=[section | {"title": titles[section["name"]]} for section in form_schema(context.words, Tools)])
+    schema = form_schema(context.words, Tools)
+    for section in schema:  # what all tools share comes last
+        section["title"] = titles[section["name"]]
+        section["options"].sort(key=lambda option: option["path"].endswith(".overwrite"))
+    panel("toolbox", schema=schema)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from limner.config.base import Section
 from limner.config.tools.base import ToolSection
+from limner.config.tools.ranks import Extract, Resize
 
 
 class Tools(Section):
     """What one use of a tool is asked to do: just one section is given. Its options are named `merge.base`, and so on."""
+
+    extract: Extract | None = None
+    resize: Resize | None = None
 
 
 def the_section(tools: Tools) -> tuple[str, ToolSection]:

@@ -91,7 +91,7 @@ function drawText(option, id, change) {
   });
   const show = (text) => {
     put(element, text ?? "");
-    element.placeholder = text === "" ? t("(empty)") : option.default || t("not given");
+    element.placeholder = text === "" ? t("(empty)") : option.default || (option.required ? t("needed") : t("not given"));
   };
   if (!option.choices) return { element, show };
   const words = h("datalist", { id: `${id}-words` }, option.choices.map((choice) => h("option", { value: choice })));
