@@ -18,14 +18,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+import forked
 from limner import changes, jobs
 from limner.config import Config, files
 from limner.runs import Run
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["limner.engine.train", "limner.engine.prepare", "limner.models.sd1", "limner.adapters.layered"]
-)
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ def launch(run: Run, *moments: Moment | None) -> multiprocessing.process.BasePro
     """Start the trainer of a run; it ends itself at such a moment."""
     # a fork cannot use CUDA; the file is looked at as text, since some tests damage it
     on_gpu = 'device = "cuda"' in (run.path / "config.toml").read_text(encoding="utf-8")
-    context = multiprocessing.get_context("spawn") if on_gpu else _CONTEXT
+    context = multiprocessing.get_context("spawn") if on_gpu else forked.CONTEXT
     process = context.Process(target=_train, args=(str(run.path), os.environ["LIMNER_HOME"], moments))
     process.start()
     return process
@@ -85,9 +81,7 @@ def train(run: Run, *moments: Moment | None, seconds: float = 120) -> int:
 
 def _train(folder: str, home: str, moments: tuple[Moment | None, ...]) -> None:
     os.environ["LIMNER_HOME"] = home
-    log = os.open(Path(folder) / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    forked.to_log(str(Path(folder) / "log.txt"))
     from limner.engine import __main__ as engine
 
     for moment in filter(None, moments):

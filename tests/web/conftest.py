@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from starlette.testclient import TestClient
 
+from forked import Forked
 from limner.web.context import Context
 
 ARGUMENTS = [
@@ -25,8 +26,13 @@ ARGUMENTS = [
 class Limner:
     """A running `limner web`. `url` ends without a slash; its output (both streams) goes to a file."""
 
-    def __init__(self, *words: str, **environment: str) -> None:
+    def __init__(self, *words: str, is_forked: bool = False, **environment: str) -> None:
         self.log = Path(tempfile.mkdtemp(prefix="limner-web-")) / "output.txt"
+        self.process: subprocess.Popen[bytes] | Forked
+        if is_forked:
+            self.log.touch()
+            self.process = Forked(["web", *words], self.log, {**os.environ, **environment})
+            return
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "limner.cli", "web", *words],
@@ -67,8 +73,8 @@ def limner_web(home: Path) -> Iterator[Callable[..., Limner]]:
     """limner_web("--port", "0", LIMNER_PASSWORD="x") starts a server on `home`; it ends with the test."""
     started: list[Limner] = []
 
-    def start(*words: str, **environment: str) -> Limner:
-        started.append(Limner(*words, **environment))
+    def start(*words: str, is_forked: bool = False, **environment: str) -> Limner:
+        started.append(Limner(*words, is_forked=is_forked, **environment))
         return started[-1]
 
     yield start
@@ -92,7 +98,7 @@ def client(home: Path) -> Callable[[Context], TestClient]:
 @pytest.fixture
 def server(limner_web: Callable[..., Limner]) -> str:
     """The address (http://127.0.0.1:port) of a `limner web` on `home`."""
-    return limner_web("--port", "0").url
+    return limner_web("--port", "0", is_forked=True).url
 
 
 @pytest.fixture(scope="session")
