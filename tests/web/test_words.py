@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from limner.config.fields import section_types
+from limner.config.tools import Tools
+from limner.config.tools.base import ToolSection
 from limner.web import page as the_page
 from limner.web import words
 from limner.web.form import form_schema
@@ -23,8 +26,8 @@ PYTHON = sorted(Path(words.__file__).parent.glob("*.py"))
 LANGUAGES = [language for language in words.LANGUAGES if language != "en"]
 CALL = re.compile(r"(?<![\w.])t\(")
 LITERAL = re.compile(r"""\bt\(\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*\)""")
-LOOKED_UP = ("page.py", "form.py", "presets.py")
-"""Python modules whose texts come from elsewhere: the tabs' titles, the helps of the schema, what presets are for."""
+LOOKED_UP = ("page.py", "form.py", "presets.py", "tools_tab.py")
+"""Python modules whose texts come from elsewhere: titles of tabs and tools, helps of the schema, what presets are for."""
 
 
 def said_by_modules() -> set[str]:
@@ -46,8 +49,9 @@ def words_calls(file: Path) -> list[ast.expr]:
 
 def helps() -> set[str]:
     """The texts of the schema, and what presets are for. A new option or preset need not be translated to be shown."""
-    sections: list[dict[str, Any]] = form_schema(words.Words())
-    said = {text for s in sections for text in (s["help"], *(o.get("help", "") for o in s["options"]))}
+    sections: list[dict[str, Any]] = [*form_schema(words.Words()), *form_schema(words.Words(), Tools)]
+    said = {kind.title for _, _, kind in section_types(Tools) if issubclass(kind, ToolSection)}
+    said |= {text for s in sections for text in (s["help"], *(o.get("help", "") for o in s["options"]))}
     said |= {file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in SHIPPED.glob("*.toml")}
     return said - {""}
 

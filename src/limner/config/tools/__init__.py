@@ -14,22 +14,22 @@ from limner.config.tools.ranks import Extract, Resize
 class Tools(Section):
     """What one use of a tool is asked to do: just one section is given. Its options are named `merge.base`, and so on."""
 
+    inspect: Inspect | None = None
+    convert: Convert | None = None
+    metadata: Metadata | None = None
     merge_loras: MergeLoras | None = None
     merge_model: MergeModel | None = None
     extract: Extract | None = None
     resize: Resize | None = None
+    tag: Tag | None = None
+    caption: Caption | None = None
+    caption_by_server: CaptionByServer | None = None
     group_pictures: GroupPictures | None = None
     balance: Balance | None = None
     to_kohya_folders: ToKohyaFolders | None = None
     from_kohya_folders: FromKohyaFolders | None = None
     unpack: Unpack | None = None
     undo_folders: UndoFolders | None = None
-    tag: Tag | None = None
-    caption: Caption | None = None
-    caption_by_server: CaptionByServer | None = None
-    inspect: Inspect | None = None
-    convert: Convert | None = None
-    metadata: Metadata | None = None
 
 
 def the_section(tools: Tools) -> tuple[str, ToolSection]:
