@@ -160,6 +160,8 @@ def merged(change: Change, stored: Tensor) -> Tensor:
 def narrowed(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     """Rounded to nearest; what 8 bits cannot hold becomes the largest that they can. Raises ValueError for numbers that are
     too large for fp16."""
+    if numbers.dtype == dtype:
+        return numbers
     if dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
         limit = torch.finfo(dtype).max
         numbers = numbers.clamp(-limit, limit)
