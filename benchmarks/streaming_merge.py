@@ -81,14 +81,16 @@ def merge(folder: Path) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     began = time.monotonic()
-    merge_model.run(section, lambda *_: None)
+    merge_model.run(section, lambda done, total, words="": None)
     print(time.monotonic() - began, flush=True)
 
 
 def anonymous_mib(pid: int) -> float:
     """0 once it has ended."""
     try:
-        found = re.search(r"^Anonymous:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii"), re.MULTILINE)
+        found = re.search(
+            r"^Anonymous:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii"), re.MULTILINE
+        )
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
     return int(found[1]) / 1024 if found else 0.0
@@ -119,7 +121,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, default=8.0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "streaming_merge.json")
-    parser.add_argument("--folder", type=Path, help="where the files are made and removed again (the system's temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="where the files are made and removed again (the system's temporary folder)"
+    )
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

@@ -71,7 +71,7 @@ def section(**options: Any) -> Any:
 
 def merge(**options: Any) -> Report:
     calls = []
-    report = merge_model.run(section(**options), lambda *told: calls.append(told))
+    report = merge_model.run(section(**options), lambda done, total, words="": calls.append((done, total, words)))
     assert calls and all(0 <= done <= total for done, total, _ in calls)
     assert calls[-1][0] == calls[-1][1] or options.get("preview_prompt")
     return report
@@ -382,7 +382,10 @@ def test_what_is_refused(models: dict[str, Path], changes: dict[str, Any], match
     }
     before = sorted(p.as_posix() for p in tmp_path.rglob("*"))
     with pytest.raises(UserError, match=match):
-        merge_model.run(section(**{"base": model, "loras": [str(lora)], "output": tmp_path / "out"} | filled), lambda *_: None)
+        merge_model.run(
+            section(**{"base": model, "loras": [str(lora)], "output": tmp_path / "out"} | filled),
+            lambda done, total, words="": None,
+        )
     assert sorted(p.as_posix() for p in tmp_path.rglob("*")) == before
 
 
