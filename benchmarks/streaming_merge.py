@@ -81,7 +81,7 @@ def merge(folder: Path) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     began = time.monotonic()
-    merge_model.run(section, lambda done, total, words="": None)
+    merge_model.run(section, lambda done, total, words="": None)  # noqa: ARG005
     print(time.monotonic() - began, flush=True)
 
 

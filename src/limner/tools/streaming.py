@@ -215,7 +215,7 @@ def rewrite(
     with Writer(target, infos, metadata) as writer:
         written = set[str]()
         for name, info in infos.items():
-            change, stored = group.changes.get(name), header.tensors[name]
+            change = group.changes.get(name)
             if change is None:
                 continue
             numbers = merged(change, read_tensor(weights, name))
@@ -224,8 +224,9 @@ def rewrite(
                 numbers, scale = _scaled(numbers, weights[scales[0]], DTYPES[info.dtype])
                 writer.put(scales[0], _bytes(scale))
             writer.put(name, _bytes(narrowed(numbers, DTYPES[info.dtype])))
-            written |= {name, *scales[:1]}
-            tell(num_bytes({name: stored}), name)
+            done = {name, *scales[:1]}
+            written |= done
+            tell(num_bytes({n: infos[n] for n in done}), name)
         for name, info in infos.items():
             if name in written:
                 continue
