@@ -19,6 +19,7 @@ from limner.config import Full, Glora, Ia3, Loha, Lokr, Lora, Oft, files
 from limner.config.tools import Tools
 from limner.errors import StopRequested, UserError
 from limner.formats.base import recognise
+from limner.formats.flux import transformer_names
 from limner.formats.original import UNET, unet_names
 from limner.models import family as families
 from limner.tools import merge_model
@@ -240,16 +241,13 @@ def test_scaled_numbers_of_8_bits(models: dict[str, Path], tmp_path: Path) -> No
     lora = a_lora(model, tmp_path / "a.safetensors", Lora(rank=2))
     merge(base=path, loras=[f"{lora} @ 3"], output=out, config=model)
     before, after, memory = load_file(path), load_file(out), merged_in_memory(model, lora, 3.0)
+    own_names = [own for part, own in memory if part == "denoiser"]
+    places = {UNET + there.name: own for own, there in transformer_names(own_names).items()}
     grown = 0
     for name in names:
         scale = f"{name.removesuffix('weight')}scale_weight"
         whole = after[name].double() * after[scale].double()
-        own = memory[
-            "denoiser",
-            name.replace("double_blocks", "transformer_blocks")
-            .replace("img_mlp.0", "ff.net.0.proj")
-            .replace("txt_mlp.0", "ff_context.net.0.proj"),
-        ]
+        own = memory["denoiser", places[name]]
         assert after[name].dtype == torch.float8_e4m3fn and after[name].float().abs().max() <= 448
         assert (whole - own).abs().max() <= float(own.abs().max()) / 8
         assert after[scale] >= before[scale]

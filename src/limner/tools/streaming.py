@@ -214,18 +214,8 @@ def rewrite(
     infos = described(header, dtype)
     with Writer(target, infos, metadata) as writer:
         written = set[str]()
-        for name, info in infos.items():
-            change = group.changes.get(name)
-            if change is None:
-                continue
-            numbers = merged(change, read_tensor(weights, name))
-            scales = [s for s in _scale_names(name) if s in infos]
-            if scales:
-                numbers, scale = _scaled(numbers, weights[scales[0]], DTYPES[info.dtype])
-                writer.put(scales[0], _bytes(scale))
-            writer.put(name, _bytes(narrowed(numbers, DTYPES[info.dtype])))
-            done = {name, *scales[:1]}
-            written |= done
+        for name in [n for n in infos if n in group.changes]:
+            written |= (done := _put(writer, name, infos, weights, group.changes[name]))
             tell(num_bytes({n: infos[n] for n in done}), name)
         for name, info in infos.items():
             if name in written:
@@ -235,6 +225,17 @@ def rewrite(
             else:
                 writer.put(name, _bytes(narrowed(read_tensor(weights, name), DTYPES[info.dtype])))
                 tell(num_bytes({name: info}), name)
+
+
+def _put(writer: Writer, name: str, infos: Mapping[str, TensorInfo], weights: Weights, change: Change) -> set[str]:
+    """Write a tensor that is changed, and its scale if it has one; their names."""
+    numbers, dtype = merged(change, read_tensor(weights, name)), DTYPES[infos[name].dtype]
+    scales = [s for s in _scale_names(name) if s in infos][:1]
+    for its in scales:
+        numbers, scale = _scaled(numbers, weights[its], dtype)
+        writer.put(its, _bytes(scale))
+    writer.put(name, _bytes(narrowed(numbers, dtype)))
+    return {name, *scales}
 
 
 def _bytes(tensor: Tensor) -> memoryview:
