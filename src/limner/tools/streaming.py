@@ -160,6 +160,8 @@ def merged(change: Change, stored: Tensor) -> Tensor:
 def narrowed(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     """Rounded to nearest; what 8 bits cannot hold becomes the largest that they can. Raises ValueError for numbers that are
     too large for fp16."""
+    if numbers.dtype == dtype:
+        return numbers
     if dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
         limit = torch.finfo(dtype).max
         numbers = numbers.clamp(-limit, limit)
@@ -211,18 +213,9 @@ def rewrite(
     infos = described(header, dtype)
     with Writer(target, infos, metadata) as writer:
         written = set[str]()
-        for name, info in infos.items():
-            change, stored = group.changes.get(name), header.tensors[name]
-            if change is None:
-                continue
-            numbers = merged(change, unscaled(weights, name))
-            scales = [s for s in _scale_names(name) if s in infos]
-            if scales:
-                numbers, scale = _scaled(numbers, weights[scales[0]], DTYPES[info.dtype])
-                writer.put(scales[0], _bytes(scale))
-            writer.put(name, _bytes(narrowed(numbers, DTYPES[info.dtype])))
-            written |= {name, *scales[:1]}
-            tell(num_bytes({name: stored}), name)
+        for name in [n for n in infos if n in group.changes]:
+            written |= (done := _put(writer, name, infos, weights, group.changes[name]))
+            tell(num_bytes({n: infos[n] for n in done}), name)
         for name, info in infos.items():
             if name in written:
                 continue
@@ -231,6 +224,17 @@ def rewrite(
             else:
                 writer.put(name, _bytes(narrowed(unscaled(weights, name), DTYPES[info.dtype])))
                 tell(num_bytes({name: info}), name)
+
+
+def _put(writer: Writer, name: str, infos: Mapping[str, TensorInfo], weights: Weights, change: Change) -> set[str]:
+    """Write a tensor that is changed, and its scale if it has one; their names."""
+    numbers, dtype = merged(change, unscaled(weights, name)), DTYPES[infos[name].dtype]
+    scales = [s for s in _scale_names(name) if s in infos][:1]
+    for its in scales:
+        numbers, scale = _scaled(numbers, weights[its], dtype)
+        writer.put(its, _bytes(scale))
+    writer.put(name, _bytes(narrowed(numbers, dtype)))
+    return {name, *scales}
 
 
 def _bytes(tensor: Tensor) -> memoryview:
