@@ -31,7 +31,7 @@ def write_model(path: Path, gib: float) -> tuple[int, int]:
     import torch
 
     from limner.formats.header import TensorInfo
-    from limner.formats.writer import Writer
+    from limner.formats.streamed import Writer
     from limner.models.flux import Flux
 
     double = round(19 * gib / 22.2)
@@ -47,7 +47,7 @@ def write_model(path: Path, gib: float) -> tuple[int, int]:
     with Writer(path, {name: TensorInfo("BF16", shape) for name, shape in shapes.items()}, {"format": "pt"}) as writer:
         for name, shape in shapes.items():
             size = 2 * torch.Size(shape).numel()
-            writer.put(name, (numbers * (size // len(numbers) + 1))[:size])
+            writer.put(name, [(numbers * (size // len(numbers) + 1))[:size]])
     return double, single
 
 
