@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from limner.config import presets
 from limner.web import page as the_page
 from limner.web import words
 from limner.web.form import form_schema
-from limner.web.presets import SHIPPED
 from limner.web.theme import STATIC
 
 MODULES = sorted(STATIC.glob("*.js"))
@@ -48,7 +48,7 @@ def helps() -> set[str]:
     """The texts of the schema, and what presets are for. A new option or preset need not be translated to be shown."""
     sections: list[dict[str, Any]] = form_schema(words.Words())
     said = {text for s in sections for text in (s["help"], *(o.get("help", "") for o in s["options"]))}
-    said |= {file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in SHIPPED.glob("*.toml")}
+    said |= {presets.about(file) for file in presets.SHIPPED.glob("*.toml")}
     return said - {""}
 
 
