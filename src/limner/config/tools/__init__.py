@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from limner.config.base import Section
 from limner.config.tools.base import ToolSection
+from limner.config.tools.publish import Publish
 from limner.config.tools.ranks import Extract, Resize
 
 
@@ -12,6 +13,7 @@ class Tools(Section):
 
     extract: Extract | None = None
     resize: Resize | None = None
+    publish: Publish | None = None
 
 
 def the_section(tools: Tools) -> tuple[str, ToolSection]:
