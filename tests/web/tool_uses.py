@@ -34,8 +34,9 @@ from limner.pocket import MODEL, PICTURES
 from limner.tools import group_pictures
 
 PROMPT = "a large zibbo in the middle on a beige background --s 4 --d 1"
-QUERY = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-"""A layer of the pocket model and of the tiny one."""
+BLOCK = "down_blocks.{}.attentions.0.transformer_blocks.0.attn1.to_q"
+POCKET, TINY = BLOCK.format(1), BLOCK.format(0)
+"""A layer of the pocket model, and of the tiny one."""
 _TAGS = (("red", 2), ("green", 1), ("blue", 0))
 """What the tagger knows, and in which channel (BGR) it sees it."""
 
@@ -62,6 +63,7 @@ def prepare(folder: Path) -> None:
     pictures = sorted(PICTURES.glob("*.png"))
     for i, name in enumerate(("zibbo", "style")):
         _lora(folder / f"{name}.safetensors", 0.03 / (i + 1))
+    shutil.copytree(MODEL, folder / "base")
     tiny.build(folder / "model")
     _tuned(folder)
     for name, count, captioned in (("tagged", 3, False), ("captioned", 3, False), ("asked", 3, False), ("plain", 4, True)):
@@ -106,13 +108,9 @@ def _tuned(folder: Path) -> None:
     shutil.copytree(folder / "model", folder / "tuned")
     file = folder / "tuned" / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = {k: torch.from_numpy(v) for k, v in load_file(file).items()}
-    tensors[_named(QUERY)] += torch.outer(*torch.linspace(-1, 1, 2 * len(tensors[_named(QUERY)])).view(2, -1))
+    weight = tensors[f"{TINY}.weight"]
+    weight += torch.outer(torch.linspace(-1, 1, weight.shape[0]), torch.linspace(1, 2, weight.shape[1]))
     save_file(tensors, file)
-
-
-def _named(layer: str) -> str:
-    """A layer's weight in diffusers' file."""
-    return layer.replace("down_blocks_0_attentions_0_transformer_blocks_0_attn1_", "down_blocks.0.attentions.0.transformer_blocks.0.attn1.") + ".weight"
 
 
 def _tagger(folder: Path) -> None:
@@ -167,11 +165,16 @@ def captioning_server() -> Iterator[str]:
 # --- what must come of it ---------------------------------------------------------------------------------------------
 
 
-def _product(file: Path, layer: str = QUERY) -> np.ndarray:
+def _product(file: Path, layer: str = POCKET) -> np.ndarray:
     """What a LoRA in kohya's names adds to a layer, in float64."""
-    stored = load_file(file)
-    down, up, alpha = (stored[f"lora_unet_{layer}.{n}"].astype(np.float64) for n in ("lora_down.weight", "lora_up.weight", "alpha"))
+    stored, name = load_file(file), "lora_unet_" + layer.replace(".", "_")
+    down, up, alpha = (stored[f"{name}.{n}"].astype(np.float64) for n in ("lora_down.weight", "lora_up.weight", "alpha"))
     return up @ down * (float(alpha) / len(down))
+
+
+def _weight(model: Path, layer: str) -> np.ndarray:
+    """A weight of a model's UNet, in float64."""
+    return load_file(model / "unet" / "diffusion_pytorch_model.safetensors")[f"{layer}.weight"].astype(np.float64)
 
 
 def _ranks(file: Path) -> set[int]:
@@ -184,8 +187,8 @@ def _inspected(folder: Path) -> None:
 
 def _converted(folder: Path) -> None:
     new = load_file(folder / "zibbo-peft.safetensors")
-    layer = "unet." + _named(QUERY).removesuffix(".weight")
-    product = new[f"{layer}.lora_B.weight"].astype(np.float64) @ new[f"{layer}.lora_A.weight"].astype(np.float64)
+    up, down = (new[f"unet.{POCKET}.lora_{part}.weight"].astype(np.float64) for part in "BA")
+    product = up @ down
     np.testing.assert_allclose(product, _product(folder / "zibbo.safetensors"), atol=1e-6)
 
 
@@ -203,8 +206,7 @@ def _summed(folder: Path) -> None:
 
 
 def _merged(folder: Path) -> None:
-    name = "unet/diffusion_pytorch_model.safetensors"
-    before, after = (load_file(place / name)[_named(QUERY)].astype(np.float64) for place in (MODEL, folder / "merged"))
+    before, after = (_weight(place, POCKET) for place in (MODEL, folder / "merged"))
     wanted = 0.8 * _product(folder / "zibbo.safetensors")
     np.testing.assert_allclose(after - before, wanted, atol=2e-3 * abs(before).max())
     with Image.open(folder / "merged.preview.png") as picture:
@@ -214,10 +216,9 @@ def _merged(folder: Path) -> None:
 
 
 def _extracted(folder: Path) -> None:
-    name = "unet/diffusion_pytorch_model.safetensors"
-    before, after = (load_file(folder / place / name)[_named(QUERY)].astype(np.float64) for place in ("model", "tuned"))
+    before, after = (_weight(folder / place, TINY) for place in ("model", "tuned"))
     assert abs(after - before).max() > 0.5
-    np.testing.assert_allclose(_product(folder / "extracted.safetensors"), after - before, atol=1e-5)
+    np.testing.assert_allclose(_product(folder / "extracted.safetensors", TINY), after - before, atol=1e-5)
 
 
 def _cut(folder: Path) -> None:
@@ -235,8 +236,8 @@ def _tagged(folder: Path) -> None:
         with Image.open(picture) as opened:
             means = np.asarray(opened.convert("RGB"), np.float64).mean((0, 1)) / 255
         sure = {name: 1 / (1 + np.exp(-20 * (means[2 - channel] - 0.5))) for name, channel in _TAGS}
-        wanted = sorted((name for name, p in sure.items() if p >= 0.01), key=lambda name: -sure[name])
-        said = picture.with_suffix(".txt").read_text(encoding="utf-8").strip() if picture.with_suffix(".txt").exists() else ""
+        wanted = sorted(sure, key=lambda name: -sure[name])
+        said = picture.with_suffix(".txt").read_text(encoding="utf-8").strip()
         assert said == ", ".join(["zibbo", *wanted]), picture
 
 
@@ -258,7 +259,7 @@ def _grouped(folder: Path) -> None:
 
 
 def _balanced(folder: Path) -> None:
-    assert sorted(p.name for p in (folder / "kohya").iterdir()) == ["20_cat", "10_dog"][::-1]
+    assert sorted(p.name for p in (folder / "kohya").iterdir()) == ["10_cat", "5_dog"]
 
 
 def _made_kohya(folder: Path) -> None:
@@ -282,10 +283,10 @@ def _undone(folder: Path) -> None:
 
 
 USES: dict[str, Use] = {
-    "inspect": Use({"file": "{F}/zibbo.safetensors"}, r"rank 4", _inspected),
+    "inspect": Use({"file": "{F}/zibbo.safetensors", "family": "sd1"}, r"rank 4: 84 layers", _inspected, {"config": "{F}/base"}),
     "convert": Use(
         {"file": "{F}/zibbo.safetensors", "output": "{F}/zibbo-peft.safetensors", "layout": "diffusers", "dtype": "fp32"},
-        r"zibbo-peft\.safetensors", _converted, {"family": "sd1"},
+        r"zibbo-peft\.safetensors", _converted, {"family": "sd1", "config": "{F}/base"},
     ),
     "metadata": Use(
         {"file": "{F}/zibbo.safetensors", "output": "{F}/zibbo-named.safetensors", "name": '"Zibbo" & <b>friends</b>', "trigger": "zibbo"},
@@ -305,24 +306,24 @@ USES: dict[str, Use] = {
     ),
     "resize": Use({"lora": "{F}/zibbo.safetensors", "output": "{F}/small.safetensors", "rank": "2"}, r"small\.safetensors", _cut),
     "tag": Use(
-        {"path": "{F}/tagged", "model": "{F}/tagger", "prefix": "zibbo, ", "general threshold": "0.01"}, r"3 ", _tagged,
+        {"path": "{F}/tagged", "model": "{F}/tagger", "prefix": "zibbo, ", "general threshold": "0"}, r"3 pictures got a caption", _tagged,
     ),
     "caption": Use(
-        {"path": "{F}/captioned", "model": "{F}/blip", "max tokens": "8", "prefix": "a "}, r"3 ", _captioned, {"device": "cpu"},
+        {"path": "{F}/captioned", "model": "{F}/blip", "max tokens": "8", "prefix": "a "}, r"3 pictures got a caption", _captioned, {"device": "cpu"},
     ),
-    "caption_by_server": Use({"path": "{F}/asked", "url": "{URL}", "model": "qwen3-vl", "prefix": "zwx, "}, r"3 ", _asked),
+    "caption_by_server": Use({"path": "{F}/asked", "url": "{URL}", "model": "qwen3-vl", "prefix": "zwx, "}, r"3 pictures got a caption", _asked),
     "group_pictures": Use(
         {"folder": "{F}/shapes", "output": "{F}/groups", "least": "1", "resolution (px)": "64", "bucket step (px)": "16", "how": "copy"},
-        r"groups", _grouped,
+        r"64x64: 1 picture", _grouped,
     ),
-    "balance": Use({"folder": "{F}/kohya"}, r"10_dog", _balanced),
+    "balance": Use({"folder": "{F}/kohya"}, r"3_dog: 3 x 4 = 12, becomes 5 x 4 = 20", _balanced),
     "to_kohya_folders": Use(
         {"pictures": "{F}/plain", "output": "{F}/for-kohya", "trigger": "zwx", "class words": "toy", "repeats": "7"},
         r"7_zwx toy", _made_kohya,
     ),
-    "from_kohya_folders": Use({"folder": "{F}/kohya2", "output": "{F}/from-kohya"}, r"dog", _made_plain),
-    "unpack": Use({"source": "{F}/zibbos.tar", "output": "{F}/unpacked"}, r"unpacked", _unpacked),
-    "undo_folders": Use({"folder": "{F}/regrouped"}, r"4|regrouped", _undone),
+    "from_kohya_folders": Use({"folder": "{F}/kohya2", "output": "{F}/from-kohya"}, r"3_dog: 4 pictures -> pictures/dog", _made_plain),
+    "unpack": Use({"source": "{F}/zibbos.tar", "output": "{F}/unpacked"}, r"8 files in .*unpacked", _unpacked),
+    "undo_folders": Use({"folder": "{F}/regrouped"}, r"5 changes taken back", _undone),
 }  # fmt: skip
 
 

@@ -17,6 +17,8 @@ class Captioning(ToolSection):
     """What all of them share. A caption file lies beside its picture and has its name. No caption that is there is
     overwritten unless `existing` says so; the Dataset tab's Undo takes everything back."""
 
+    group: ClassVar[str] = "Captions"
+
     path: FilePath = option(kohya="train_data_dir")
     """The folder of pictures."""
 

@@ -12,6 +12,7 @@ class MergeLoras(Writing):
     """Make one LoRA of several. The result changes the model by the sum of what they change, each times its strength."""
 
     title: ClassVar[str] = "Merge LoRAs with each other"
+    group: ClassVar[str] = "LoRAs"
     done_by: ClassVar[str] = "merge_loras"
 
     loras: Texts = option(files=True)
@@ -57,6 +58,7 @@ class MergeModel(Writing):
     for the largest layer is enough."""
 
     title: ClassVar[str] = "Merge LoRAs into a model"
+    group: ClassVar[str] = "LoRAs"
     done_by: ClassVar[str] = "merge_model"
 
     base: Text = option(files=True)
