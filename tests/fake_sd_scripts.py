@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 import headers
-from limner import disk, machine
+from limner import disk, machine, runs, settings
 from limner.config import Config, files
 from limner.config.kohya import scripts
 from limner.machine import Device, Machine
@@ -297,8 +297,9 @@ def pictures(folder: Path, count: int = 3) -> Path:
 
 
 def config(folder: Path, trouble: str = "", **sections: dict[str, Any]) -> Config:
-    """A configuration that trains with a fake checkout in `folder`, which is made if it is not there."""
+    """A configuration that trains with a fake checkout in `folder`, which is made if it is not there, and trusted."""
     checkout = folder / "sd-scripts"
+    settings.write(runs.home(), settings.Settings(programs=(folder,)))
     if not checkout.exists():
         make(checkout, trouble)
         base_model(folder)

@@ -10,11 +10,13 @@ import pytest
 
 import fake_sd_scripts as fake
 import headers
-from limner import launch
+from limner import cli, launch, settings
 from limner.config import Config
-from limner.errors import Finding
+from limner.errors import Finding, UserError
 from limner.preflight import examine
+from limner.runs import home
 from limner.sdscripts import assemble
+from limner.sdscripts.trust import require_trust
 
 
 def look(config: Config) -> dict[str, Finding]:
@@ -24,9 +26,9 @@ def look(config: Config) -> dict[str, Finding]:
     return {f.field: f for f in reversed(findings) if f.severity != "note"}
 
 
-def test_a_good_configuration_has_no_findings_and_nothing_is_written(tmp_path: Path, home: Path) -> None:
+def test_a_good_configuration_has_no_findings_and_nothing_is_written(tmp_path: Path) -> None:
     assert look(fake.config(tmp_path)) == {}
-    assert not (home / "runs").exists() and not (tmp_path / "sd-scripts" / "seen.json").exists()
+    assert not (home() / "runs").exists() and not (tmp_path / "sd-scripts" / "seen.json").exists()
 
 
 CASES: list[tuple[str, str, str, dict[str, Any]]] = [
@@ -152,3 +154,24 @@ def test_the_command_is_shown_as_it_will_be_run(tmp_path: Path, home: Path) -> N
     assert launch.argv(config, home / "runs" / "RUN", "cpu")[1:] == ["-m", "limner.sdscripts", str(home / "runs" / "RUN")]
     # where it cannot be told, the process that will say why
     assert "-m limner.sdscripts" in assemble.preview(fake.config(tmp_path, data={"path": "/none"}), home / "RUN", fake.CPU)
+
+
+def test_programs_run_only_where_the_user_said_so(tmp_path: Path) -> None:
+    config = fake.config(tmp_path, launch={"python": "/usr/bin/env"})
+    assert "is not a program that you trust" in look(config)["launch.python"].message
+    settings.write(home(), settings.Settings())
+    said = look(config)["launch.sd_scripts"]
+    assert "is not a program that you trust" in said.message and f"limner config trust {tmp_path}" in said.remedy
+    with pytest.raises(UserError):
+        require_trust(config.launch)
+
+
+def test_trusting_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = fake.config(tmp_path)
+    settings.write(home(), settings.Settings(theme="dark"))
+    cli.app(["config", "trust", str(tmp_path / "sd-scripts")], result_action="return_value")
+    assert settings.read(home())[0] == settings.Settings(theme="dark", programs=(tmp_path / "sd-scripts",))
+    require_trust(config.launch)
+    other = tmp_path / "other"
+    other.symlink_to(tmp_path)
+    assert settings.is_trusted(home(), other / "sd-scripts") and not settings.is_trusted(home(), tmp_path)

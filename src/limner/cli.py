@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -296,6 +297,22 @@ def config_new(out: Path | None = None, *, family: str = "sd1", kind: str = "lor
         raise wrong(str(out), "exists already.", "Choose another name; nothing is overwritten.")
     disk.write_text(out, text)
     print(f"Wrote {out}")
+    return 0
+
+
+@config_app.command(name="trust")
+def config_trust(folder: Path) -> int:
+    """Let runs start the programs in a folder, such as a checkout of sd-scripts. No configuration can say so itself."""
+    from limner import runs, settings
+
+    place = folder.expanduser().absolute()
+    if not place.is_dir():
+        raise wrong("folder", f"{place} is not a folder.", "Give the folder of sd-scripts, or of its Python.")
+    kept, findings = settings.read(runs.home())
+    if findings:
+        raise UserError([replace(finding, severity="error") for finding in findings])
+    settings.write(runs.home(), replace(kept, programs=tuple(dict.fromkeys((*kept.programs, place)))))
+    print(f"Runs may start the programs in {place}")
     return 0
 
 

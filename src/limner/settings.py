@@ -34,6 +34,8 @@ class Settings:
     """More folders that people at the page may read from and write to."""
     hosts: tuple[str, ...] = ()
     """More names this server answers to, such as the public name of a reverse proxy before it."""
+    programs: tuple[Path, ...] = ()
+    """Folders whose programs runs may start, such as a checkout of sd-scripts. No configuration can add one, nor the page."""
     theme: str = "system"
     language: str = "en"
     defaults: Mapping[str, str] = field(default_factory=dict)
@@ -125,6 +127,13 @@ def write(home: Path, settings: Settings) -> None:
     disk.write_text(path, text)
 
 
+def is_trusted(home: Path, program: Path) -> bool:
+    """Whether a program, or a folder of them, lies in one of the folders that the user trusts."""
+    trusted = {folder.resolve() for folder in read(home)[0].programs}
+    whole = program.absolute()
+    return any(path in trusted for place in (whole, whole.resolve()) for path in (place, *place.parents))
+
+
 def _change(table: Any, values: dict[str, str]) -> None:
     for key in [k for k in table if k not in values]:
         del table[key]
@@ -194,6 +203,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "output": _folder,
     "roots": _folders,
     "hosts": _names,
+    "programs": _folders,
     "theme": _one_of(*THEMES),
     "language": _one_of(*LANGUAGES),
     "defaults": _defaults,

@@ -20,6 +20,7 @@ from limner.config.prompts import Prompt
 from limner.engine import paint, sampling
 from limner.engine.runtime import Runtime
 from limner.formats.header import read_header
+from limner.models.text import clip_tokenizer
 from trainer import config, kinds
 
 CPU = torch.device("cpu")
@@ -151,7 +152,8 @@ def test_the_hashes_are_those_of_the_file_with_kohyas_keys(finished, tmp_path):
 
 
 def pipeline(folder: Path) -> StableDiffusionPipeline:
-    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None)
+    parts = {"tokenizer": clip_tokenizer(), "safety_checker": None}
+    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, **parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

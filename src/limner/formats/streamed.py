@@ -6,13 +6,14 @@ import json
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from limner.errors import wrong
 from limner.formats.header import BITS, MAX_HEADER_BYTES, Header, TensorInfo, read_header
 
-_CHUNK_BYTES = 1 << 22
+_CHUNK_BYTES = 16 << 20
 
+Numbers = bytes | bytearray | memoryview
 Told = Callable[[int, int], None]
 """Called with how many bytes are written, and how many there will be."""
 
@@ -24,34 +25,56 @@ def num_bytes(info: TensorInfo) -> int:
     return bits // 8
 
 
-def in_order(tensors: Mapping[str, TensorInfo]) -> list[str]:
-    """The order that keeps each tensor at a multiple of its numbers' size: the widest numbers first."""
-    return sorted(tensors, key=lambda name: -BITS[tensors[name].dtype])
+class Writer:
+    """Write the header at once, then the numbers of each tensor, in any order, all of them before it is closed."""
 
+    def __init__(self, path: Path, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> None:
+        # as the safetensors library orders them: so every tensor begins at a multiple of its own size
+        self.names = sorted(tensors, key=lambda name: -BITS[tensors[name].dtype])
+        entries, self._places, self.num_bytes = dict[str, object](), dict[str, tuple[int, int]](), 0
+        for name in self.names:
+            info = tensors[name]
+            start, self.num_bytes = self.num_bytes, self.num_bytes + num_bytes(info)
+            entries[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [start, self.num_bytes]}
+            self._places[name] = start, self.num_bytes
+        header = _packed(entries, metadata)
+        self._file = path.open("wb", buffering=0)
+        self._data, self._missing = len(header), set(self.names)
+        self._write(0, header)
+        self._file.truncate(self._data + self.num_bytes)
 
-def write(
-    path: Path,
-    tensors: Mapping[str, TensorInfo],
-    metadata: Mapping[str, str],
-    numbers: Callable[[str], Iterable[memoryview]],
-    told: Told,
-) -> None:
-    """Write these tensors to a new file; `numbers` is asked for the bytes of one after the other, as `in_order` has them."""
-    entries, end = dict[str, dict[str, object]](), 0
-    for name in in_order(tensors):
-        info = tensors[name]
-        start, end = end, end + num_bytes(info)
-        entries[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [start, end]}
-    done = 0
-    with path.open("xb") as file:
-        file.write(_packed(entries, metadata))
-        for name in entries:
-            before = done
-            for piece in numbers(name):
-                file.write(piece)
-                done += piece.nbytes
-                told(done, end)
-            assert done - before == num_bytes(tensors[name]), f"{name} is not of the size that was said"
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        assert kind is not None or not self._missing, f"never written: {sorted(self._missing)[:3]}"
+
+    def put(self, name: str, pieces: Iterable[Numbers], told: Callable[[int], None] = lambda _: None) -> None:
+        """The bytes of a tensor, little-endian, as long as its shape and dtype are; `told` of the length of each piece."""
+        start, end = self._places[name]
+        place = self._data + start
+        for piece in pieces:
+            view = memoryview(piece).cast("B") if memoryview(piece).nbytes else memoryview(b"")
+            assert place + len(view) <= self._data + end, f"{name} is longer than was announced"
+            self._write(place, view)
+            place += len(view)
+            told(len(view))
+        if place != self._data + end:
+            raise ValueError(f"{name} ends after {place - self._data - start} of {end - start} bytes")
+        self._missing.remove(name)
+
+    def copy(self, name: str, source: Path, place: tuple[int, int], told: Callable[[int], None] = lambda _: None) -> None:
+        """The same from a place in a file. Raises ValueError if it ends before."""
+        with source.open("rb", buffering=0) as file:
+            file.seek(place[0])
+            self.put(name, _pieces(file, place[1] - place[0]), told)
+
+    def _write(self, position: int, content: Numbers) -> None:
+        self._file.seek(position)
+        left = memoryview(content)
+        while left:
+            left = left[self._file.write(left) :]
 
 
 def with_metadata(source: Path, target: Path, metadata: Mapping[str, str], told: Told) -> None:
@@ -63,7 +86,7 @@ def with_metadata(source: Path, target: Path, metadata: Mapping[str, str], told:
         file.write(_packed(_entries(header, start), metadata))
         read.seek(start)
         done = 0
-        for piece in _pieces(read):
+        for piece in _pieces(read, end - start):
             file.write(piece)
             done += len(piece)
             told(done, end - start)
@@ -95,6 +118,8 @@ def _packed(entries: Mapping[str, object], metadata: Mapping[str, str]) -> bytes
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    while piece := file.read(_CHUNK_BYTES):
+def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """The next `size` bytes, or as many as there are."""
+    while size and (piece := file.read(min(size, _CHUNK_BYTES))):
+        size -= len(piece)
         yield piece

@@ -17,6 +17,7 @@ from limner.runs import home
 from limner.sdscripts.assemble import Assembled, assemble
 from limner.sdscripts.dataset import KEYS
 from limner.sdscripts.rules import broken_rules
+from limner.sdscripts.trust import untrusted
 
 _OLDEST, _NEWEST = (0, 9), (0, 11)
 """What was read: 0.9.1 and 0.10.1."""
@@ -34,6 +35,7 @@ def check_sd_scripts(config: Config, machine: Machine | None, records: Records) 
         said = f"{section.sd_scripts} is no checkout of sd-scripts: it has no train_network.py beside a folder library."
         yield Finding("launch.sd_scripts", said, "Give the folder that has them; in kohya_ss it is called sd-scripts.")
         return
+    yield from untrusted(section)
     yield from _python(config)
     yield from _version(config)
     yield from _unlike_limner(config, machine)

@@ -16,6 +16,7 @@ from limner.errors import UserError, printable
 from limner.runs import Run
 from limner.sdscripts.record import Record
 from limner.sdscripts.supervise import Supervisor
+from limner.sdscripts.trust import require_trust
 
 
 class Asked:
@@ -66,7 +67,9 @@ def main(folder: str) -> int:
 
 
 def _train(run: Run, record: Record, asked: Asked) -> int:
-    supervisor = Supervisor(run, run.config(), record, lambda: asked.what)
+    config = run.config()
+    require_trust(config.launch)
+    supervisor = Supervisor(run, config, record, lambda: asked.what)
     finished, why = supervisor.train(machine.describe(runs.home()))
     if why:
         print(f"error: {why}", file=sys.stderr)

@@ -138,7 +138,7 @@ def absolute(config: Config) -> Config:
     for option, value in values(config):
         if isinstance(value, Path):
             changes.setdefault(option.section, {})[option.name] = value.absolute()
-        elif option.holds_files and value:
+        elif option.holds_files and value and isinstance(value, tuple):
             files = files_with_strengths(value, option.path)
             texts = tuple(f"{path.absolute()} @ {strength:g}" for path, strength in files)
             changes.setdefault(option.section, {})[option.name] = texts

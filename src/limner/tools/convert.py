@@ -32,23 +32,23 @@ def run(section: Convert, progress: Progress) -> Report:
         from limner.tools import convert_lora
 
         return convert_lora.run(section, progress)
-    from limner.formats.streamed import write
+    from limner.formats.streamed import Writer
     from limner.tools.convert_model import overflow
 
     planned, precision, report, total = _planned(section)
     done = 0
 
     def write_file(file: str, path: Path) -> None:
-        nonlocal done
-        before, pieces = done, planned.tensors[file]
+        pieces = planned.tensors[file]
 
-        def told(written: int, _: int) -> None:
+        def told(num_bytes: int) -> None:
             nonlocal done
-            done = before + written
+            done += num_bytes
             progress(done, total, "Writing")
 
-        infos = planned.infos(file, precision)
-        write(path, infos, planned.metadata, lambda name: precision.numbers(name, pieces[name]), told)
+        with Writer(path, planned.infos(file, precision), planned.metadata) as writer:
+            for name in writer.names:
+                writer.put(name, precision.numbers(name, pieces[name]), told)
 
     def fill(folder: Path) -> None:
         assert planned.beside is not None

@@ -50,15 +50,17 @@ def look(section: MergeLoras) -> Report:
 
 def run(section: MergeLoras, progress: Progress) -> Report:
     """Write it. Raises UserError, StopRequested."""
-    from limner.tools.summing import add, cut
+    from limner.tools.summing import add, common_scale, cut
 
-    plan, summed = _plan(section), dict[str, Summed]()
+    plan = _plan(section)
+    summed: dict[str, Summed] = {}
+    scale = common_scale(plan.layers.values())
     for done, (name, parts) in enumerate(plan.layers.items()):
         progress(done, len(plan.layers), name)
         target = parts[0][0].target
         rank = (section.conv_rank or section.rank) if target.is_spatial else section.rank
-        summed[name] = cut(parts, rank) if plan.is_cut else add(parts)
-    _write(section, plan, summed)
+        summed[name] = cut(parts, rank, scale) if plan.is_cut else add(parts, scale)
+    _write(section, plan, summed, scale)
     report, ranks = _report(section, plan), {s.rank for s in summed.values() if s.rank}
     lines = [*report.lines, f"Ranks of the layers: {min(ranks)} to {max(ranks)}." if ranks else "No layer has a rank."]
     lost = [s.lost for s in summed.values()]
@@ -149,7 +151,7 @@ def _model(section: MergeLoras) -> dict[str, Any]:
     return {"base": section.base} | ({"config": str(section.config)} if section.config else {})
 
 
-def _write(section: MergeLoras, plan: _Plan, summed: Mapping[str, Summed]) -> None:
+def _write(section: MergeLoras, plan: _Plan, summed: Mapping[str, Summed], scale: float) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -170,7 +172,7 @@ def _write(section: MergeLoras, plan: _Plan, summed: Mapping[str, Summed]) -> No
     rank = ranks.pop() if len(ranks) == 1 else None
     is_plain = all(s.rank and "dora_scale" not in s.tensors for s in summed.values())
     family, method = plan.family.base.family, section.method
-    metadata = of_lora(family, plan.given, method, section.output.stem, when, rank, is_plain)
+    metadata = of_lora(family, plan.given, method, section.output.stem, when, rank, scale, is_plain)
     with disk.replacing(section.output) as temporary, torch.no_grad():
         save_file(out, temporary, metadata)
         save_file(out, temporary, metadata | add_hashes(temporary))

@@ -85,7 +85,7 @@ def _plan(section: MergeModel) -> _Plan:
     given = loras.read(files, family, _LORAS)
     groups = streaming.planned(base, family, given, _BASE)
     dtype = None if section.dtype == "stored" else streaming.CODES[section.dtype]
-    size = sum(streaming.num_bytes(streaming.described(h, dtype)) for group in groups for h in group.headers())
+    size = sum(streaming.size_of(streaming.described(h, dtype)) for group in groups for h in group.headers())
     if size > (free := disk.free_bytes(section.output)):
         said = f"{size / 2**30:.1f} GiB are to be written, {free / 2**30:.1f} GiB are free there."
         raise wrong(_OUTPUT, said, "Make room, or choose another place.")

@@ -41,18 +41,26 @@ def of_model(base: Base, before: Mapping[str, str], given: Sequence[Given], titl
 
 
 def of_lora(
-    family: str, given: Sequence[Given], method: str, title: str, date: str, rank: int | None, is_plain: bool
+    family: str,
+    given: Sequence[Given],
+    method: str,
+    title: str,
+    date: str,
+    rank: int | None,
+    scale: float,
+    is_plain: bool,
 ) -> dict[str, str]:
-    """Of LoRAs merged with each other. `rank`: of all layers, None if they differ; `is_plain`: whether all are LoRA."""
+    """Of LoRAs merged with each other. `rank`: of all layers, None if they differ; `scale`: alpha / rank; `is_plain`: whether
+    all are LoRA."""
     said = [its.header.metadata for its in given]
     out = {key: said[0][key] for key in _SAME if key in said[0] and all(m.get(key) == said[0][key] for m in said)}
     # kohya's resize_lora says "Dynamic" for layers of several ranks
-    size = "Dynamic" if rank is None else str(rank)
+    size, alpha = ("Dynamic", "Dynamic") if rank is None else (str(rank), f"{rank * scale:g}")
     out |= {
         "format": "pt",
         "ss_network_module": MODULES.get(family, "networks.lora") if is_plain else "lycoris.kohya",
         "ss_network_dim": size,
-        "ss_network_alpha": size,
+        "ss_network_alpha": alpha,
         "ss_base_model_version": BASE_VERSIONS[family],
         "ss_v2": str(family == "sd2"),
         "ss_output_name": title,

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from limner.adapters.reading import Found
 from limner.errors import wrong
 from limner.formats.base import Base
-from limner.formats.header import BITS, Header, TensorInfo
+from limner.formats.header import Header, TensorInfo
 from limner.formats.known import FAMILIES
 from limner.formats.layout import Lies, There
 from limner.formats.single import header_of, is_pickled
-from limner.formats.writer import Writer
+from limner.formats.streamed import Writer, num_bytes
 from limner.models.saving import is_left_out, is_scale
 from limner.models.weights import DTYPES, Weights, turned, unscaled
 from limner.tools.loras import Given
@@ -160,6 +160,8 @@ def merged(change: Change, stored: Tensor) -> Tensor:
 def narrowed(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     """Rounded to nearest; what 8 bits cannot hold becomes the largest that they can. Raises ValueError for numbers that are
     too large for fp16."""
+    if numbers.dtype == dtype:
+        return numbers
     if dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
         limit = torch.finfo(dtype).max
         numbers = numbers.clamp(-limit, limit)
@@ -191,8 +193,9 @@ def described(header: Header, dtype: str | None) -> dict[str, TensorInfo]:
     return out
 
 
-def num_bytes(tensors: Mapping[str, TensorInfo]) -> int:
-    return sum(prod(info.shape) * BITS[info.dtype] // 8 for info in tensors.values())
+def size_of(tensors: Mapping[str, TensorInfo]) -> int:
+    """In bytes."""
+    return sum(map(num_bytes, tensors.values()))
 
 
 def rewrite(
@@ -211,26 +214,28 @@ def rewrite(
     infos = described(header, dtype)
     with Writer(target, infos, metadata) as writer:
         written = set[str]()
-        for name, info in infos.items():
-            change, stored = group.changes.get(name), header.tensors[name]
-            if change is None:
-                continue
-            numbers = merged(change, unscaled(weights, name))
-            scales = [s for s in _scale_names(name) if s in infos]
-            if scales:
-                numbers, scale = _scaled(numbers, weights[scales[0]], DTYPES[info.dtype])
-                writer.put(scales[0], _bytes(scale))
-            writer.put(name, _bytes(narrowed(numbers, DTYPES[info.dtype])))
-            written |= {name, *scales[:1]}
-            tell(num_bytes({name: stored}), name)
+        for name in [n for n in infos if n in group.changes]:
+            written |= (done := _put(writer, name, infos, weights, group.changes[name]))
+            tell(size_of({n: infos[n] for n in done}), name)
         for name, info in infos.items():
             if name in written:
                 continue
             if info == header.tensors[name] and not is_pickled(source):
                 writer.copy(name, source, header.places[name], lambda count, n=name: tell(count, n))
             else:
-                writer.put(name, _bytes(narrowed(unscaled(weights, name), DTYPES[info.dtype])))
-                tell(num_bytes({name: info}), name)
+                writer.put(name, [_bytes(narrowed(unscaled(weights, name), DTYPES[info.dtype]))])
+                tell(num_bytes(info), name)
+
+
+def _put(writer: Writer, name: str, infos: Mapping[str, TensorInfo], weights: Weights, change: Change) -> set[str]:
+    """Write a tensor that is changed, and its scale if it has one; their names."""
+    numbers, dtype = merged(change, unscaled(weights, name)), DTYPES[infos[name].dtype]
+    scales = [s for s in _scale_names(name) if s in infos][:1]
+    for its in scales:
+        numbers, scale = _scaled(numbers, weights[its], dtype)
+        writer.put(its, [_bytes(scale)])
+    writer.put(name, [_bytes(narrowed(numbers, dtype))])
+    return {name, *scales}
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -7,7 +7,7 @@ sum's singular values are taken.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ Parts = Sequence[tuple["Found", "Given"]]
 
 @dataclass(frozen=True)
 class Summed:
-    """What becomes of a layer: its tensors as files call them, and the scale's alpha."""
+    """What becomes of a layer: its tensors, as files call them."""
 
     tensors: Mapping[str, Tensor]
     rank: int | None = None
@@ -77,11 +77,18 @@ def _is_kept(parts: Parts) -> bool:
     return not others and (its.strength == 1 or found.kind in _LINEAR)
 
 
-def add(parts: Parts) -> Summed:
-    """The exact sum. Asked of layers without a fault."""
+def common_scale(layers: Iterable[Parts]) -> float:
+    """The scale alpha / rank of all LoRA layers that are made: the largest that is put in, strengths included. So matrices stay
+    of the size that 16 bits hold, those of the file with this scale as they are."""
+    scales = [abs(its.strength) * _scale(found) for parts in layers for found, its in parts if found.kind is LoraLayer]
+    return max(scales, default=1.0) or 1.0
+
+
+def add(parts: Parts, scale: float) -> Summed:
+    """The exact sum, a LoRA's with this scale. Asked of layers without a fault."""
     if is_lora(parts):
-        products = [_product(found, its.strength) for found, its in parts]
-        return _as_lora(low_rank.side_by_side(products), parts)
+        products = [_product(found, its.strength / scale) for found, its in parts]
+        return _as_lora(low_rank.side_by_side(products), parts, scale)
     if all(found.kind is FullLayer for found, _ in parts):
         out = dict[str, Tensor]()
         for found, its in parts:
@@ -98,31 +105,34 @@ def add(parts: Parts) -> Summed:
     return Summed(tensors, found.build(torch.device("cpu")).rank)
 
 
-def cut(parts: Parts, rank: int) -> Summed:
-    """The nearest LoRA of a rank, or of the layer's own if that is less."""
+def cut(parts: Parts, rank: int, scale: float) -> Summed:
+    """The nearest LoRA of a rank, or of the layer's own if that is less, with this scale."""
     if is_lora(parts):
-        found = low_rank.singular_of_sum([_product(found, its.strength) for found, its in parts])
+        found = low_rank.singular_of_sum([_product(found, its.strength / scale) for found, its in parts])
     else:
-        whole = sum(its.strength * found.build(torch.device("cpu")).delta().detach() for found, its in parts)
+        whole = sum(its.strength / scale * found.build(torch.device("cpu")).delta().detach() for found, its in parts)
         assert isinstance(whole, Tensor)
         found = low_rank.singular(whole.flatten(1))
     norm, rest = float(found.values.norm()), float(found.values[rank:].norm())
     rank = min(rank, len(found.values))
-    return _as_lora(found.cut(rank), parts, rest / norm if norm else 0.0)
+    return _as_lora(found.cut(rank), parts, scale, rest / norm if norm else 0.0)
+
+
+def _scale(found: Found) -> float:
+    rank = len(found.tensors["lora_down.weight"])
+    return float(found.tensors.get("alpha", rank)) / rank
 
 
 def _product(found: Found, strength: float) -> Product:
-    """A LoRA's product with its scale, of whose size each matrix takes the root: 16 bits hold both, and where several layers
-    share one of them, they still do."""
-    tensors = {k: v.float() for k, v in found.tensors.items()}
-    down, up = tensors["lora_down.weight"], tensors["lora_up.weight"]
-    scale = strength * float(tensors.get("alpha", len(down))) / len(down)
+    """A LoRA's product with its scale, of whose size each matrix takes the root: so those that share one of them still do."""
+    down, up = (found.tensors[name].float() for name in LoraLayer.names)
+    scale = strength * _scale(found)
     root = math.sqrt(abs(scale))
     return low_rank.product_of(down * root, up, math.copysign(root, scale))
 
 
-def _as_lora(product: Product, parts: Parts, lost: float = 0.0) -> Summed:
+def _as_lora(product: Product, parts: Parts, scale: float, lost: float = 0.0) -> Summed:
     sizes = Sizes.of(parts[0][0].target.module)  # type: ignore[arg-type]
     down, up = low_rank.shaped(product, sizes.kernel)
-    tensors = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(float(product.rank))}
+    tensors = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(product.rank * scale)}
     return Summed(tensors, product.rank, lost)
