@@ -18,7 +18,7 @@ from limner.config.fields import section_types
 from limner.config.tools import Tools
 from limner.config.tools.base import ToolSection
 from person import SECONDS
-from tool_uses import USES, Use
+from tool_uses import USES
 
 pytestmark = pytest.mark.slow
 
@@ -42,18 +42,6 @@ class Bench:
         for reset in card.locator(".reset:visible").all()[::-1]:
             reset.click()
         return card
-
-    def fill(self, card: Locator, use: Use) -> None:
-        if use.advanced:
-            card.locator("summary", has_text="Advanced").click()
-        for label, text in tool_uses.all_fields(use):
-            typed, entry = tool_uses.filled(text, self.folder, self.url), card.get_by_label(label, exact=True)
-            if isinstance(typed, bool):
-                entry.set_checked(typed)
-            elif entry.evaluate("e => e.tagName") == "SELECT":
-                entry.select_option(typed)
-            else:
-                entry.fill(typed)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +87,7 @@ def mistakes(card: Locator) -> list[str]:
 @pytest.mark.parametrize("tool", Tools.model_fields)
 def test_a_tool_is_looked_at_started_and_seen_to_end(bench: Bench, tool: str) -> None:
     use, card = USES[tool], bench.choose(tool)
-    bench.fill(card, use)
+    tool_uses.fill_in(bench.page, tool, bench.folder, bench.url)
     before = tree(bench.folder)
     card.get_by_role("button", name="See what it would do").click()
     expect(card.get_by_role("button", name="Start", exact=True)).to_be_enabled(timeout=SECONDS)
@@ -114,4 +102,88 @@ def test_a_tool_is_looked_at_started_and_seen_to_end(bench: Bench, tool: str) ->
     for picture in outcome.locator("img").all():
         expect(picture).to_have_js_property("complete", True)
         assert picture.evaluate("e => e.naturalWidth") > 1
-    assert not bench.errors
+    assert not bench.errors, bench.errors
+
+
+def test_every_tool_stands_under_a_heading(bench: Bench) -> None:
+    shown = [box.all_inner_texts() for box in (bench.page.locator(".tool-list section").nth(i).locator("h3, li") for i in range(4))]
+    assert [texts[0] for texts in shown] == ["Files", "LoRAs", "Captions", "Folders of pictures"]
+    assert sorted(title for texts in shown for title in texts[1:]) == sorted(TITLES.values())
+
+
+def test_a_mistake_stands_at_its_field(bench: Bench) -> None:
+    """What is missing is said when looking and when starting; what lies elsewhere is not even asked about."""
+    card, outside = bench.choose("resize"), bench.folder.parent / "outside.safetensors"
+    shutil.copy(bench.folder / "zibbo.safetensors", outside)
+    lora, output, rank = (card.get_by_label(label, exact=True) for label in ("lora", "output", "rank"))
+    output.fill(str(bench.folder / "never.safetensors"))
+    rank.fill("2")
+    field = card.locator("[data-path='resize.lora'] .mistake")
+    for path, said in ((None, "is needed"), (str(bench.folder / "none.safetensors"), "none.safetensors"), (str(outside), "outside")):
+        lora.fill(path or "")
+        card.get_by_role("button", name="See what it would do").click()
+        expect(field).to_contain_text(said, timeout=SECONDS)
+        expect(lora).to_have_attribute("aria-invalid", "true")
+        if path:
+            lora.fill("")
+            expect(field).to_be_hidden()
+    lora.fill(str(bench.folder / "none.safetensors"))
+    card.get_by_role("button", name="Start", exact=True).click()
+    expect(field).to_contain_text("none.safetensors", timeout=SECONDS)
+    assert not (bench.folder / "never.safetensors").exists()
+    assert len(bench.page.locator(".limner-note.error").all()) == 0
+
+
+def test_one_that_runs_is_stopped_and_found_again_after_a_reload(bench: Bench) -> None:
+    pictures = bench.folder / "many"
+    shutil.copytree(bench.folder / "asked", pictures, ignore=shutil.ignore_patterns("*.txt"))
+    with tool_uses.captioning_server(seconds=60) as slow:
+        card = bench.choose("caption_by_server")
+        for label, text in (("path", str(pictures)), ("url", slow), ("model", "qwen3-vl")):
+            card.get_by_label(label, exact=True).fill(text)
+        card.get_by_role("button", name="Start", exact=True).click()
+        stop = card.get_by_role("button", name="Stop", exact=True)
+        expect(stop).to_be_visible(timeout=SECONDS)
+        expect(card.locator(".tool-outcome p b").first).to_have_text("running", ignore_case=True, timeout=SECONDS)
+        bench.page.reload()
+        used = bench.page.locator(".history li button").first
+        if not used.is_visible():
+            bench.page.locator("#tab-tools-button").click()
+        expect(used).to_contain_text(TITLES["caption_by_server"])
+        used.click()
+        card = bench.page.locator(".tool-main .card")
+        card.get_by_role("button", name="Stop", exact=True).click()
+        ended(card, "stopped")
+    expect(used).to_contain_text("stopped")
+    assert not list(pictures.glob("*.txt"))
+
+
+def test_the_dataset_tab_leads_to_the_captioners(bench: Bench) -> None:
+    """And its Undo says whose captions it takes back."""
+    page, folder = bench.page, bench.folder / "many"
+    (folder / "zibbo_00.txt").unlink(missing_ok=True)
+    page.locator("#tab-dataset-button").click()
+    page.locator(".dataset-empty").get_by_role("button", name="Choose a folder").click()
+    dialog = page.get_by_role("dialog", name="Choose a folder")
+    expect(dialog.locator(".folder-list button").first).to_be_focused()
+    dialog.get_by_label("Path").fill(str(folder))
+    dialog.get_by_role("button", name="Go").click()
+    expect(dialog.get_by_role("status")).to_contain_text("pictures")
+    dialog.get_by_role("button", name="Use this folder").click()
+    page.get_by_role("button", name="Caption …").click()
+    card = page.locator(".tool-main .card")
+    expect(card.get_by_role("heading", level=2)).to_have_text(TITLES["tag"])
+    expect(card.get_by_label("path", exact=True)).to_have_value(str(folder))
+    card.get_by_label("model", exact=True).fill(str(bench.folder / "tagger"))
+    card.get_by_label("general threshold", exact=True).fill("0")
+    card.get_by_role("button", name="Start", exact=True).click()
+    ended(card)
+    page.locator(".tool-list").get_by_role("button", name=TITLES["caption_by_server"], exact=True).click()
+    expect(page.locator(".tool-main .card").get_by_label("path", exact=True)).to_have_value(str(folder))
+    page.reload()
+    page.locator("#tab-dataset-button").click()
+    undo = page.get_by_role("button", name="Undo")
+    expect(undo).to_have_text("Undo: Tags by a tagger (3)")
+    undo.click()
+    expect(page.get_by_role("button", name="Redo")).to_contain_text("Tags by a tagger")
+    assert not list(folder.glob("*.txt")) and not bench.errors

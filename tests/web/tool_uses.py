@@ -3,7 +3,6 @@ scripts/screenshots.py, so that each tool that is shown is one that was tried.""
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import tarfile
@@ -20,6 +19,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from playwright.sync_api import Page
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
@@ -45,13 +45,13 @@ _TAGS = (("red", 2), ("green", 1), ("blue", 0))
 class Use:
     """A tool, used."""
 
-    fields: dict[str, str | bool]
-    """Label -> what is typed, chosen or ticked. {F} is the folder of inputs, {URL} the captioning server's address."""
+    fields: dict[str, str]
+    """Label -> what is typed or chosen. {F} is the folder of inputs, {URL} the captioning server's address."""
     says: str
     """A regular expression that the outcome on the page matches."""
     check: Callable[[Path], None]
     """Given the folder of inputs, looks at what was written."""
-    advanced: dict[str, str | bool] = field(default_factory=dict)
+    advanced: dict[str, str] = field(default_factory=dict)
     """The same, of folded options."""
 
 
@@ -138,7 +138,10 @@ def _tagger(folder: Path) -> None:
 
 
 class _Asker(BaseHTTPRequestHandler):
+    server: _Server
+
     def do_POST(self) -> None:
+        self.server.going_on.wait(self.server.seconds)
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         shown = next(part for part in asked["messages"][0]["content"] if part["type"] == "image_url")
         assert shown["image_url"]["url"].startswith("data:image/") and asked["model"] == "qwen3-vl"
@@ -152,12 +155,23 @@ class _Asker(BaseHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    seconds: float
+    going_on: threading.Event
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        pass  # who asked may have gone away
+
+
 @contextmanager
-def captioning_server() -> Iterator[str]:
-    """The base address of a server that speaks OpenAI's language and knows one caption."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Asker)
+def captioning_server(seconds: float = 0) -> Iterator[str]:
+    """The base address of a server that speaks OpenAI's language and knows one caption, after some seconds."""
+    server = _Server(("127.0.0.1", 0), _Asker)
+    server.seconds, server.going_on = seconds, threading.Event()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.going_on.set()
     server.shutdown()
     server.server_close()
 
@@ -327,11 +341,15 @@ USES: dict[str, Use] = {
 }  # fmt: skip
 
 
-def filled(text: str | bool, folder: Path, url: str) -> str | bool:
-    """What is typed, with the places that it names."""
-    return text.replace("{F}", str(folder)).replace("{URL}", url) if isinstance(text, str) else text
-
-
-def all_fields(use: Use) -> Iterator[tuple[str, str | bool]]:
-    """Label and text of every field, those behind Advanced last."""
-    return itertools.chain(use.fields.items(), use.advanced.items())
+def fill_in(page: Page, tool: str, folder: Path, url: str) -> None:
+    """Choose a tool on the tab Tools, and fill its fields by their labels."""
+    page.locator(f"[data-tool={tool}]").click()
+    card, use = page.locator(".tool-main .card"), USES[tool]
+    if use.advanced:
+        card.locator("summary", has_text="Advanced").click()
+    for label, text in [*use.fields.items(), *use.advanced.items()]:
+        typed, entry = text.replace("{F}", str(folder)).replace("{URL}", url), card.get_by_label(label, exact=True)
+        if entry.evaluate("e => e.tagName") == "SELECT":
+            entry.select_option(typed)
+        else:
+            entry.fill(typed)

@@ -104,7 +104,7 @@ function drawText(option, id, change) {
 
 function drawList(option, id, change) {
   const element = h("textarea", { id, rows: "2", spellcheck: "false", oninput: () => change(fromLines(element.value)) });
-  element.placeholder = toLines(option.default).replaceAll("\n", "  ") || t("one a line");
+  element.placeholder = toLines(option.default ?? "[]").replaceAll("\n", "  ") || (option.required ? t("needed, one a line") : t("one a line"));
   return { element, show: (text) => fromLines(element.value) === (text ?? option.default) || put(element, toLines(text ?? "[]")) };
 }
 

@@ -14,19 +14,24 @@ export function mount({ element, props }) {
   const main = h("div", { class: "tool-main" });
   let chosen = null;
 
+  const benchOf = (name) => {
+    if (!benches.has(name)) benches.set(name, bench(sections.get(name), look));
+    return benches.get(name);
+  };
   const choose = (name) => {
     chosen = name;
-    if (!benches.has(name)) benches.set(name, bench(sections.get(name), look));
-    main.replaceChildren(benches.get(name).element);
+    main.replaceChildren(benchOf(name).element);
     drawList();
   };
   const groups = [...new Set(props.schema.map((section) => section.group))];
+  // where the list stands above, what was chosen would be out of sight
+  const bringIntoSight = () => matchMedia("(max-width: 800px)").matches && main.scrollIntoView();
   const drawList = () =>
     list.replaceChildren(...groups.map((group) =>
       h("section", {}, h("h3", {}, group), h("ul", {}, props.schema.filter((section) => section.group === group).map(row)))));
   const row = (section) =>
       h("li", { class: section.name === chosen ? "chosen" : "" },
-        h("button", { type: "button", "data-tool": section.name, "aria-current": section.name === chosen ? "true" : null, onclick: () => choose(section.name) }, section.title));
+        h("button", { type: "button", "data-tool": section.name, "aria-current": section.name === chosen ? "true" : null, onclick: () => (choose(section.name), bringIntoSight()) }, section.title));
 
   async function look() {
     const all = await get("api/tools").catch((refused) => (sayRefused(refused), []));
@@ -37,17 +42,17 @@ export function mount({ element, props }) {
   }
 
   const usedRow = (job) =>
-    h("li", {}, h("button", { type: "button", "data-focus": "job", onclick: () => (choose(job.tool), benches.get(job.tool).show(job.id)) },
+    h("li", {}, h("button", { type: "button", "data-focus": "job", onclick: () => (choose(job.tool), benches.get(job.tool).show(job.id), bringIntoSight()) },
       h("b", {}, job.title), h("span", { class: "soft" }, ` ${statusWord(job.status)} · ${when(job.began)}`)));
 
   element.querySelector(".panel").append(
     h("div", { class: "toolbox" }, h("nav", { class: "tool-nav", "aria-label": t("Tools") }, list, usedBox), main));
   choose(props.schema[0].name);
-  // go("tools", {tool, values}) opens a tool with some of its options set
+  // go("tools", {tool, values}) opens a tool, with some options set: its own, and those of others that may be chosen next
   arriving("tools", ({ tool, values }) => {
     if (!sections.has(tool)) return;
     choose(tool);
-    benches.get(tool).fill(values ?? {});
+    for (const [path, text] of Object.entries(values ?? {})) benchOf(path.split(".")[0]).fill({ [path]: text });
   });
   watchWhileSeen(element, look, 1000);
 }
