@@ -27,6 +27,7 @@ import caption_models
 import tiny
 from limner.adapters.layered import LayerAdapter
 from limner.config import Lora
+from limner.config.fields import Option, walk
 from limner.config.files import build_as
 from limner.config.tools import Tools
 from limner.formats.header import read_header
@@ -339,6 +340,19 @@ USES: dict[str, Use] = {
     "unpack": Use({"source": "{F}/zibbos.tar", "output": "{F}/unpacked"}, r"8 files in .*unpacked", _unpacked),
     "undo_folders": Use({"folder": "{F}/regrouped"}, r"5 changes taken back", _undone),
 }  # fmt: skip
+
+
+def values(tool: str, folder: Path, url: str) -> dict[str, str]:
+    """The same as the page sends it: dotted name -> typed text."""
+    options = {_label(o): o for o in walk(Tools) if o.section == tool}
+    said = {**USES[tool].fields, **USES[tool].advanced}
+    typed = {options[label]: text.replace("{F}", str(folder)).replace("{URL}", url) for label, text in said.items()}
+    return {o.path: json.dumps(text.split("\n")) if o.is_list else text for o, text in typed.items()}
+
+
+def _label(option: Option) -> str:
+    spoken = option.name.replace("_", " ")
+    return f"{spoken.removesuffix(f' {option.unit}')} ({option.unit})" if option.unit else spoken
 
 
 def fill_in(page: Page, tool: str, folder: Path, url: str) -> None:
