@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-
 import tool_uses
+from test_hostile_values import SECRET, Asked, World, world
+
 from limner.config.fields import walk
 from limner.config.tools import Tools
-from test_hostile_values import SECRET, Asked, World, world
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,7 @@ def test_hostile_texts_of_a_tool(world: World, inputs: Path, tool: str, monkeypa
             continue
         is_path = Path in option.types or option.holds_files
         for value in places_outside(world) if is_path else ():
-            assert ask("/api/tools/look", option.path, f"[\"{value}\"]" if option.is_list else value) == 422, (option.path, value)
+            assert ask("/api/tools/look", option.path, f'["{value}"]' if option.is_list else value) == 422, (option.path, value)
         if not (is_path or option.is_list or str in option.types):
             continue
         for value in hostile(world):

@@ -100,7 +100,8 @@ def requests(pics: Path, run: str) -> dict[str, Asked]:
 
 
 PATHS = {
-    "data.path", "output.path", "sample.prompt_file", "memory.cache_path", "path", "pictures", "models", "output", "inspect.file",
+    "data.path", "output.path", "sample.prompt_file", "memory.cache_path", "path", "pictures", "models", "output",
+    "inspect.file",
 }  # fmt: skip
 """What is a path, or names a picture in a folder: not one hostile value is taken for it."""
 

@@ -100,7 +100,12 @@ def _lora(path: Path, scale: float) -> None:
     tiny.moved(adapter, scale)
     tensors = {k: v.clone().contiguous() for k, v in adapter.exported("kohya").items()}
     said = {"ss_network_dim": "4", "ss_network_alpha": "2.0", "ss_tag_frequency": json.dumps({"4_zibbo": {"zibbo": 14}})}
-    said |= {"ss_output_name": path.stem, "ss_steps": "400", "ss_optimizer": "torch.optim.adamw.AdamW", "modelspec.title": path.stem}
+    said |= {
+        "ss_output_name": path.stem,
+        "ss_steps": "400",
+        "ss_optimizer": "torch.optim.adamw.AdamW",
+        "modelspec.title": path.stem,
+    }
     save_file(tensors, path, said)
 
 
@@ -260,11 +265,16 @@ def _captioned(folder: Path) -> None:
     said = _texts(folder / "captioned")
     assert len(said) == 3
     for text in said.values():
-        assert text.startswith("a ") and set(text.split()) <= {"a", *(w.strip("[]").lower() for w in caption_models.vocabulary("blip"))}
+        assert text.startswith("a ") and set(text.split()) <= {
+            "a",
+            *(w.strip("[]").lower() for w in caption_models.vocabulary("blip")),
+        }
 
 
 def _asked(folder: Path) -> None:
-    assert _texts(folder / "asked") == dict.fromkeys(("zibbo_00", "zibbo_01", "zibbo_02"), "zwx, A zibbo on a plain background.\n")
+    assert _texts(folder / "asked") == dict.fromkeys(
+        ("zibbo_00", "zibbo_01", "zibbo_02"), "zwx, A zibbo on a plain background.\n"
+    )
 
 
 def _grouped(folder: Path) -> None:
@@ -298,48 +308,81 @@ def _undone(folder: Path) -> None:
 
 
 USES: dict[str, Use] = {
-    "inspect": Use({"file": "{F}/zibbo.safetensors", "family": "sd1"}, r"rank 4: 84 layers", _inspected, {"config": "{F}/base"}),
+    "inspect": Use(
+        {"file": "{F}/zibbo.safetensors", "family": "sd1"}, r"rank 4: 84 layers", _inspected, {"config": "{F}/base"}
+    ),
     "convert": Use(
         {"file": "{F}/zibbo.safetensors", "output": "{F}/zibbo-peft.safetensors", "layout": "diffusers", "dtype": "fp32"},
-        r"zibbo-peft\.safetensors", _converted, {"family": "sd1", "config": "{F}/base"},
+        r"zibbo-peft\.safetensors",
+        _converted,
+        {"family": "sd1", "config": "{F}/base"},
     ),
     "metadata": Use(
-        {"file": "{F}/zibbo.safetensors", "output": "{F}/zibbo-named.safetensors", "name": '"Zibbo" & <b>friends</b>', "trigger": "zibbo"},
-        r'"Zibbo" & <b>friends</b>', _named_anew,
+        {
+            "file": "{F}/zibbo.safetensors",
+            "output": "{F}/zibbo-named.safetensors",
+            "name": '"Zibbo" & <b>friends</b>',
+            "trigger": "zibbo",
+        },
+        r'"Zibbo" & <b>friends</b>',
+        _named_anew,
     ),
     "merge_loras": Use(
         {"loras": "{F}/zibbo.safetensors\n{F}/style.safetensors @ 0.5", "output": "{F}/both.safetensors", "base": "pocket"},
-        r"both\.safetensors", _summed,
+        r"both\.safetensors",
+        _summed,
     ),
     "merge_model": Use(
         {"base": "pocket", "loras": "{F}/zibbo.safetensors @ 0.8", "output": "{F}/merged", "preview prompt": PROMPT},
-        r"merged\.preview\.png", _merged,
+        r"merged\.preview\.png",
+        _merged,
     ),
     "extract": Use(
         {"base": "{F}/model", "tuned": "{F}/tuned", "output": "{F}/extracted.safetensors", "rank": "2", "dtype": "fp32"},
-        r"extracted\.safetensors", _extracted,
+        r"extracted\.safetensors",
+        _extracted,
     ),
-    "resize": Use({"lora": "{F}/zibbo.safetensors", "output": "{F}/small.safetensors", "rank": "2"}, r"small\.safetensors", _cut),
+    "resize": Use(
+        {"lora": "{F}/zibbo.safetensors", "output": "{F}/small.safetensors", "rank": "2"}, r"small\.safetensors", _cut
+    ),
     "tag": Use(
-        {"path": "{F}/tagged", "model": "{F}/tagger", "prefix": "zibbo, ", "general threshold": "0"}, r"3 pictures got a caption", _tagged,
+        {"path": "{F}/tagged", "model": "{F}/tagger", "prefix": "zibbo, ", "general threshold": "0"},
+        r"3 pictures got a caption",
+        _tagged,
     ),
     "caption": Use(
-        {"path": "{F}/captioned", "model": "{F}/blip", "max tokens": "8", "prefix": "a "}, r"3 pictures got a caption", _captioned, {"device": "cpu"},
+        {"path": "{F}/captioned", "model": "{F}/blip", "max tokens": "8", "prefix": "a "},
+        r"3 pictures got a caption",
+        _captioned,
+        {"device": "cpu"},
     ),
-    "caption_by_server": Use({"path": "{F}/asked", "url": "{URL}", "model": "qwen3-vl", "prefix": "zwx, "}, r"3 pictures got a caption", _asked),
+    "caption_by_server": Use(
+        {"path": "{F}/asked", "url": "{URL}", "model": "qwen3-vl", "prefix": "zwx, "}, r"3 pictures got a caption", _asked
+    ),
     "group_pictures": Use(
-        {"folder": "{F}/shapes", "output": "{F}/groups", "least": "1", "resolution (px)": "64", "bucket step (px)": "16", "how": "copy"},
-        r"64x64: 1 picture", _grouped,
+        {
+            "folder": "{F}/shapes",
+            "output": "{F}/groups",
+            "least": "1",
+            "resolution (px)": "64",
+            "bucket step (px)": "16",
+            "how": "copy",
+        },
+        r"64x64: 1 picture",
+        _grouped,
     ),
     "balance": Use({"folder": "{F}/kohya"}, r"3_dog: 3 x 4 = 12, becomes 5 x 4 = 20", _balanced),
     "to_kohya_folders": Use(
         {"pictures": "{F}/plain", "output": "{F}/for-kohya", "trigger": "zwx", "class words": "toy", "repeats": "7"},
-        r"7_zwx toy", _made_kohya,
+        r"7_zwx toy",
+        _made_kohya,
     ),
-    "from_kohya_folders": Use({"folder": "{F}/kohya2", "output": "{F}/from-kohya"}, r"3_dog: 4 pictures -> pictures/dog", _made_plain),
+    "from_kohya_folders": Use(
+        {"folder": "{F}/kohya2", "output": "{F}/from-kohya"}, r"3_dog: 4 pictures -> pictures/dog", _made_plain
+    ),
     "unpack": Use({"source": "{F}/zibbos.tar", "output": "{F}/unpacked"}, r"8 files in .*unpacked", _unpacked),
     "undo_folders": Use({"folder": "{F}/regrouped"}, r"5 changes taken back", _undone),
-}  # fmt: skip
+}
 
 
 def values(tool: str, folder: Path, url: str) -> dict[str, str]:
