@@ -323,19 +323,19 @@ def take_pictures_of_tools(browser: Browser, names: list[str]) -> None:
         tool_uses.prepare(folder / "files")
         with served(folder) as address:
             page = opened(browser, address, 1280, "light")
-            page.set_viewport_size({"width": 1000, "height": 900})
             page.locator("#tab-tools-button").click()
             for tool in names or tool_uses.USES:
                 tool_uses.fill_in(page, tool, folder / "files", url)
                 card = page.locator(".tool-main .card")
                 card.get_by_role("button", name="Start", exact=True).click()
                 expect(card.locator(".tool-outcome p b").first).to_have_text(re.compile("finished|failed"), timeout=180_000)
-                for link in card.locator(".tool-picture").all():
-                    link.evaluate("e => e.decode()")
+                for painted in card.locator(".tool-picture").all():
+                    painted.evaluate("e => e.decode()")
+                card.locator(".advanced").evaluate("e => (e.open = false)")
                 picture = PICTURES / f"tool-{tool.replace('_', '-')}.png"
                 card.screenshot(path=picture)
                 with Image.open(picture) as taken:
-                    size = (taken.width, min(taken.height, 1000))
+                    size = (taken.width, min(taken.height, 1100))
                     taken.convert("RGB").crop((0, 0, *size)).quantize(32).save(picture, optimize=True)
 
 
