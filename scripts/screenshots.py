@@ -3,6 +3,7 @@
     python scripts/screenshots.py                 # trains a little, about two minutes on a CPU
     python scripts/screenshots.py --home FOLDER   # a folder filled by an earlier `--home FOLDER`, or to be filled and kept
     python scripts/screenshots.py --all FOLDER
+    python scripts/screenshots.py --tools         # only those of the tools, each used once: two minutes
 
 It needs Chromium (scripts/install_chromium.sh) and the extra "test".
 """
@@ -10,7 +11,9 @@ It needs Chromium (scripts/install_chromium.sh) and the extra "test".
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import demo_home
@@ -166,6 +170,52 @@ def dataset_alike(page: Page, folder: Path) -> None:
     loaded(page, ".alike-groups")
 
 
+def tools(page: Page, folder: Path) -> None:
+    """What there is, and the fields of one."""
+    del folder
+    page.locator("#tab-tools-button").click()
+    page.locator("[data-tool=merge_loras]").click()
+    page.locator(".tool-main .advanced > summary").click()
+
+
+def tools_wrong(page: Page, folder: Path) -> None:
+    """Mistakes at their fields."""
+    tools(page, folder)
+    card = page.locator(".tool-main .card")
+    card.get_by_label("output", exact=True).fill("/elsewhere/merged.safetensors")
+    card.get_by_role("button", name="See what it would do").click()
+    expect(card.locator(".mistake:visible").first).to_be_visible()
+
+
+def tools_done(page: Page, folder: Path) -> None:
+    """What came of one: a long report."""
+    page.locator("#tab-tools-button").click()
+    page.locator("[data-tool=inspect]").click()
+    card = page.locator(".tool-main .card")
+    lora = next((folder / "home" / "runs").glob("*/zibbo.safetensors"), None) or next(folder.rglob("*.safetensors"))
+    card.get_by_label("file", exact=True).fill(str(lora))
+    card.get_by_role("button", name="Start", exact=True).click()
+    expect(card.locator(".tool-outcome pre")).to_be_visible(timeout=180_000)
+
+
+def imported(page: Page, folder: Path) -> None:
+    """What became of a configuration of kohya_ss."""
+    file = folder / "from kohya.json"
+    file.write_text(KOHYA, encoding="utf-8")
+    page.locator(".tools input[type=file]").set_input_files(file)
+    expect(page.get_by_role("dialog", name="What became of it")).to_be_visible()
+
+
+KOHYA = json.dumps({
+    "LoRA_type": "Standard", "network_dim": 16, "network_alpha": 8, "learning_rate": 0.0001, "unet_lr": 0.0001,
+    "text_encoder_lr": 5e-05, "max_train_epochs": "10", "train_batch_size": 2, "max_resolution": "512,512",
+    "lr_scheduler": "cosine", "lr_warmup": 10, "optimizer": "AdamW8bit", "output_name": "cat", "xformers": "xformers",
+    "mem_eff_attn": False, "stop_text_encoder_training_pct": 0, "vae_batch_size": 0, "a_key_of_next_year": "what it says",
+    "pretrained_model_name_or_path": "runwayml/stable-diffusion-v1-5", "additional_parameters": "--masked_loss --not_known 5",
+})  # fmt: skip
+"""With keys of each kind: taken over, converted, without effect, not supported, not known."""
+
+
 def runs_empty(page: Page, folder: Path) -> None:
     """Before the first run; `folder` holds none."""
     del folder
@@ -176,7 +226,7 @@ def runs_empty(page: Page, folder: Path) -> None:
 View = Callable[[Page, Path], None]
 VIEWS: tuple[View, ...] = (
     new_run, new_run_empty, new_run_wrong, settings, settings_searched, presets, folders, runs, runs_failed, runs_waiting,
-    compare, dataset_empty, dataset, dataset_detail, dataset_preview, dataset_alike,
+    compare, dataset_empty, dataset, dataset_detail, dataset_preview, dataset_alike, tools, tools_wrong, tools_done, imported,
 )  # fmt: skip
 SHOWN: tuple[View, ...] = (new_run, settings_searched, runs, compare, dataset, dataset_detail)
 """The views whose pictures stand in docs/."""
@@ -260,13 +310,46 @@ def take_pictures(browser: Browser, address: str, folder: Path) -> None:
         page.context.close()
 
 
+def take_pictures_of_tools(browser: Browser, names: list[str]) -> None:
+    """The card of each tool as it looks when it has done what the tests have it do."""
+    sys.path[:0] = [str(PICTURES.parents[1] / "tests"), str(PICTURES.parents[1] / "tests" / "web")]
+    import tool_uses
+
+    with tempfile.TemporaryDirectory(prefix="limner-") as name, tool_uses.captioning_server() as url:
+        folder = Path(name)
+        for inside in ("home/locks", "files"):
+            (folder / inside).mkdir(parents=True)
+        os.environ |= {"LIMNER_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+        tool_uses.prepare(folder / "files")
+        with served(folder) as address:
+            page = opened(browser, address, 1280, "light")
+            page.locator("#tab-tools-button").click()
+            for tool in names or tool_uses.USES:
+                tool_uses.fill_in(page, tool, folder / "files", url)
+                card = page.locator(".tool-main .card")
+                card.get_by_role("button", name="Start", exact=True).click()
+                expect(card.locator(".tool-outcome p b").first).to_have_text(re.compile("finished|failed"), timeout=180_000)
+                for painted in card.locator(".tool-picture").all():
+                    painted.evaluate("e => e.decode()")
+                card.locator(".advanced").evaluate("e => (e.open = false)")
+                picture = PICTURES / f"tool-{tool.replace('_', '-')}.png"
+                card.screenshot(path=picture)
+                with Image.open(picture) as taken:
+                    size = (taken.width, min(taken.height, 1100))
+                    taken.convert("RGB").crop((0, 0, *size)).quantize(32).save(picture, optimize=True)
+
+
 def main() -> None:
     """See the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--home", type=Path, help="where its home and pictures are kept")
     parser.add_argument("--all", type=Path, dest="out", help="where to put one picture of everything")
-    parser.add_argument("views", nargs="*", help="with --all: only these views")
+    parser.add_argument("--tools", action="store_true", help="the pictures of the tools")
+    parser.add_argument("views", nargs="*", help="with --all: only these views; with --tools: only these tools")
     asked = parser.parse_args()
+    if asked.tools:
+        with chromium() as browser:
+            return take_pictures_of_tools(browser, asked.views)
     folder = asked.home or Path(tempfile.mkdtemp(prefix="limner-"))
     if not (folder / "home").exists():
         demo_home.fill(folder)

@@ -13,7 +13,8 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -23,10 +24,15 @@ from PIL import Image
 from route_table import routes_of
 from starlette.testclient import TestClient
 
-from limner import launch, runner, runs
+from limner import launch, runner, runs, tool_jobs
 from limner.config import files
+from limner.config.tools import Tools, the_section
+from limner.errors import UserError
+from limner.pocket import MODEL
 from limner.runs import Run, State
 from limner.settings import Settings
+from limner.tools import using
+from limner.tools.__main__ import as_json
 from limner.web import gate, places
 from limner.web.app import bare_app, make_app
 from limner.web.context import Context
@@ -79,6 +85,9 @@ def requests(pics: Path, run: str) -> dict[str, Asked]:
         "/api/dataset/remove": Asked({"view": view, "pictures": ["a.png"]}),
         "/api/dataset/undo": Asked({"view": view}),
         "/api/dataset/redo": Asked({"view": view}),
+        "/api/tools/look": Asked({"tool": "inspect", "values": {"inspect.file": str(pics / "a.safetensors")}}),
+        "/api/tools/start": Asked({"tool": "inspect", "values": {"inspect.file": str(pics / "a.safetensors")}}),
+        "/api/tools/stop": Asked({"job": "2026-01-01_000000_inspect"}),
         "/api/runs/{name}/{action}": Asked(where={"name": run, "action": "duplicate"}),
         "/api/queue": Asked({"order": [run]}),
         "/gradio_api/queue/join": Asked(event),
@@ -92,6 +101,7 @@ def requests(pics: Path, run: str) -> dict[str, Asked]:
 
 PATHS = {
     "data.path", "output.path", "sample.prompt_file", "memory.cache_path", "path", "pictures", "models", "output",
+    "inspect.file",
 }  # fmt: skip
 """What is a path, or names a picture in a folder: not one hostile value is taken for it."""
 
@@ -179,6 +189,8 @@ class World:
 @pytest.fixture
 def world(home: Path, tmp_path: Path, machine_file: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(runner, "ensure_runner", lambda: None)
+    monkeypatch.setattr(tool_jobs, "look", partial(_worked_here, True))
+    monkeypatch.setattr(tool_jobs, "start", partial(_worked_here, False))
     home.mkdir()
     shutil.copy(machine_file, home / "machine.json")
     root, outside = tmp_path / "root", tmp_path / "outside"
@@ -189,6 +201,7 @@ def world(home: Path, tmp_path: Path, machine_file: Path, monkeypatch: pytest.Mo
     (root / "pics" / "a.txt").write_text("a cat")
     (root / "pics" / "prompts.txt").write_text("a cat\n")
     (outside / "secret.txt").write_text(SECRET)
+    shutil.copy(next(MODEL.glob("unet/*.safetensors")), root / "pics" / "a.safetensors")
     (root / "links" / "out").symlink_to(outside)
     (root / "links" / "secret.png").symlink_to(outside / "secret.png")
     run = runs.create(files.build({}, {"output.name": "cat"}))
@@ -199,6 +212,28 @@ def world(home: Path, tmp_path: Path, machine_file: Path, monkeypatch: pytest.Mo
     )
     assert asking.get("/").status_code == 200  # gives the session's cookie
     return World(root, outside, asking, run)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a tool that was started leaves for its route."""
+
+    id: str
+
+
+def _worked_here(only_look: bool, asked: Tools) -> Any:
+    """What a tool's process does, in this one, where all that it opens is seen."""
+    name, section = tool_jobs.read(tool_jobs.text_of(asked))  # as it is handed to the process
+    assert section == the_section(asked)[1]
+    module = using.module_of(section)
+    try:
+        report = module.look(section) if only_look else module.run(section, lambda *_: None)
+    except UserError as error:
+        if not only_look:
+            assert error.findings
+            return Job(name)
+        return {"findings": [asdict(f) for f in error.findings]}
+    return as_json(report) if only_look else Job(name)
 
 
 # --- one text after another -------------------------------------------------------------------------------------------
@@ -264,7 +299,7 @@ def test_hostile_values_reach_nothing(world: World, route: str, tmp_path: Path) 
     asked = requests(world.root / "pics", world.run.id)[route]
     if not route.startswith("/gradio_api"):
         good = world.ask(route, asked)
-        assert good.status_code == 200 or route in ("/api/dataset/apply", "/api/presets/delete"), good.text
+        assert good.status_code == 200 or route in ("/api/dataset/apply", "/api/presets/delete", "/api/tools/stop"), good.text
     tried = 0
     for value in hostile(world.root, world.outside):
         for name, request in poisoned(asked, value):

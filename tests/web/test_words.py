@@ -50,7 +50,7 @@ def words_calls(file: Path) -> list[ast.expr]:
 def helps() -> set[str]:
     """The texts of the schema, and what presets are for. A new option or preset need not be translated to be shown."""
     sections: list[dict[str, Any]] = [*form_schema(words.Words()), *form_schema(words.Words(), Tools)]
-    said = {kind.title for _, _, kind in section_types(Tools) if issubclass(kind, ToolSection)}
+    said = {text for _, _, kind in section_types(Tools) if issubclass(kind, ToolSection) for text in (kind.title, kind.group)}
     said |= {text for s in sections for text in (s["help"], *(o.get("help", "") for o in s["options"]))}
     said |= {presets.about(file) for file in presets.SHIPPED.glob("*.toml")}
     return said - {""}

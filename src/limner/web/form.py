@@ -48,6 +48,7 @@ def _option(option: Option, words: Words) -> dict[str, Any]:
         "kohya": option.kohya,
         "inverted": option.inverted,
         "advanced": option.advanced,
+        "files": option.holds_files,
         "required": option.is_required,
         "when": option.when,
     }

@@ -23,6 +23,8 @@ from limner.web.context import Context
 
 _SHOWN = 20
 _TAIL = 3000
+_NAMED = 20
+"""So many written files does the page name."""
 _SAFE = {"X-Content-Type-Options": "nosniff"}
 
 Tool = Annotated[str, Body(max_length=100)]
@@ -43,7 +45,10 @@ def router(context: Context) -> APIRouter:
         """One use: its state, what it says, what it wrote."""
         run = _find(job)
         report = disk.read_json(run.path / tool_jobs.REPORT)
-        return {**_brief(run), "report": report if isinstance(report, dict) else {}, "log": run.tail(_TAIL)}
+        report = report if isinstance(report, dict) else {}
+        named = report.get("files", [])[:_NAMED]
+        fetchable = [places.leads_inside(path, context.roots) and Path(path).is_file() for path in named]
+        return {**_brief(run), "report": {**report, "fetchable": fetchable}, "log": run.tail(_TAIL)}
 
     @routes.get("/{job}/files/{number}")
     def file(job: Job, number: int) -> FileResponse:

@@ -14,9 +14,10 @@ NAME, TITLE = "tools", "Tools"
 
 def build(context: Context) -> None:
     """Put the tab's components into the page being built."""
-    titles = {name: context.words(kind.title) for name, _, kind in section_types(Tools) if issubclass(kind, ToolSection)}
+    kinds = {name: kind for name, _, kind in section_types(Tools) if issubclass(kind, ToolSection)}
     schema = form_schema(context.words, Tools)
     for section in schema:  # what all tools share comes last
-        section["title"] = titles[section["name"]]
+        kind = kinds[section["name"]]
+        section |= {"title": context.words(kind.title), "group": context.words(kind.group)}
         section["options"].sort(key=lambda option: option["path"].endswith(".overwrite"))
     panel("toolbox", schema=schema)

@@ -12,6 +12,8 @@ class ToolSection(Section):
 
     title: ClassVar[str]
     """Its name on the page."""
+    group: ClassVar[str]
+    """The heading that it stands under there."""
     done_by: ClassVar[str]
     """The module of `limner.tools` that does it: see `limner.tools.tool`."""
 

@@ -17,6 +17,8 @@ class Captioning(ToolSection):
     """What all of them share. A caption file lies beside its picture and has its name. No caption that is there is
     overwritten unless `existing` says so; the Dataset tab's Undo takes everything back."""
 
+    group: ClassVar[str] = "Captions"
+
     path: FilePath = option(kohya="train_data_dir")
     """The folder of pictures."""
 
@@ -46,7 +48,7 @@ class Tag(Captioning):
     title: ClassVar[str] = "Tag pictures (WD14)"
     done_by: ClassVar[str] = "tagging"
 
-    model: Line = option("SmilingWolf/wd-swinv2-tagger-v3", kohya="repo_id")
+    model: Line = option("SmilingWolf/wd-swinv2-tagger-v3", kohya="repo_id", files=True)
     """A folder that holds model.onnx and selected_tags.csv, an .onnx file, or a name on the Hugging Face Hub."""
 
     tags_file: FilePath | None = option(None, advanced=True)
@@ -95,7 +97,7 @@ class Caption(Captioning):
     title: ClassVar[str] = "Caption pictures"
     done_by: ClassVar[str] = "captioning"
 
-    model: Line = option("Salesforce/blip-image-captioning-large", kohya="model_id")
+    model: Line = option("Salesforce/blip-image-captioning-large", kohya="model_id", files=True)
     """The folder of a model as transformers writes it, or a name on the Hugging Face Hub."""
 
     prompt: Text = option("")

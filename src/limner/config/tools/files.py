@@ -15,6 +15,7 @@ class Inspect(ToolSection):
     Writes nothing."""
 
     title: ClassVar[str] = "Inspect a file"
+    group: ClassVar[str] = "Files"
     done_by: ClassVar[str] = "inspect"
 
     file: FilePath = option(kohya="lora_model")
@@ -35,6 +36,7 @@ class Convert(Writing):
     .safetensors, or one part alone. The source stays as it is."""
 
     title: ClassVar[str] = "Convert"
+    group: ClassVar[str] = "Files"
     done_by: ClassVar[str] = "convert"
 
     file: FilePath = option(kohya="source_model_input")
@@ -88,6 +90,7 @@ class Metadata(Writing):
     """Show or change what a safetensors file says about itself. Its tensors are copied byte by byte, so their hash stays."""
 
     title: ClassVar[str] = "Edit metadata"
+    group: ClassVar[str] = "Files"
     done_by: ClassVar[str] = "metadata"
 
     file: FilePath = option()

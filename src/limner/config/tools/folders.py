@@ -15,6 +15,7 @@ class GroupPictures(ToolSection):
     the same without moving a file."""
 
     title: ClassVar[str] = "Group pictures by shape"
+    group: ClassVar[str] = "Folders of pictures"
     done_by: ClassVar[str] = "group_pictures"
 
     folder: FilePath = option(kohya="input_folder")
@@ -49,6 +50,7 @@ class Balance(Writing):
     Folders "0_name" and those without pictures are left alone."""
 
     title: ClassVar[str] = "Balance repeats"
+    group: ClassVar[str] = "Folders of pictures"
     done_by: ClassVar[str] = "balance"
 
     folder: FilePath = option(kohya="select_dataset_folder_input")
@@ -67,6 +69,7 @@ class ToKohyaFolders(ToolSection):
     there already stays."""
 
     title: ClassVar[str] = "Make kohya's folders"
+    group: ClassVar[str] = "Folders of pictures"
     done_by: ClassVar[str] = "to_kohya_folders"
 
     pictures: FilePath = option(kohya="util_training_images_dir_input")
@@ -100,6 +103,7 @@ class FromKohyaFolders(ToolSection):
     """Make a plain folder of kohya's folders, and say what the options are that their names stood for."""
 
     title: ClassVar[str] = "Make a plain folder of kohya's"
+    group: ClassVar[str] = "Folders of pictures"
     done_by: ClassVar[str] = "from_kohya_folders"
 
     folder: FilePath = option()
@@ -117,6 +121,7 @@ class Unpack(ToolSection):
     """Make a folder of pictures and caption files of a .tar or .parquet file, or of a folder of these."""
 
     title: ClassVar[str] = "Unpack an archive"
+    group: ClassVar[str] = "Folders of pictures"
     done_by: ClassVar[str] = "unpack"
 
     source: FilePath = option()
@@ -135,6 +140,7 @@ class UndoFolders(ToolSection):
     named."""
 
     title: ClassVar[str] = "Undo a change of folders"
+    group: ClassVar[str] = "Folders of pictures"
     done_by: ClassVar[str] = "undo_folders"
 
     folder: FilePath = option()

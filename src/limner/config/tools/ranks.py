@@ -16,6 +16,7 @@ class Extract(Writing):
     """Make a LoRA from two models: what was learnt on the way from the base to the tuned one, as far as its rank reaches."""
 
     title: ClassVar = "Extract a LoRA"
+    group: ClassVar[str] = "LoRAs"
     done_by: ClassVar = "extract"
 
     base: Text = option(files=True, kohya="model_org")
@@ -69,6 +70,7 @@ class Resize(Writing):
     """Make a LoRA smaller: give its layers fewer ranks, and lose as little as possible of what it does."""
 
     title: ClassVar = "Resize a LoRA"
+    group: ClassVar[str] = "LoRAs"
     done_by: ClassVar = "resize"
 
     lora: FilePath = option(kohya="model")

@@ -7,6 +7,7 @@ import { problemWords, smallPicture } from "./dataset_parts.js";
 import { chooseFolder } from "./folders.js";
 
 const PAGE = 100;
+const CAPTIONERS = ["tag", "caption", "caption_by_server"];
 const KEPT = "limner.dataset"; // where this browser keeps which folder it looked at
 
 export function mount({ element }) {
@@ -144,6 +145,7 @@ export function mount({ element }) {
   const undo = h("button", { type: "button", onclick: () => turnBack("undo") }, t("Undo"));
   const redo = h("button", { type: "button", onclick: () => turnBack("redo") }, t("Redo"));
   const train = h("button", { type: "button", class: "primary", onclick: () => go("new-run", { set: { "data.path": state.view["data.path"] } }) }, t("Train on this folder"));
+  const caption = h("button", { type: "button", onclick: () => go("tools", { tool: "tag", values: Object.fromEntries(CAPTIONERS.map((name) => [`${name}.path`, state.view["data.path"]])) }) }, t("Caption …"));
   const pick = async () => {
     const path = await chooseFolder({ start: state.view["data.path"] });
     if (path) open(path);
@@ -159,7 +161,7 @@ export function mount({ element }) {
   const resolution = option("data.resolution", t("Resolution (px)"), { type: "text", inputmode: "numeric", size: 6 });
   const step = option("data.bucket_step_px", t("Bucket step (px)"), { type: "text", inputmode: "numeric", size: 6 });
   const top = h("div", { class: "dataset-top" },
-    h("div", { class: "dataset-where" }, h("button", { type: "button", onclick: pick }, t("Choose a folder")), pathText, train),
+    h("div", { class: "dataset-where" }, h("button", { type: "button", onclick: pick }, t("Choose a folder")), pathText, caption, train),
     h("div", { class: "dataset-options" },
       resolution, step,
       option("data.trigger", t("Trigger"), { type: "text", size: 12 }),

@@ -15,7 +15,15 @@ const kinds = () => {
     tidy: [t("Tidy tags (no doubles)"), { sort: [t("Sort them"), "tick"], separator }],
   };
 };
-export const kindWords = (kind) => ({ ...kinds(), "put-away": [t("Put away")] })[kind]?.[0] ?? kind;
+// What an entry of the journal was: an edit made here, or the work of a tool.
+export const kindWords = (kind) => {
+  const others = {
+    "put-away": t("Put away"), tag: t("Tags by a tagger"), caption: t("Captions by a model"), caption_by_server: t("Captions by a server"),
+    "group pictures": t("Group pictures by shape"), balance: t("Balance repeats"),
+    "to kohya's folders": t("Make kohya's folders"), "from kohya's folders": t("Make a plain folder of kohya's"),
+  };
+  return others[kind] ?? kinds()[kind]?.[0] ?? kind;
+};
 
 // {element, enable(number of chosen pictures)}. `choice()` says which pictures; `written(answer, said)` is told what was done.
 export function editBar({ choice, written, putAway }) {

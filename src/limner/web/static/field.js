@@ -16,7 +16,7 @@ export function drawField(option, store) {
   const spoken = option.path.slice(option.section.length + 1).replaceAll("_", " ");
   const name = option.unit && spoken.endsWith(` ${option.unit}`) ? spoken.slice(0, -option.unit.length - 1) : spoken;
   const label = h("label", { for: id }, name, option.unit && h("span", { class: "soft" }, ` (${option.unit})`));
-  const place = option.input === "path" && h("button", { type: "button", onclick: () => browse(option, store) }, t("Browse"));
+  const place = (option.input === "path" || option.files) && h("button", { type: "button", onclick: () => browse(option, store) }, t("Browse"));
   const box = h(
     "div",
     { class: `field ${option.input}`, "data-path": option.path },
@@ -58,8 +58,11 @@ function facts(option) {
 }
 
 async function browse(option, store) {
-  const chosen = await chooseFolder({ start: store.values()[option.path] ?? "", files: true });
-  if (chosen !== null) store.set(option.path, chosen);
+  const typed = store.values()[option.path] ?? "";
+  const chosen = await chooseFolder({ start: option.input !== "list" && /[/\\]/.test(typed) ? typed : "", files: true });
+  if (chosen === null) return;
+  const given = option.input === "list" && (texts(store.values()[option.path] ?? option.default ?? "[]") ?? []);
+  store.set(option.path, given ? JSON.stringify([...given, chosen]) : chosen);
 }
 
 // --- inputs: `element`, and `show(text)` that puts a text (undefined: not given) into it, unless it stands there already ---
@@ -101,7 +104,7 @@ function drawText(option, id, change) {
 
 function drawList(option, id, change) {
   const element = h("textarea", { id, rows: "2", spellcheck: "false", oninput: () => change(fromLines(element.value)) });
-  element.placeholder = toLines(option.default).replaceAll("\n", "  ") || t("one a line");
+  element.placeholder = toLines(option.default ?? "[]").replaceAll("\n", "  ") || (option.required ? t("needed, one a line") : t("one a line"));
   return { element, show: (text) => fromLines(element.value) === (text ?? option.default) || put(element, toLines(text ?? "[]")) };
 }
 

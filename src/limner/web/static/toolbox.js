@@ -8,22 +8,30 @@ import { duration, isLive, statusWord, when } from "./run_words.js";
 export function mount({ element, props }) {
   const sections = new Map(props.schema.map((section) => [section.name, section]));
   const benches = new Map();
-  const list = h("ul", { class: "tool-list" });
+  const list = h("div", { class: "tool-list" });
   const used = h("ul", { class: "history" });
   const usedBox = h("section", { hidden: true }, h("h2", {}, t("Used lately")), used);
   const main = h("div", { class: "tool-main" });
   let chosen = null;
 
+  const benchOf = (name) => {
+    if (!benches.has(name)) benches.set(name, bench(sections.get(name), look));
+    return benches.get(name);
+  };
   const choose = (name) => {
     chosen = name;
-    if (!benches.has(name)) benches.set(name, bench(sections.get(name), look));
-    main.replaceChildren(benches.get(name).element);
+    main.replaceChildren(benchOf(name).element);
     drawList();
   };
+  const groups = [...new Set(props.schema.map((section) => section.group))];
+  // where the list stands above, what was chosen would be out of sight
+  const bringIntoSight = () => matchMedia("(max-width: 800px)").matches && main.scrollIntoView();
   const drawList = () =>
-    list.replaceChildren(...props.schema.map((section) =>
+    list.replaceChildren(...groups.map((group) =>
+      h("section", {}, h("h3", {}, group), h("ul", {}, props.schema.filter((section) => section.group === group).map(row)))));
+  const row = (section) =>
       h("li", { class: section.name === chosen ? "chosen" : "" },
-        h("button", { type: "button", "data-tool": section.name, "aria-current": section.name === chosen ? "true" : null, onclick: () => choose(section.name) }, section.title))));
+        h("button", { type: "button", "data-tool": section.name, "aria-current": section.name === chosen ? "true" : null, onclick: () => (choose(section.name), bringIntoSight()) }, section.title));
 
   async function look() {
     const all = await get("api/tools").catch((refused) => (sayRefused(refused), []));
@@ -34,17 +42,17 @@ export function mount({ element, props }) {
   }
 
   const usedRow = (job) =>
-    h("li", {}, h("button", { type: "button", "data-focus": "job", onclick: () => (choose(job.tool), benches.get(job.tool).show(job.id)) },
+    h("li", {}, h("button", { type: "button", "data-focus": "job", onclick: () => (choose(job.tool), benches.get(job.tool).show(job.id), bringIntoSight()) },
       h("b", {}, job.title), h("span", { class: "soft" }, ` ${statusWord(job.status)} · ${when(job.began)}`)));
 
   element.querySelector(".panel").append(
     h("div", { class: "toolbox" }, h("nav", { class: "tool-nav", "aria-label": t("Tools") }, list, usedBox), main));
   choose(props.schema[0].name);
-  // go("tools", {tool, values}) opens a tool with some of its options set
+  // go("tools", {tool, values}) opens a tool, with some options set: its own, and those of others that may be chosen next
   arriving("tools", ({ tool, values }) => {
     if (!sections.has(tool)) return;
     choose(tool);
-    benches.get(tool).fill(values ?? {});
+    for (const [path, text] of Object.entries(values ?? {})) benchOf(path.split(".")[0]).fill({ [path]: text });
   });
   watchWhileSeen(element, look, 1000);
 }
@@ -166,11 +174,12 @@ function reported(report, job) {
   const out = [];
   if (report.remarks?.length) out.push(h("ul", { class: "findings" }, report.remarks.map(remark)));
   const address = (i) => url(`api/tools/${encodeURIComponent(job)}/files/${i}`);
-  const pictures = (report.files ?? []).map((path, i) => [path, i]).filter(([path]) => job && path.endsWith(".png"));
+  const isThere = (i) => job && report.fetchable?.[i]; // a folder is not, nor what was moved since
+  const pictures = (report.files ?? []).map((path, i) => [path, i]).filter(([path, i]) => isThere(i) && path.endsWith(".preview.png"));
   out.push(...pictures.map(([path, i]) => h("img", { class: "tool-picture", src: address(i), alt: path.split(/[/\\]/).pop() })));
   if (report.files?.length) {
     const shown = report.files.slice(0, 20);
-    out.push(h("ul", { class: "tool-files" }, shown.map((path, i) => h("li", {}, job ? h("a", { href: address(i), download: "" }, path) : [t("write"), " ", h("code", {}, path)]))));
+    out.push(h("p", {}, h("b", {}, job ? t("Written:") : t("To be written:"))), h("ul", { class: "tool-files" }, shown.map((path, i) => h("li", {}, isThere(i) ? h("a", { href: address(i), download: "" }, path) : h("code", {}, path)))));
     if (report.files.length > shown.length) out.push(h("p", { class: "soft" }, fill(t("and {n} more"), { n: report.files.length - shown.length })));
   }
   if (report.lines?.length) out.push(h("pre", { tabindex: "0" }, report.lines.join("\n")));
