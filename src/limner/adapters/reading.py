@@ -131,7 +131,7 @@ def _fault(target: Target, tensors: Mapping[str, Tensor]) -> str | None:
         made = layer.delta().shape
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ZeroDivisionError):
         made = None
-    if made != torch.Size(sizes.weight):
+    if made != torch.Size(sizes.weight) or not all(t.numel() for t in tensors.values()):
         shapes = ", ".join(f"{k} {tuple(t.shape)}" for k, t in sorted(tensors.items()) if k in kind.names)
         return f"{shapes} makes no change of a weight {sizes.weight}"
     return None

@@ -46,7 +46,7 @@ class Tag(Captioning):
     title: ClassVar[str] = "Tag pictures (WD14)"
     done_by: ClassVar[str] = "tagging"
 
-    model: Line = option("SmilingWolf/wd-swinv2-tagger-v3", kohya="repo_id")
+    model: Line = option("SmilingWolf/wd-swinv2-tagger-v3", files=True, kohya="repo_id")
     """A folder that holds model.onnx and selected_tags.csv, an .onnx file, or a name on the Hugging Face Hub."""
 
     tags_file: FilePath | None = option(None, advanced=True)
@@ -95,7 +95,7 @@ class Caption(Captioning):
     title: ClassVar[str] = "Caption pictures"
     done_by: ClassVar[str] = "captioning"
 
-    model: Line = option("Salesforce/blip-image-captioning-large", kohya="model_id")
+    model: Line = option("Salesforce/blip-image-captioning-large", files=True, kohya="model_id")
     """The folder of a model as transformers writes it, or a name on the Hugging Face Hub."""
 
     prompt: Text = option("")

@@ -39,7 +39,7 @@ class MergeLoras(Writing):
     """What the layers are called in the file: as kohya's trainer has it, which ComfyUI, A1111 and diffusers read, or as
     diffusers and PEFT do themselves."""
 
-    base: Text = option("")
+    base: Text = option("", files=True)
     """The base model: a diffusers folder, a .safetensors or .ckpt file, a Hugging Face id that is on this machine, or "pocket".
     Needed for a preview, and for LoRAs of models that differ from the usual ones of their family in their layers, as Stable
     Diffusion 3.5 large does."""
@@ -59,7 +59,7 @@ class MergeModel(Writing):
     title: ClassVar[str] = "Merge LoRAs into a model"
     done_by: ClassVar[str] = "merge_model"
 
-    base: Text = option()
+    base: Text = option(files=True)
     """The model: a diffusers folder, a .safetensors or .ckpt file, a Hugging Face id that is on this machine, or "pocket"."""
 
     loras: Texts = option(files=True)
