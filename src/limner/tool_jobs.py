@@ -24,6 +24,8 @@ from limner.runs import LIVE, Run
 
 REPORT = "report.json"
 _KEPT = 50
+_CARDS = {"rocm": "cuda", "directml": "cuda", "coreml": "mps"}
+"""onnxruntime's words for a card -> that of PyTorch, by which runs are known."""
 _LOOK_SECONDS = 120
 
 
@@ -47,9 +49,8 @@ def start(tools: Tools) -> Run:
 
 def device_of(section: ToolSection) -> str | None:
     """The graphics card that it wants to itself: cuda or mps. None for one that works on the processor."""
-    if "device" not in type(section).model_fields:
-        return None
-    kind = getattr(section, "device", None) or machine.describe(runs.home()).best().kind
+    asked = getattr(section, "device", "auto" if getattr(section, "preview_prompt", "") else "cpu").partition(":")[0]
+    kind = machine.describe(runs.home()).best().kind if asked == "auto" else _CARDS.get(asked, asked)
     return None if kind == "cpu" else kind
 
 
@@ -59,16 +60,19 @@ def require_free(section: ToolSection) -> None:
     run = runner.live_runs().get(device) if device else None
     if run is not None:
         said = f"{run.id} is being trained on {device}."
-        raise wrong("tool", said, 'Wait for it, stop it, or set device = "cpu".')
+        raise wrong("tool", said, f"Wait for it, stop it, or {without_card(section)}.")
+
+
+def without_card(section: ToolSection) -> str:
+    """What makes a tool do without the graphics card."""
+    return 'set device = "cpu"' if "device" in type(section).model_fields else "leave preview_prompt empty"
 
 
 def look(tools: Tools) -> dict[str, Any]:
     """What it would do, as the tool's `look` says: files, lines and remarks, or the findings that forbid it."""
     words = [sys.executable, "-m", "limner.tools", "--look"]
     try:
-        done = subprocess.run(
-            words, input=text_of(tools), capture_output=True, encoding="utf-8", timeout=_LOOK_SECONDS, check=False
-        )
+        done = subprocess.run(words, input=text_of(tools).encode(), capture_output=True, timeout=_LOOK_SECONDS, check=False)
         said = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
         raise wrong("tool", f"did not answer within {_LOOK_SECONDS} seconds.", "Start it without looking first.") from None

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from limner import disk, jobs, runs, tool_jobs
+from limner import disk, jobs, machine, runs, tool_jobs
+from limner.config.fields import paths
 from limner.config.files import build_as
 from limner.config.tools import Tools
 from limner.errors import UserError
@@ -111,3 +112,46 @@ def test_only_the_newest_are_kept(home: Path):
 def test_a_damaged_file_is_said(text: str):
     with pytest.raises(UserError):
         tool_jobs.read(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "device"),
+    [
+        ("caption", {"device": "cuda:1"}, "cuda"),
+        ("caption", {"device": "cpu"}, None),
+        ("tag", {"device": "rocm"}, "cuda"),
+        ("tag", {"device": "coreml"}, "mps"),
+        ("merge_loras", {"preview_prompt": ""}, None),
+    ],
+)
+def test_the_card_is_known_by_one_name(name: str, options: dict[str, str], device: str | None, home: Path):
+    needed = {"loras": ["a"], "output": "b.safetensors"} if name == "merge_loras" else {"path": "p"}
+    assert tool_jobs.device_of(getattr(build_as(Tools, {name: needed | options}, {}), name)) == device
+
+
+def test_a_preview_and_auto_want_the_best_device(home: Path):
+    best = machine.describe(runs.home()).best().kind
+    wanted = None if best == "cpu" else best
+    merge = {"base": "pocket", "loras": ["a"], "output": "b", "preview_prompt": "a cat"}
+    assert tool_jobs.device_of(build_as(Tools, {"merge_model": merge}, {}).merge_model) == wanted  # type: ignore[arg-type]
+    assert tool_jobs.device_of(build_as(Tools, {"tag": {"path": "p"}}, {}).tag) == wanted  # type: ignore[arg-type]
+
+
+def test_names_survive_a_system_of_another_alphabet(home: Path, lora: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    moved = lora.rename(lora.with_name("猫.safetensors"))
+    assert "findings" not in tool_jobs.look(resize(moved))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("merge_model", {"base": "/etc/x", "loras": ["/a"], "output": "/b"}),
+        ("merge_loras", {"base": "/etc/x", "loras": ["/a"], "output": "/b"}),
+        ("tag", {"model": "/etc/x", "path": "/p"}),
+        ("caption", {"model": "/etc/../etc/x", "path": "/p"}),
+    ],
+)
+def test_a_text_that_can_be_a_path_is_one_of_those_that_the_page_checks(name: str, options: dict[str, object]):
+    named = [str(path) for _, path in paths(build_as(Tools, {name: options}, {}))]
+    assert str(options.get("base") or options.get("model")) in named

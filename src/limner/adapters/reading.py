@@ -118,6 +118,8 @@ def _fault(target: Target, tensors: Mapping[str, Tensor]) -> str | None:
         return f"its tensors ({', '.join(sorted(tensors))}) are of no kind that Limner knows"
     if strange := tensors.keys() - {*kind.names, "alpha", "on_input"}:
         return f"{', '.join(sorted(strange))} is more than Limner knows"
+    if whole := [name for name in kind.names if name in tensors and not tensors[name].is_floating_point()]:
+        return f"{whole[0]} holds whole numbers"
     sizes = Sizes.of(target.module)  # type: ignore[arg-type]
     if "dora_scale" in tensors and tensors["dora_scale"].shape[:2] != (1, sizes.inputs):
         return "its magnitudes go by outputs, and only those by inputs mean the same everywhere"
@@ -127,9 +129,9 @@ def _fault(target: Target, tensors: Mapping[str, Tensor]) -> str | None:
     try:
         layer = kind(base, {k: v.to("meta").float() if k in kind.names else v for k, v in tensors.items()}, None, "meta")
         made = layer.delta().shape
-    except (RuntimeError, ValueError, AttributeError, KeyError, ZeroDivisionError):
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ZeroDivisionError):
         made = None
-    if made != torch.Size(sizes.weight):
+    if made != torch.Size(sizes.weight) or not all(t.numel() for t in tensors.values()):
         shapes = ", ".join(f"{k} {tuple(t.shape)}" for k, t in sorted(tensors.items()) if k in kind.names)
         return f"{shapes} makes no change of a weight {sizes.weight}"
     return None

@@ -19,12 +19,12 @@ from limner.config import Config
 from limner.engine.average import Average
 from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizer_state import pack, unpack
-from limner.engine.runtime import DTYPES
 from limner.errors import wrong
 from limner.formats.embedding_file import file_name
 from limner.formats.header import read_header
 from limner.formats.metadata import TRIGGER, adapter_metadata, add_hashes, model_spec
 from limner.models.family import Family
+from limner.models.weights import PRECISIONS
 
 _KEPT_STATES = 2
 
@@ -55,7 +55,7 @@ def save_checkpoint(config: Config, family: Family, adapter: Adapter, folder: Pa
 
 def _save_main(config: Config, family: Family, adapter: Adapter, target: Path, facts: dict[str, Any]) -> Path:
     """Write the whole model, the adapter, or the embedding where it is all that is learnt; returns the file or folder."""
-    dtype = DTYPES[config.output.dtype]
+    dtype = PRECISIONS[config.output.dtype]
     if config.adapter.trains_base and config.output.layout == "diffusers":
         disk.write_folder(target, lambda temporary: family.save(temporary, dtype))
         return target
@@ -71,7 +71,7 @@ def _save_main(config: Config, family: Family, adapter: Adapter, target: Path, f
 
 def write_adapter(path: Path, state: dict[str, Tensor], config: Config, facts: dict[str, Any]) -> None:
     """A LoRA file with its metadata."""
-    dtype = DTYPES[config.output.dtype]
+    dtype = PRECISIONS[config.output.dtype]
     # alpha stays in float32: it is the scale of everything, and may not fit into fp16
     dtypes = {
         k: torch.float32 if k.endswith(".alpha") else dtype if v.is_floating_point() else v.dtype for k, v in state.items()
@@ -86,7 +86,7 @@ def write_adapter(path: Path, state: dict[str, Tensor], config: Config, facts: d
 
 def write_embedding(path: Path, state: dict[str, Tensor], config: Config, facts: dict[str, Any]) -> None:
     """An embedding file with its metadata; kohya writes no keys of its own into one."""
-    tensors = {k: v.cpu().to(DTYPES[config.output.dtype]).contiguous() for k, v in state.items()}
+    tensors = {k: v.cpu().to(PRECISIONS[config.output.dtype]).contiguous() for k, v in state.items()}
     spec = model_spec(config, facts, suffix="/textual-inversion") | {TRIGGER: str(config.embedding.token)}
     with disk.replacing(path) as temporary:
         save_file(tensors, temporary, spec)

@@ -26,7 +26,7 @@ from limner.engine import loading, paint, starting
 from limner.engine.classes import paint_class_pictures
 from limner.engine.journal import Journal
 from limner.engine.live import prompts_of
-from limner.engine.runtime import DTYPES, Runtime
+from limner.engine.runtime import Runtime
 from limner.engine.samples import Progress, Samples
 from limner.engine.train import Training
 from limner.engine.validation import validation_samples
@@ -37,6 +37,7 @@ from limner.formats.metadata import tag_frequency
 from limner.formats.suited import require_suited, unsuited
 from limner.models import family as families
 from limner.models.family import Family, Keep
+from limner.models.weights import PRECISIONS
 from limner.runs import Phase, Run
 
 
@@ -66,7 +67,7 @@ def find_base(config: Config) -> Base:
 def keep_of(config: Config) -> Keep:
     """How the parts are kept in memory."""
     memory = config.memory
-    return Keep(memory.quantize, memory.swap_blocks, memory.checkpoint_every, DTYPES[memory.vae_dtype], memory.vae_tiling)
+    return Keep(memory.quantize, memory.swap_blocks, memory.checkpoint_every, PRECISIONS[memory.vae_dtype], memory.vae_tiling)
 
 
 def fetch(name: str, revision: str | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from limner.models.weights import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Runtime:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of frozen weights."""
-        return DTYPES[self.precision]
+        return PRECISIONS[self.precision]
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Arithmetic in the chosen precision around weights kept in float32."""

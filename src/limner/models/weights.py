@@ -25,6 +25,9 @@ DTYPES = {
 }  # fmt: skip
 """What files call the kinds of numbers."""
 
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""What options call those that weights are computed and written in."""
+
 _OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
 

@@ -113,4 +113,4 @@ def as_json(report: Report) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(look(sys.stdin.read()) if sys.argv[1:] == ["--look"] else work(Run(Path(sys.argv[1]).absolute())))
+    sys.exit(look(sys.stdin.buffer.read().decode()) if sys.argv[1:] == ["--look"] else work(Run(Path(sys.argv[1]).absolute())))

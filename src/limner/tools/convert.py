@@ -71,13 +71,12 @@ def run(section: Convert, progress: Progress) -> Report:
 
 def _planned(section: Convert) -> tuple[Plan, Precision, Report, int]:
     """What a model becomes; its numbers; what is said of it; how many bytes it will have. Raises UserError."""
-    import torch
-
     from limner.formats.streamed import num_bytes
+    from limner.models.weights import PRECISIONS
     from limner.tools.convert_model import plan
     from limner.tools.pieces import Precision
 
-    precision = Precision({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}.get(section.dtype))
+    precision = Precision(PRECISIONS.get(section.dtype))
     planned = plan(section)
     _check_target(section, planned.beside is not None)
     size = sum(num_bytes(i) for file in planned.tensors for i in planned.infos(file, precision).values())
@@ -98,8 +97,8 @@ def _is_lora(file: Path) -> bool:
 def _check_names(section: Convert) -> None:
     if not section.file.exists():
         raise wrong("convert.file", f"{section.file} does not exist.", "Give the path of a model or a LoRA.")
-    inside = section.output.absolute().is_relative_to(section.file.absolute())
-    if inside or section.file.absolute().is_relative_to(section.output.absolute()):
+    source, target = section.file.resolve(), section.output.resolve()
+    if target.is_relative_to(source) or source.is_relative_to(target):
         raise wrong("convert.output", "the source would be written over or into.", "Choose another name.")
 
 

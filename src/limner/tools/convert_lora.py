@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from limner import disk
 from limner.adapters.peft_names import to_diffusers
 from limner.adapters.stacks import apart, by_layer, joined, layer_name, parted
 from limner.config.tools.files import Convert
@@ -20,16 +18,16 @@ from limner.errors import Finding, UserError, printable, wrong
 from limner.formats.header import Header
 from limner.formats.known import FAMILIES
 from limner.formats.lora_names import layer_and_tensor
-from limner.formats.metadata import add_hashes
 from limner.formats.single import header_of
 from limner.models.family import Target
-from limner.models.weights import Weights
+from limner.models.weights import PRECISIONS, Weights
 from limner.tools.lora_model import model_of, under_our_names
-from limner.tools.tool import Progress, Report, refuse_existing
+from limner.tools.lora_output import write
+from limner.tools.pieces import overflows
+from limner.tools.tool import Progress, Report, refuse_output
 
 PEFT = "lora_adapter_metadata"
 """diffusers' key for what PEFT's LoraConfig says of each part."""
-_WANTED = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _LORA = {"lora_down.weight", "lora_up.weight", "alpha"}
 
 
@@ -61,30 +59,23 @@ def run(section: Convert, progress: Progress) -> Report:
     if (layout := _layout(section, header)) != "same":
         family = model_of(header, section.family, section.config, "convert")
         state, metadata = _renamed(section, state, metadata, layout, family.adapter_targets(convolutions=True))
-    dtype = _WANTED.get(section.dtype) or kinds.most_common(1)[0][0]
+    dtype = PRECISIONS.get(section.dtype) or kinds.most_common(1)[0][0]
     written, overflowed = dict[str, Tensor](), 0
     for name, tensor in state.items():
         is_number = tensor.is_floating_point() and not name.endswith(".alpha")  # alpha is the scale of everything
         keeps = section.dtype == "keep" and layout == "same"
         written[name] = (tensor.to(dtype) if is_number and not keeps else tensor).contiguous().clone()
-        overflowed += bool((written[name].isinf() & ~tensor.isinf()).any()) if is_number else 0
+        overflowed += is_number and overflows(tensor, written[name])
     progress(len(written), len(written), "Writing")
-    with disk.replacing(section.output) as temporary:
-        save_file(written, temporary, metadata or None)
-        if layout != "diffusers":
-            save_file(written, temporary, metadata | add_hashes(temporary))
+    write(section.output, written, metadata, "convert.output", hashed=layout != "diffusers")
     said = f"numbers of {overflowed} tensors are too large for fp16 and became infinite."
     return Report(report.files, report.lines, [Finding("convert.dtype", said, 'Use "bf16".', "warning")] if overflowed else [])
 
 
 def _check(section: Convert) -> None:
-    if section.output.suffix.lower() != ".safetensors":
-        raise wrong("convert.output", f"{section.output.name} does not end in .safetensors.", "Give it that ending.")
-    if section.output.is_dir():
-        raise wrong("convert.output", f"{section.output} is a folder.", "Choose another name.")
     if section.part != "all":
         raise wrong("convert.part", "a LoRA has no parts that are converted alone.", "Remove it.")
-    refuse_existing([section.output], section.overwrite, "convert.output")
+    refuse_output(section.output, [section.file], section.overwrite, "convert.output")
 
 
 def _has_paths(header: Header) -> bool:
@@ -150,8 +141,13 @@ def _renamed(
 def _complete(layers: dict[str, dict[str, Tensor]], noted: Mapping[str, Any], names: Mapping[str, Target]) -> None:
     """Give layers without an alpha the one that is noted, or else their rank."""
     for name, tensors in layers.items():
-        if "lora_down.weight" in tensors and "alpha" not in tensors:
-            rank = len(tensors["lora_down.weight"])
+        down, up, alpha = (tensors.get(key) for key in ("lora_down.weight", "lora_up.weight", "alpha"))
+        is_product = down is None or up is None or (down.ndim > 1 < up.ndim and len(down) == up.shape[1] > 0)
+        if not is_product or (alpha is not None and alpha.numel() != 1):
+            said = f"the tensors of {printable(name, 80)} do not make a product."
+            raise wrong("convert.file", said, "Download or copy it again.")
+        if down is not None and alpha is None:
+            rank = len(down)
             tensors["alpha"] = torch.tensor(_noted(noted, names[name], rank) if name in names else float(rank))
 
 

@@ -15,21 +15,20 @@ from limner.config.tools.ranks import Extract
 from limner.errors import Finding, wrong
 from limner.formats.known import FAMILIES
 from limner.formats.metadata import ARCHITECTURES, BASE_VERSIONS
+from limner.tools.lora_output import write
 from limner.tools.low_rank import shaped
 from limner.tools.model_layers import ModelLayers, find
 from limner.tools.ranked_file import (
     Line,
     check_device,
-    check_output,
     described,
     in_dtype,
     network_keys,
     report_lines,
     rule_words,
-    write,
 )
 from limner.tools.ranks import check_value, clamped, cut_matrix, is_rough, squares_of
-from limner.tools.tool import Progress, Report, refuse_existing
+from limner.tools.tool import Progress, Report, refuse_output
 
 _TOOL = "extract"
 
@@ -87,8 +86,8 @@ def run(section: Extract, progress: Progress) -> Report:
     own = {name for name in names if job.base.layers[name][0].part == "denoiser"}
     beside = _beside(job, section, sum(line.cut.squares for line in lines if line.name in own), progress)
     progress(len(names), len(names), "writing")
-    kohya, others = _metadata(section, job, rule_words(section, section.conv_rank))
-    write(section.output, tensors, kohya, others, "extract.output")
+    metadata = _metadata(section, job, rule_words(section, section.conv_rank))
+    write(section.output, tensors, metadata, "extract.output")
     said = [f"{same} layers are the same in both models and left out."] if same else []
     return Report([section.output], [*report_lines(lines, section.verbose), *said, *beside], remarks)
 
@@ -97,9 +96,9 @@ def _job(section: Extract) -> _Job:
     """Both models, opened and compared by their names and shapes. Raises UserError."""
     check_value(section, _TOOL)
     check_device(section, _TOOL)
-    check_output(section, _TOOL, [Path(section.base), Path(section.tuned)])
-    refuse_existing([section.output], section.overwrite, "extract.output")
     found = find(section.base, "extract.base", section.config), find(section.tuned, "extract.tuned", section.config)
+    read = [base.path for base in found if base.path is not None]
+    refuse_output(section.output, read, section.overwrite, "extract.output")
     if found[0].family != found[1].family:
         said = f"{Path(section.tuned).name} is a {found[1].family} model, {Path(section.base).name} a {found[0].family} model."
         raise wrong("extract.tuned", said, "Choose two models of one family.")
@@ -187,13 +186,12 @@ def _beside(job: _Job, section: Extract, squares: float, progress: Progress) -> 
     ]
 
 
-def _metadata(section: Extract, job: _Job, rule: str) -> tuple[dict[str, str], dict[str, str]]:
-    """(kohya's keys, Stability's)."""
-
+def _metadata(section: Extract, job: _Job, rule: str) -> dict[str, str]:
+    """kohya's keys and Stability's."""
     family, prediction = job.base.base.family, job.base.base.prediction
     args = {} if section.conv_rank is None else {"conv_dim": section.conv_rank, "conv_alpha": float(section.conv_rank)}
     made = f"extracted from {Path(section.tuned).name} minus {Path(section.base).name} by {rule}"
-    kohya = {
+    said = {
         "ss_v2": family == "sd2",
         "ss_base_model_version": BASE_VERSIONS[family],
         "ss_network_module": {"sd3": "networks.lora_sd3", "flux": "networks.lora_flux"}.get(family, "networks.lora"),
@@ -203,10 +201,10 @@ def _metadata(section: Extract, job: _Job, rule: str) -> tuple[dict[str, str], d
         "ss_training_comment": made,
         **network_keys(section, section.rank, str(float(section.rank))),
     }
-    others = {
+    said |= {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": ARCHITECTURES[family, prediction] + "/lora",
         "modelspec.title": section.output.stem,
         "modelspec.description": made,
     }
-    return described(kohya), described(others)
+    return described(said)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from limner.adapters.stacks import layer_name
 from limner.errors import wrong
-from limner.formats.base import Base
 from limner.formats.header import Header
 from limner.formats.known import FAMILIES
 from limner.formats.lora_file import family_of_lora
 from limner.formats.lora_names import layer_and_tensor
 from limner.models import family as families
 from limner.models.family import Keep, Target
-from limner.models.parts import CONFIGS
+from limner.tools.outline import usual
 
 T = TypeVar("T")
 _SD3_LARGE = 2432
@@ -46,8 +46,7 @@ def model_of(header: Header, given: str | None, config: Path | None, tool: str) 
 def _made(name: str, config: Path | None, variant: str) -> Any:
     known = FAMILIES[name]
     t5 = tuple(part for part, stored in known.parts.items() if stored.option == "t5")
-    facts = (known.prediction, known.resolution_px, known.bucket_step_px)
-    base = Base(name, config or CONFIGS / name, "folder", name, *facts, described=_VARIANTS[variant], absent=t5)
+    base = replace(usual(name, config), described=_VARIANTS[variant], absent=t5)
     family: Any = families.make(base, Keep())
     parts = family.empty()
     family.denoiser = parts.pop(known.denoiser)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limner import disk
 from limner.config.base import files_with_strengths
 from limner.config.tools.merge import MergeLoras
 from limner.errors import Finding, UserError, wrong
@@ -16,11 +15,10 @@ from limner.formats.base import Base
 from limner.formats.header import read_header
 from limner.formats.known import FAMILIES
 from limner.formats.lora_file import family_of_lora
-from limner.formats.metadata import add_hashes
 from limner.tools import preview
 from limner.tools.merged_metadata import of_lora
-from limner.tools.outline import base_here, outline
-from limner.tools.tool import Progress, Report, refuse_existing
+from limner.tools.outline import base_here, outline, usual
+from limner.tools.tool import Progress, Report, refuse_output
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +83,8 @@ def _plan(section: MergeLoras) -> _Plan:
     files = files_with_strengths(section.loras, _LORAS)
     if len(files) < 2:
         raise wrong(_LORAS, "names fewer than two files.", 'Give all that shall be one: "style.safetensors @ 0.8".')
-    _check_output(section, [path for path, _ in files])
+    beside = [preview.place(section.output)] if section.preview_prompt else []
+    refuse_output(section.output, [path for path, _ in files], section.overwrite, _OUTPUT, beside)
     family = outline(_base(section, [path for path, _ in files]))
     try:
         given = loras.read(files, family, _LORAS)
@@ -122,21 +121,7 @@ def _base(section: MergeLoras, files: Sequence[Path]) -> Base:
     found = [f for path in files if (f := family_of_lora(read_header(path, _LORAS))) is not None]
     if not found:
         raise wrong(_LORAS, "the files do not tell which family of models they are for.", "Set base to a model of theirs.")
-    from limner.models.parts import CONFIGS
-
-    known = FAMILIES[found[0]]
-    return Base(found[0], CONFIGS / found[0], "folder", found[0], known.prediction, known.resolution_px, known.bucket_step_px)
-
-
-def _check_output(section: MergeLoras, loras: Sequence[Path]) -> None:
-    output = section.output
-    if output.suffix != ".safetensors":
-        raise wrong(_OUTPUT, f"{output.name} does not end in .safetensors.", "A LoRA is a .safetensors file.")
-    if output.resolve() in [path.resolve() for path in loras]:
-        raise wrong(_OUTPUT, f"{output} is one of the files that are merged.", "Choose another name.")
-    if output.is_dir():
-        raise wrong(_OUTPUT, f"{output} is a folder.", "Choose another name.")
-    refuse_existing([output, *([preview.place(output)] if section.preview_prompt else [])], section.overwrite, _OUTPUT)
+    return usual(found[0])
 
 
 def _report(section: MergeLoras, plan: _Plan) -> Report:
@@ -152,12 +137,10 @@ def _model(section: MergeLoras) -> dict[str, Any]:
 
 
 def _write(section: MergeLoras, plan: _Plan, summed: Mapping[str, Summed], scale: float) -> None:
-    import torch
-    from safetensors.torch import save_file
-
     from limner.adapters.peft_names import to_diffusers
     from limner.adapters.stacks import apart, joined, num_stacked
-    from limner.engine.runtime import DTYPES
+    from limner.models.weights import PRECISIONS
+    from limner.tools.lora_output import write
 
     state = {f"{name}.{key}": t for name, s in summed.items() for key, t in s.tensors.items()}
     targets = {name: parts[0][0].target for name, parts in plan.layers.items()}
@@ -165,7 +148,7 @@ def _write(section: MergeLoras, plan: _Plan, summed: Mapping[str, Summed], scale
         state = to_diffusers(state, targets)
     else:
         state = joined(apart(state, targets, num_stacked(plan.family.adapter_targets(convolutions=True))))
-    dtype = DTYPES[section.dtype]
+    dtype = PRECISIONS[section.dtype]
     out = {k: _rounded(k, v, dtype) for k, v in state.items()}
     ranks = {s.rank for s in summed.values()}
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -173,9 +156,7 @@ def _write(section: MergeLoras, plan: _Plan, summed: Mapping[str, Summed], scale
     is_plain = all(s.rank and "dora_scale" not in s.tensors for s in summed.values())
     family, method = plan.family.base.family, section.method
     metadata = of_lora(family, plan.given, method, section.output.stem, when, rank, scale, is_plain)
-    with disk.replacing(section.output) as temporary, torch.no_grad():
-        save_file(out, temporary, metadata)
-        save_file(out, temporary, metadata | add_hashes(temporary))
+    write(section.output, out, metadata, _OUTPUT)
 
 
 def _rounded(name: str, tensor: Tensor, dtype: Any) -> Tensor:

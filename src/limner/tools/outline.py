@@ -38,6 +38,15 @@ def base_here(source: str, config: Path | None, section: str) -> Base:
     return base
 
 
+def usual(family: str, config: Path | None = None) -> Base:
+    """The usual model of a family, or the one that a diffusers folder of configuration files describes: shapes alone."""
+    from limner.models.parts import CONFIGS
+
+    known = FAMILIES[family]
+    facts = (known.prediction, known.resolution_px, known.bucket_step_px)
+    return Base(family, config or CONFIGS / family, "folder", family, *facts)
+
+
 def outline(base: Base) -> Any:
     """The family with its denoiser and the text encoders that can be adapted, all of them on the meta device.
 

@@ -44,12 +44,17 @@ class Precision:
         """The bytes of a tensor as it is written."""
         tensor, dtype = piece.make(), DTYPES.get(self.of(piece.info).dtype)
         made = tensor if dtype is None else tensor.to(dtype)
-        narrower = made.dtype != tensor.dtype and made.dtype == torch.float16
-        if narrower and bool((made.isinf() & ~tensor.isinf()).any()):
+        if overflows(tensor, made):
             self.overflowed.append(name)
         flat = made.contiguous().reshape(-1).view(torch.uint8)
         for start in range(0, len(flat), _CHUNK_BYTES):
             yield memoryview(flat[start : start + _CHUNK_BYTES].numpy().data)
+
+
+def overflows(before: Tensor, after: Tensor) -> bool:
+    """Whether numbers became infinite as fp16. 8 bits, which know no `isinf`, hold none that do."""
+    is_narrower = after.dtype == torch.float16 and before.dtype != after.dtype and before.itemsize > 1
+    return is_narrower and bool((after.isinf() & ~before.isinf()).any())
 
 
 class OneAtATime:

@@ -1,23 +1,19 @@
-"""What `extract` and `resize` share beside the rules: a LoRA file written from products, and the words of their reports."""
+"""What `extract` and `resize` share beside the rules: what is asked of their options, and the words of their reports."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from limner import disk
 from limner.config.tools.ranks import Extract, Resize
 from limner.errors import printable, wrong
-from limner.formats.metadata import add_hashes
+from limner.models.weights import PRECISIONS
 from limner.tools.ranks import Cut
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _NAME = 70  # columns of a table for a terminal of 100
 
 
@@ -38,33 +34,12 @@ def check_device(section: Extract | Resize, name: str) -> torch.device:
     return torch.device(section.device)
 
 
-def check_output(section: Extract | Resize, name: str, sources: Sequence[Path]) -> None:
-    """Raises UserError where the name to be written cannot be used."""
-    if section.output.suffix != ".safetensors":
-        raise wrong(f"{name}.output", f"{section.output.name} does not end in .safetensors.", "Give it that ending.")
-    if section.output.exists() and any(s.exists() and section.output.samefile(s) for s in sources):
-        raise wrong(f"{name}.output", f"{section.output} is what is read.", "Give another name.")
-
-
 def in_dtype(tensor: Tensor, dtype: str, layer: str, field: str) -> Tensor:
     """On the CPU, as it is written. Raises UserError, under `field`, if it does not fit."""
-    out = tensor.to("cpu", DTYPES[dtype]).contiguous()
+    out = tensor.to("cpu", PRECISIONS[dtype]).contiguous()
     if not bool(torch.isfinite(out).all()):
         raise wrong(field, f"the numbers of {layer} are too large for {dtype}.", "Use bf16 or fp32.")
     return out
-
-
-def write(path: Path, tensors: Mapping[str, Tensor], kohya: Mapping[str, str], others: Mapping[str, str], field: str) -> None:
-    """Write a LoRA file, whole or not at all. `kohya` are the ss_ keys, of which alone the hashes are made (sd-scripts' rule).
-
-    Raises UserError under `field` if the disk does not take it.
-    """
-    try:
-        with disk.replacing(path) as temporary:
-            save_file(dict(tensors), temporary, dict(kohya))
-            save_file(dict(tensors), temporary, {**kohya, **add_hashes(temporary), **others})
-    except OSError as error:
-        raise wrong(field, f"{path} cannot be written ({error.strerror or error}).", "Choose another place.") from None
 
 
 def network_keys(section: Extract | Resize, rank: int, alpha: str) -> dict[str, str]:

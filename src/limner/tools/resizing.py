@@ -16,30 +16,26 @@ from limner.adapters.layers import Sizes
 from limner.adapters.reading import layers_of, own_names
 from limner.config.tools.ranks import Resize
 from limner.errors import Finding, wrong
-from limner.formats.base import Base
 from limner.formats.header import Header
-from limner.formats.known import FAMILIES
 from limner.formats.lora_file import family_of_lora
 from limner.formats.single import header_of
 from limner.models.family import Family
-from limner.models.parts import CONFIGS
 from limner.models.weights import Weights
 from limner.tools.lora_layers import PEFT_SAYS, Found, Pair, peft_scales, sort
+from limner.tools.lora_output import write
 from limner.tools.low_rank import Product, product_of, shaped, singular_of_sum
 from limner.tools.model_layers import by_names_in_files, find
-from limner.tools.outline import outline
+from limner.tools.outline import outline, usual
 from limner.tools.ranked_file import (
     Line,
     check_device,
-    check_output,
     in_dtype,
     network_keys,
     report_lines,
     rule_words,
-    write,
 )
 from limner.tools.ranks import Cut, check_value, cut_matrix, cut_singular
-from limner.tools.tool import Progress, Report, refuse_existing
+from limner.tools.tool import Progress, Report, refuse_output
 
 _TOOL, _WHERE = "resize", "resize.lora"
 _EXACT = 1024
@@ -92,8 +88,8 @@ def run(section: Resize, progress: Progress) -> Report:
     alphas = {float(tensors[name]) for name in tensors if name.endswith(".alpha")}
     alpha = str(alphas.pop()) if len(alphas) == 1 else "Dynamic"
     rank = max(line.cut.product.rank for line in lines)
-    kohya, others = _metadata(section, header, found, network_keys(section, rank, alpha))
-    write(section.output, tensors, kohya, others, "resize.output")
+    metadata = _metadata(section, header, found, network_keys(section, rank, alpha))
+    write(section.output, tensors, metadata, "resize.output")
     fewer = sum(line.was.isdigit() and int(line.was) < section.rank for line in lines)
     if section.rule == "rank" and fewer:
         remarks.append(Finding("resize.rank", f"{fewer} layers had fewer ranks than asked, and keep them.", severity="note"))
@@ -107,8 +103,7 @@ def _opened(section: Resize) -> tuple[Header, Found]:
     """The file's header and its layers. Raises UserError."""
     check_value(section, _TOOL)
     check_device(section, _TOOL)
-    check_output(section, _TOOL, [section.lora])
-    refuse_existing([section.output], section.overwrite, "resize.output")
+    refuse_output(section.output, [section.lora], section.overwrite, "resize.output")
     if not section.lora.is_file():
         raise wrong(_WHERE, f"{section.lora} is not a file.", "Give the path of a LoRA's .safetensors file.")
     header = header_of(section.lora, _WHERE)
@@ -218,9 +213,7 @@ def _family(section: Resize, header: Header) -> Family:
     if name is None:
         said = "it cannot be told which model this is for, and its tensors do not tell the shape of the layers."
         raise wrong(_WHERE, said, "Give the model.")
-    known = FAMILIES[name]
-    base = Base(name, CONFIGS / name, "folder", name, known.prediction, known.resolution_px, known.bucket_step_px)
-    return outline(base)
+    return outline(usual(name))
 
 
 def _cut(section: Resize, layer: _Layer) -> Cut:
@@ -235,10 +228,8 @@ def _cut(section: Resize, layer: _Layer) -> Cut:
     return cut_singular(found, float(found.values.double().square().sum()), section.rule, section.value, most)
 
 
-def _metadata(
-    section: Resize, header: Header, found: Found, network: Mapping[str, str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """(kohya's keys, others): what the file said, where it is still true, and what became of it."""
+def _metadata(section: Resize, header: Header, found: Found, network: Mapping[str, str]) -> dict[str, str]:
+    """What the file said, where it is still true, and what became of it."""
     kept = {key: text for key, text in header.metadata.items() if key not in _OF_THE_FILE}
     ranks = {header.tensors[pair.down].shape[0] for pair in found.pairs}
     was = str(max(ranks)) if ranks else " and ".join(sorted({*found.dense.values()}))
@@ -250,7 +241,7 @@ def _metadata(
         kept["ss_network_module"] = "networks.lora"
     if args := _network_args(section, kept.get("ss_network_args")):
         kept["ss_network_args"] = args
-    return {k: t for k, t in kept.items() if k.startswith("ss_")}, {k: t for k, t in kept.items() if not k.startswith("ss_")}
+    return kept
 
 
 def _network_args(section: Resize, said: str | None) -> str | None:

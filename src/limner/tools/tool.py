@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from limner.errors import Finding, UserError
+from limner.errors import Finding, UserError, wrong
 
 
 @dataclass(frozen=True)
@@ -42,3 +42,17 @@ def refuse_existing(files: Sequence[Path], overwrite: bool, field: str, what: st
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise UserError([Finding(field, f"{found[0]}{more} exists already.", f"{what}, or set overwrite.")])
+
+
+def refuse_output(output: Path, sources: Sequence[Path], overwrite: bool, field: str, beside: Sequence[Path] = ()) -> None:
+    """Raises UserError unless a .safetensors file can be written there: `sources`, what is read, are never written over or
+    into. `beside` are more files to be written.
+    """
+    if output.suffix.lower() != ".safetensors":
+        raise wrong(field, f"{output.name} does not end in .safetensors.", "Give it that ending.")
+    target = output.resolve()
+    if any(source in (target, *target.parents) for source in (path.resolve() for path in sources)):
+        raise wrong(field, f"{output} is, or is inside, what is read.", "Choose another place.")
+    if output.is_dir():
+        raise wrong(field, f"{output} is a folder.", "Choose another name.")
+    refuse_existing([output, *beside], overwrite, field)

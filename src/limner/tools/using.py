@@ -39,7 +39,7 @@ def lent_device(section: ToolSection) -> Iterator[None]:
         with runs.lock_of_tools(device, 0):
             yield
     except filelock.Timeout:
-        raise wrong("tool", f"another tool works on {device}.", 'Wait for it, or set device = "cpu".') from None
+        raise wrong("tool", f"another tool works on {device}.", f"Wait for it, or {tool_jobs.without_card(section)}.") from None
 
 
 def explain(error: Exception) -> str:
