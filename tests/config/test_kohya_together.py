@@ -90,3 +90,18 @@ def test_sizes_of_buckets_are_idle_where_there_are_none() -> None:
     assert kept.values["data"]["bucket_step_px"] == 64 and "bucket_min_px" not in kept.values["data"]
     free = gui(**sizes, enable_bucket=True, bucket_no_upscale=False)
     assert (free.values["data"]["bucket_min_px"], free.values["data"]["bucket_max_px"]) == (256, 1024)
+
+
+def test_batch_sizes_of_a_dataset_file_become_one_and_leave_it() -> None:
+    raw = {"general": {"batch_size": 2}, "datasets": [{"batch_size": 4, "subsets": []}, {"batch_size": 4}, {"batch_size": 8}]}
+    found = read_text(json.dumps(raw), "data.json")
+    assert found.values == {"train": {"batch_size": 4}} and "batch_size" not in found.subsets
+    outcomes = {key: line.outcome for key, line in found.report.lines.items() if key.endswith("batch_size")}
+    assert outcomes == {
+        "general.batch_size": "unsupported", "datasets[0].batch_size": "converted", "datasets[1].batch_size": "converted",
+        "datasets[2].batch_size": "unsupported",
+    }  # fmt: skip
+    assert read_text(json.dumps({"general": {"batch_size": 2}, "datasets": []}), "d").values == {"train": {"batch_size": 2}}
+    for wrong in (True, "4", 0, [1], None):
+        odd = read_text(json.dumps({"datasets": [{"batch_size": wrong}]}), "d.json")
+        assert odd.values == {} and odd.report.lines["datasets[0].batch_size"].outcome == "unsupported"
