@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +177,35 @@ def test_trusting_is_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     other = tmp_path / "other"
     other.symlink_to(tmp_path)
     assert settings.is_trusted(home(), other / "sd-scripts") and not settings.is_trusted(home(), tmp_path)
+
+
+def test_trust_ends_where_a_path_goes_up_or_a_link_stands_elsewhere(tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine" / "sd-scripts", tmp_path / "other"
+    (mine / "venv" / "bin").mkdir(parents=True)
+    other.mkdir()
+    settings.write(home(), settings.Settings(programs=(mine,)))
+    assert not settings.is_trusted(home(), mine / ".." / ".." / "other")
+    assert not settings.is_trusted(home(), mine / "..")
+    assert settings.is_trusted(home(), other / ".." / "mine" / "sd-scripts")
+    # the Python of what lies around a checkout is run too, so a link to it from elsewhere is another thing
+    (other / "sd-scripts").symlink_to(mine)
+    assert not settings.is_trusted(home(), other / "sd-scripts")
+    settings.write(home(), settings.Settings(programs=(other / "sd-scripts",)))
+    assert settings.is_trusted(home(), other / "sd-scripts") and settings.is_trusted(home(), mine)
+    # what is linked inside a trusted folder is the user's own choice, as a virtual environment's Python
+    (mine / "venv" / "bin" / "python").symlink_to("/usr/bin/env")
+    assert settings.is_trusted(home(), other / "sd-scripts" / "venv" / "bin" / "python")
+
+
+def test_pickled_files_are_programs_to_sd_scripts(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    start = tmp_path / "start.pt"
+    with zipfile.ZipFile(start, "w") as file:
+        file.writestr("start/data.pkl", pickle.dumps({"lora_unet.alpha": eval}))
+    config = fake.config(folder, adapter={"start": str(start)})
+    with pytest.raises(UserError) as caught:
+        assemble.assemble(config, home() / "runs" / "RUN", fake.CPU)
+    assert {f.field for f in caught.value.findings} == {"adapter.start"} and "eval" in str(caught.value)
+    settings.write(home(), settings.Settings(programs=(tmp_path,)))
+    assert assemble.assemble(config, home() / "runs" / "RUN", fake.CPU).arguments["network_weights"] == str(start)

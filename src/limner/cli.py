@@ -206,6 +206,8 @@ def import_(
         ("-", importing.of_text(sys.stdin.read(config_files.MAX_BYTES + 1), "-")) if str(path) == "-" else
         (path.name, importing.of_file(path)) for path in files
     ])  # fmt: skip
+    if out is None and found.subsets:
+        raise wrong("out", "is needed: what a dataset file says is written beside the configuration.", "Give -o run.toml")
     if out is None:
         print("\n".join(render_report(found.report)), file=sys.stderr)
         print(config_files.render_changes(config_files.build(found.values, {})), end="")

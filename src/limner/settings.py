@@ -129,9 +129,15 @@ def write(home: Path, settings: Settings) -> None:
 
 def is_trusted(home: Path, program: Path) -> bool:
     """Whether a program, or a folder of them, lies in one of the folders that the user trusts."""
-    trusted = {folder.resolve() for folder in read(home)[0].programs}
-    whole = program.absolute()
-    return any(path in trusted for place in (whole, whole.resolve()) for path in (place, *place.parents))
+    trusted = {place for folder in read(home)[0].programs for place in (folder.resolve(), _place(folder))}
+    place = _place(program)
+    return any(path in trusted for path in (place, *place.parents))
+
+
+def _place(path: Path) -> Path:
+    """Where a path lies, without links and `..` on the way. Itself it may be a link, as a virtual environment's Python is: who
+    trusts a folder trusts what is linked in it, while a link from elsewhere to what is trusted stands among other files."""
+    return path.resolve() if path.name in ("", "..") else path.parent.resolve() / path.name
 
 
 def _change(table: Any, values: dict[str, str]) -> None:

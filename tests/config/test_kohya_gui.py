@@ -81,7 +81,7 @@ def test_the_finetuning_form_as_it_begins() -> None:
     config, got = defaults("F")
     assert config.adapter.kind == "none"
     assert config.adapter.text_encoder
-    assert (config.data.repeats, config.data.bucket_max_px, config.data.buckets) == (40, 1024, True)
+    assert (config.data.repeats, config.data.bucket_max_px, config.data.buckets) == (40, None, True)
     assert (config.optimizer.schedule, config.optimizer.warmup_share) == ("constant", 0.0)
     assert got.report.lines["dataset_repeats"].becomes == ("data.repeats",)
 

@@ -284,7 +284,9 @@ def test_every_option_and_every_argument_has_a_place() -> None:
     handled = set().union(*(m.ARGUMENTS for m in modules), plain.table(), unused.IDLE, unused.UNSUPPORTED)
     assert set(arguments()) - handled == set()
     placed = plain.CONVERTED | set(unused.LOST) | {o.path for options in plain.table().values() for o in options}
-    assert {o.path for o in walk()} - placed == {"launch.device"}
+    assert {o.path for o in walk()} - placed == {
+        "launch.device", "launch.trainer", "launch.sd_scripts", "launch.python",
+    }  # fmt: skip
 
 
 def test_rules_for_whole_blocks_are_ranks_and_rates_there() -> None:

@@ -380,11 +380,11 @@ def test_toml_goes_out_and_comes_back(client: TestClient, pics: Path) -> None:
     values = {"data.path": str(pics), "adapter.kind": "none", "sample.prompts": '["a \\"b\\"","猫"]', "output.author": ""}
     said = ask(client, "toml", values=values)
     assert said["name"] == "limner.toml" and tomllib.loads(said["text"])["adapter"]["kind"] == "none"
-    assert ask(client, "values", text=said["text"]) == values
-    assert refusal(client, "values", text="[train]\nsteps = 0\nnope = 1\n")[0]["field"] == "train.steps"
-    refusal(client, "values", text="not toml")
-    refusal(client, "values", text="[" * 5000)
-    refusal(client, "values", text="#" * (2 << 20))
+    assert ask(client, "import", name="a.toml", text=said["text"]) == {"values": values, "report": []}
+    assert refusal(client, "import", name="a.toml", text="[train]\nsteps = 0\nnope = 1\n")[0]["field"] == "train.steps"
+    refusal(client, "import", name="a.toml", text="not toml")
+    refusal(client, "import", name="a.toml", text="[" * 5000)
+    refusal(client, "import", name="a.toml", text="#" * (2 << 20))
 
 
 def test_the_command_line_says_the_same(client: TestClient, pics: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from limner.machine import Machine
 from limner.sdscripts import plain_toml, resume
 from limner.sdscripts.dataset import write_dataset
 from limner.sdscripts.rules import bucket_step_px
+from limner.sdscripts.trust import untrusted_files
 
 FOLDER = "sd-scripts"
 """The folder in the run's, for what is written for sd-scripts and by it."""
@@ -78,6 +79,8 @@ def assemble(
     checkout, folder = section.sd_scripts.absolute(), run_path.absolute() / FOLDER
     base = base_of(config.model)
     config = _with_parts(config, base)
+    if pickled := list(untrusted_files(config)):
+        raise UserError(pickled)
     device = machine.kind(section.device)
     found = machine.first(device)
     precision = defaults.precision(config, device, found is not None and found.bf16)

@@ -53,7 +53,9 @@ def read(r: Reader) -> None:
     for name, option in (*_NOISE, *_SWITCHES):
         if is_flow and name in _IGNORED_BY_FLOWS:
             continue
-        if name == "ip_noise_gamma" and r.family == "sd3":
+        if name == "adaptive_noise_scale" and not r.number("noise_offset"):
+            r.idle(name, "It counts only beside noise_offset; alone the trainer refuses it.")
+        elif name == "ip_noise_gamma" and r.family == "sd3":
             r.idle(name, "The trainer ignores it for Stable Diffusion 3.")
         elif (name, option) in _SWITCHES:
             if (switch := r.flag(name)) is not None:

@@ -6,10 +6,10 @@ arguments are; its own mark, `ss_sd_scripts_commit_hash`, tells them apart.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from limner.config.kohya.loose import as_number
 from limner.config.kohya.reader import Reader
 from limner.config.kohya.report import Report
 
@@ -49,8 +49,5 @@ def read(metadata: Mapping[str, Any], report: Report) -> dict[str, Any]:
 
 
 def _number(metadata: Mapping[str, Any], key: str) -> float | None:
-    try:
-        found = float(metadata.get(key, ""))
-    except (TypeError, ValueError):
-        return None
-    return found if math.isfinite(found) else None
+    found = as_number(metadata.get(key))
+    return None if found is None else float(found)

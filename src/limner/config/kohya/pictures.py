@@ -44,14 +44,23 @@ def read(r: Reader) -> None:
         elif ending:
             r.take(name, {"data.caption_extensions": [ending]})
     _read_resolution(r)
-    for name, option in _BUCKETS:
-        size = r.integer(name)
-        if size is not None and size > 0:
-            r.take(name, {option: size})
-        else:
-            r.idle(name, "It is not given.")
+    _read_buckets(r)
     _read_warmup(r)
     _read_masks(r)
+
+
+def _read_buckets(r: Reader) -> None:
+    cut, kept = r.flag("enable_bucket") is False, r.flag("bucket_no_upscale")
+    for name, option in _BUCKETS:
+        size = r.integer(name)
+        if size is None or size <= 0:
+            r.idle(name, "It is not given.")
+        elif cut:
+            r.idle(name, "There are no buckets: enable_bucket is off.")
+        elif kept and name != "bucket_reso_steps":
+            r.idle(name, "bucket_no_upscale is on, and then buckets have no such limit, there as here.")
+        else:
+            r.take(name, {option: size})
 
 
 def _read_resolution(r: Reader) -> None:

@@ -11,13 +11,13 @@ from pydantic import BaseModel, ValidationError
 
 from limner.config import files
 from limner.config.fields import Option, section_types, walk
+from limner.config.kohya.loose import as_flag, as_number, is_empty
 from limner.config.kohya.report import Outcome, Report
 from limner.config.kohya.scripts import Script, accepts, arguments
 from limner.errors import UserError, printable
 
 ACCELERATE = ("num_processes", "num_cpu_threads_per_process")
 """Flags of `accelerate launch` that are options of Limner."""
-_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 _MOST = 10**18
 _MOST_PARTS = 200
 
@@ -39,7 +39,7 @@ class Reader:
 
     def has(self, name: str) -> bool:
         """Whether it is given and is something, and the script knows it."""
-        return name in self.given and not _is_empty(self.given[name]) and self.knows(name)
+        return name in self.given and not is_empty(self.given[name]) and self.knows(name)
 
     def knows(self, name: str) -> bool:
         """Whether the script has such an argument; parts of lists of "name=value" and accelerate's flags are always known."""
@@ -61,41 +61,29 @@ class Reader:
         value = self.raw(name)
         if value is None:
             return None
-        try:
-            if isinstance(value, bool):
-                raise ValueError
-            found = float(value)
-        except (TypeError, ValueError, OverflowError):
-            found = math.nan
-        if not math.isfinite(found):
+        found = as_number(value)
+        if found is None:
             self.refuse(name, "is no number.")
             return None
-        return found
+        return float(found)
 
     def integer(self, name: str) -> int | None:
         """A whole number, None if there is none. What is none is said."""
-        found = self.number(name)
-        if found is None:
+        if self.number(name) is None or (found := as_number(self.raw(name))) is None:
             return None
-        value = self.raw(name)
         if found != int(found) or abs(found) > _MOST:
             self.refuse(name, "is no whole number.")
             return None
-        try:  # a large one keeps all its digits
-            return int(value)
-        except ValueError:
-            return int(found)
+        return int(found)
 
     def flag(self, name: str) -> bool | None:
         """True or false, None if it is not said."""
         value = self.raw(name)
-        if value is None or isinstance(value, bool):
-            return value
-        word = str(value).strip().lower() if isinstance(value, str | int | float) else ""
-        if word in _TRUE or word in _FALSE:
-            return word in _TRUE
-        self.refuse(name, "is neither true nor false.")
-        return None
+        if value is None:
+            return None
+        if (found := as_flag(value)) is None:
+            self.refuse(name, "is neither true nor false.")
+        return found
 
     def text(self, name: str) -> str | None:
         """A text, a number as it is written, None if there is none."""
@@ -237,10 +225,6 @@ def _fault(path: str, section: str, table: dict[str, Any]) -> str:
     except UserError as error:
         return f"cannot be {path}: {error.findings[0].message} {error.findings[0].remedy}"
     return f"cannot be {path}."
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value.strip() in ("", "None")) or value == [] or value == ()
 
 
 def _as_same(given: Any, value: Any) -> bool:

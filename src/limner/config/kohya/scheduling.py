@@ -25,6 +25,8 @@ _SCHEDULES = {
     "adafactor": "adafactor",
 }  # fmt: skip
 _FLOORED = ("cosine_with_min_lr", "warmup_stable_decay")
+_WAVES = ("cosine_with_min_lr", "warmup_stable_decay")
+"""Their cosine falls and rises again lr_scheduler_num_cycles times there; once is what Limner's does."""
 
 
 def read(r: Reader) -> None:
@@ -77,7 +79,9 @@ def _read_shape(r: Reader, name: str) -> None:
         "lr_scheduler_min_lr_ratio": ("optimizer.schedule_floor", name in _FLOORED, r.number),
     }
     for argument, (option, is_used, typed) in uses.items():
-        if not is_used and name:
+        if argument == "lr_scheduler_num_cycles" and name in _WAVES and r.integer(argument) not in (None, 1):
+            r.unsupported(argument, 'The rate falls once. optimizer.schedule = "cosine_restarts" has cycles.')
+        elif not is_used and name:
             r.idle(argument, f"It is not for {name}.")
         elif (value := typed(argument)) is not None:
             r.take(argument, {option: value})

@@ -93,15 +93,37 @@ def dataset(raw: dict[str, Any]) -> Imported | None:
     report = Report()
     for place, value in _leaves(raw, ""):
         report.say(place, value, "taken", "data.subsets", why="It stays in the dataset file.")
+    kept, values = _without_batch_sizes(raw, report)
     # data.subsets reads JSON as well, and JSON is written without any doubt
-    text = json.dumps(raw, ensure_ascii=False, indent=2, default=str) + "\n"
-    batch = next((d["batch_size"] for d in raw.get("datasets", []) if isinstance(d, dict) and "batch_size" in d), None)
-    values: dict[str, dict[str, Any]] = {}
-    if isinstance(batch, int) and not isinstance(batch, bool) and 1 <= batch <= 4096:
-        values["train"] = {"batch_size": batch}
-        place = next(p for p in report.lines if p.endswith(".batch_size") or p == "batch_size")
-        report.say(place, batch, "converted", "train.batch_size", why="One batch size holds for all.")
+    text = json.dumps(kept, ensure_ascii=False, indent=2, default=str) + "\n"
     return Imported(values, report, text)
+
+
+def _without_batch_sizes(raw: dict[str, Any], report: Report) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """(the tables without them, what they set): a dataset's own counts more than that of [general], the first most."""
+    general = raw.get("general", {})
+    tables = {f"datasets[{i}]": d for i, d in enumerate(raw.get("datasets", [])) if isinstance(d, dict)}
+    tables |= {"general": general} if isinstance(general, dict) else {}
+    found = {place: d["batch_size"] for place, d in tables.items() if "batch_size" in d}
+    sizes = [size for size in found.values() if isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= 4096]
+    for place, size in found.items():
+        name = f"{place}.batch_size"
+        if size in sizes[:1]:
+            report.say(name, size, "converted", "train.batch_size", why="One batch size holds for all.")
+        else:
+            why = f"One batch size holds for all, {sizes[0]}." if sizes else "It is no batch size; set train.batch_size."
+            report.say(name, size, "unsupported", why=why)
+    if not found:
+        return raw, {}
+    kept = dict(raw)
+    if "general" in found:
+        kept["general"] = {key: value for key, value in general.items() if key != "batch_size"}
+    if "datasets" in raw:
+        kept["datasets"] = [
+            {key: value for key, value in d.items() if key != "batch_size"} if isinstance(d, dict) else d
+            for d in raw["datasets"]
+        ]
+    return kept, {"train": {"batch_size": sizes[0]}} if sizes else {}
 
 
 def _leaves(value: Any, place: str) -> list[tuple[str, Any]]:

@@ -97,11 +97,6 @@ UNSUPPORTED = {
 }  # fmt: skip
 """Arguments that would change something, and what to do instead."""
 
-_ELSEWHERE = {
-    "launch.device", "launch.num_processes", "launch.num_threads",  # accelerate's flags
-    "data.skip_broken", "adapter.kind",
-}  # fmt: skip
-
 LOST: dict[str, tuple[Severity, str]] = {
     "model.t5_tokenizer": ("warning", "sd-scripts fetches T5's tokenizer itself."),
     "model.revision": ("error", "sd-scripts takes the newest revision of a model of the hub."),
@@ -110,6 +105,7 @@ LOST: dict[str, tuple[Severity, str]] = {
     "data.class_prompt": ("error", "sd-scripts takes class pictures' captions from their folder's name, 1_class."),
     "data.class_count": ("warning", "sd-scripts paints no class pictures: have them painted before."),
     "data.more_resolutions": ("error", "sd-scripts has one resolution for a dataset: use a dataset file."),
+    "data.caption_column": ("error", "sd-scripts reads no tables and no archives: unpack them into folders before."),
     "data.variants": ("warning", "sd-scripts encodes each picture anew."),
     "data.mask_floor": ("error", "sd-scripts learns nothing of what is masked."),
     "data.skip_broken": ("warning", "sd-scripts stops at a picture that does not open."),

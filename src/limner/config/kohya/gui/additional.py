@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from limner.config.kohya import command_line
 from limner.config.kohya.arguments import SCRIPT
-from limner.config.kohya.form import Form, is_secret
+from limner.config.kohya.gui.form import Form, is_secret
 from limner.config.kohya.report import Report
 from limner.errors import UserError
 

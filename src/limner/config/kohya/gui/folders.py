@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from limner.config.files import shown
-from limner.config.kohya.form import Form
+from limner.config.kohya.gui.form import Form
 
 _ENDING = r"\.[\w.-]{1,32}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from limner.config.kohya.form import Form
+from limner.config.kohya.gui.form import Form
 
 _CACHES = (
     "sdxl_cache_text_encoder_outputs", "sd3_cache_text_encoder_outputs", "flux1_cache_text_encoder_outputs",

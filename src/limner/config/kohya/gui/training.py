@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from limner.config.files import shown
-from limner.config.kohya.form import Form
+from limner.config.kohya.gui.form import Form
 
 _FORM_STEPS = 1600  # what the form begins with in "Max train steps"
 _UNSUPPORTED = {"hunyuan": "HunyuanImage-2.1", "anima": "Anima", "lumina": "Lumina 2"}

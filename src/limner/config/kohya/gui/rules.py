@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from limner.config.kohya.form import Form
+from limner.config.kohya.gui.form import Form
 
 
 @dataclass(frozen=True)

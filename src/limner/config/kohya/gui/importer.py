@@ -12,18 +12,18 @@ from typing import Any
 
 from limner.config.files import build
 from limner.config.kohya.arguments import SCRIPT, to_values
-from limner.config.kohya.form import Form, hide, is_secret
-from limner.config.kohya.gui_adapter import KEYS as ADAPTER_KEYS
-from limner.config.kohya.gui_adapter import read_adapter
-from limner.config.kohya.gui_additional import KEY as ADDITIONAL
-from limner.config.kohya.gui_additional import read_additional, read_lists
-from limner.config.kohya.gui_config import flatten, is_config, value_of
-from limner.config.kohya.gui_folders import read_embedding, read_folders, read_saving
-from limner.config.kohya.gui_launch import read_launch
-from limner.config.kohya.gui_prompts import read_prompts
-from limner.config.kohya.gui_rates import read_rates
-from limner.config.kohya.gui_rules import RULES, pass_on
-from limner.config.kohya.gui_training import (
+from limner.config.kohya.gui.adapter import KEYS as ADAPTER_KEYS
+from limner.config.kohya.gui.adapter import read_adapter
+from limner.config.kohya.gui.additional import KEY as ADDITIONAL
+from limner.config.kohya.gui.additional import read_additional, read_lists
+from limner.config.kohya.gui.config import flatten, is_config, value_of
+from limner.config.kohya.gui.folders import read_embedding, read_folders, read_saving
+from limner.config.kohya.gui.form import Form, hide, is_secret
+from limner.config.kohya.gui.launch import read_launch
+from limner.config.kohya.gui.prompts import read_prompts
+from limner.config.kohya.gui.rates import read_rates
+from limner.config.kohya.gui.rules import RULES, pass_on
+from limner.config.kohya.gui.training import (
     read_attention,
     read_family,
     read_length,

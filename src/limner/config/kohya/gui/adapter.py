@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from limner.config.files import shown
-from limner.config.kohya.form import Form
+from limner.config.kohya.gui.form import Form
 
 _WEIGHTS = "down_lr_weight mid_lr_weight up_lr_weight block_lr_zero_threshold block_dims block_alphas conv_block_dims"
 _WEIGHTS += " conv_block_alphas"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from limner.config.kohya.form import Form
+from limner.config.kohya.gui.form import Form
 from limner.config.prompts import Prompt, parse
 from limner.errors import UserError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from limner.config.files import shown
-from limner.config.kohya.form import Form
+from limner.config.kohya.gui.form import Form
 
 _EXTRA = "extra_accelerate_launch_args"
 _FORM_THREADS = 2  # what the form begins with, whatever the machine

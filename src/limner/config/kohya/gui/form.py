@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from limner.config.base import clean
 from limner.config.files import shown
+from limner.config.kohya.loose import as_flag, as_number, is_empty
 from limner.config.kohya.report import Line, Report
 
 Tab = Literal["lora", "dreambooth", "finetune", "embedding", "any"]
@@ -18,7 +18,6 @@ Tab = Literal["lora", "dreambooth", "finetune", "embedding", "any"]
 HIDDEN = "(not shown)"
 _EITHER = {"max_train_steps": "max_train_epochs", "max_train_epochs": "max_train_steps"}
 _TOKEN = re.compile(r"""(--(?:huggingface[_-]t|wandb[_-]a)[\w-]*)[=\s"'].*?(?=\s--|$)""", re.DOTALL)
-_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
 @dataclass
@@ -48,7 +47,7 @@ class Form:
 
     def has(self, key: str) -> bool:
         """Whether the key is there and says something."""
-        return not _is_empty(self.raw.get(key))
+        return not is_empty(self.raw.get(key))
 
     def number(self, key: str, whole: bool = False) -> float | int | None:
         """A number, also where it is written as text."""
@@ -66,11 +65,9 @@ class Form:
         value = self._given(key)
         if value is None:
             return None
-        word = str(value).lower() if isinstance(value, bool | str) or value in (0, 1) else ""
-        if word not in (*_TRUE, *_FALSE):
+        if (found := as_flag(value)) is None:
             self.refuse(key, f"{shown(value)} is neither true nor false; it was left out.")
-            return None
-        return word in _TRUE
+        return found
 
     def text(self, key: str) -> str | None:
         """A text, also where it is written as a number. Kept as it is: nothing in it is ever carried out."""
@@ -88,7 +85,7 @@ class Form:
 
     def _given(self, key: str) -> Any:
         value = self.raw.get(key)
-        if not _is_empty(value):
+        if not is_empty(value):
             return value
         if key in self.raw and key not in self.report.lines:
             self.idle(key, "It is empty.")
@@ -151,7 +148,7 @@ class Form:
     def shown(self, key: str) -> Any:
         """The key's value as the report may show it: a token is hidden."""
         value = self.raw[key]
-        return hide(value) if not is_secret(key) or _is_empty(value) else HIDDEN
+        return hide(value) if not is_secret(key) or is_empty(value) else HIDDEN
 
 
 def is_secret(name: str) -> bool:
@@ -163,20 +160,3 @@ def is_secret(name: str) -> bool:
 def hide(value: Any) -> Any:
     """A text of flags without the tokens in it."""
     return _TOKEN.sub(rf"\1 {HIDDEN}", value) if isinstance(value, str) else value
-
-
-def as_number(value: Any) -> float | int | None:
-    """A finite number, None where it is none."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    try:
-        if isinstance(value, str):
-            text = value.strip()
-            value = int(text) if text.lstrip("+-").isdecimal() else float(text)
-        return value if math.isfinite(value) else None
-    except (ValueError, OverflowError):  # not a number; more digits than a float or Python takes
-        return None
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list | dict) and not value)
