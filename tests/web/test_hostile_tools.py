@@ -50,7 +50,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("tool", Tools.model_fields)
-def test_hostile_texts_of_a_tool(world: World, inputs: Path, tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hostile_texts_of_a_tool(  # noqa: C901
+    world: World, inputs: Path, tool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub.constants as hub
 
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)

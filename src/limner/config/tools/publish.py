@@ -12,8 +12,9 @@ class Publish(ToolSection):
     """Publish a finished file or a run on the Hugging Face Hub, with a page that says what it is and shows its samples. The
     token is taken from the environment variable HF_TOKEN, or from `hf auth login`; it stands in no option."""
 
-    title: ClassVar = "Publish on Hugging Face"
-    done_by: ClassVar = "publish"
+    group: ClassVar[str] = "Files"
+    title: ClassVar[str] = "Publish on Hugging Face"
+    done_by: ClassVar[str] = "publish"
 
     run: Text | None = option(None)
     """The run whose files are published: its id, a part of it that no other has, or "last". Either this or a file."""
