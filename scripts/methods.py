@@ -162,18 +162,18 @@ class Examiner:
         from limner.engine import examine, sampling
         from limner.engine.runtime import Runtime
 
-        torch.set_grad_enabled(False)
-        runtime = Runtime(torch.device("cpu"), "fp32")
-        family = sampling.load_whole(config, runtime)
-        for path in taught:
-            if world.TRIGGER in learnt_words(path):
-                sampling.load_embedding(family, f"{path}={world.TRIGGER}")
-            else:
-                sampling.load_lora(family, path)
         asked = [(scene, seed) for scene in exam.thing_scenes()[1] for seed in range(self.num_seeds)]
         wanted = exam.held_out_scenes(self.num_scenes)
-        things = examine.paint_all(family, runtime, [(scene.caption, 100 + seed) for scene, seed in asked])
-        others = examine.paint_all(family, runtime, [(caption, 1000 + i) for i, (_, caption) in enumerate(wanted)])
+        with torch.no_grad():
+            runtime = Runtime(torch.device("cpu"), "fp32")
+            family = sampling.load_whole(config, runtime)
+            for path in taught:
+                if world.TRIGGER in learnt_words(path):
+                    sampling.load_embedding(family, f"{path}={world.TRIGGER}")
+                else:
+                    sampling.load_lora(family, path)
+            things = examine.paint_all(family, runtime, [(scene.caption, 100 + seed) for scene, seed in asked])
+            others = examine.paint_all(family, runtime, [(caption, 1000 + i) for i, (_, caption) in enumerate(wanted)])
         verdicts = [judge(picture) for picture in things]
         return {
             "recognised": sum(v.is_thing for v in verdicts) / len(things),
@@ -208,8 +208,9 @@ def measure(name: str, folder: Path, examiner: Examiner) -> dict[str, Any]:
 def row(name: str, found: dict[str, Any]) -> str:
     method = METHODS[name]
     before, after = found["before"], found["after"]
+    learnt = after["pair" if method.data == "pair" else "recognised"]
     return (
-        f"| {method.title} | {after['recognised']:.0%} | {before['right']:.0%} -> {after['right']:.0%} "
+        f"| {method.title} | {learnt:.0%} | {before['right']:.0%} -> {after['right']:.0%} "
         f"| {found['steps']} | {found['seconds']:.0f} s | {found['bytes'] / 1e6:.2f} MB |"
     )
 

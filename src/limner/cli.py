@@ -18,7 +18,8 @@ runs_app = App(name="runs", help="List, show, stop, resume, change, queue and de
 app.command(config_app)
 app.command(runs_app)
 
-Options = Annotated[str, Parameter(allow_leading_hyphen=True, help="Options by name, such as --optimizer.lr 1e-4.")]
+_OPTIONS = "Options by name, such as --optimizer.lr 1e-4, and --preset NAME, which can be given several times."
+Options = Annotated[str, Parameter(allow_leading_hyphen=True, help=_OPTIONS)]
 
 
 def main() -> None:
@@ -73,12 +74,16 @@ def _repeated(words: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def _load(words: tuple[str, ...]):
-    """(config) from an optional TOML file followed by overrides."""
-    from limner.config import files
+    """(config) from an optional TOML file, followed by presets and options. Presets count more than the file, later ones more
+    than earlier ones, options most."""
+    from limner import runs
+    from limner.config import files, presets
 
-    if words and not words[0].startswith("--"):
-        return files.read(Path(words[0]), _overrides(words[1:]))
-    return files.build({}, _overrides(words))
+    has_file = bool(words) and not words[0].startswith("--")
+    given = list(_pairs(words[has_file:]))
+    laid = presets.laid([value for name, value in given if name == "preset"], runs.home() / "presets")
+    overrides = presets.lay(laid, {name: value for name, value in given if name != "preset"})
+    return files.read(Path(words[0]), overrides) if has_file else files.build({}, overrides)
 
 
 def _machine():
@@ -284,12 +289,28 @@ def doctor() -> int:
 
 
 @config_app.command(name="new")
-def config_new(out: Path | None = None, *, family: str = "sd1", kind: str = "lora", brief: bool = False) -> int:
-    """Write a commented configuration, to a file or to the terminal."""
-    from limner import disk
-    from limner.config import files
+def config_new(
+    out: Path | None = None,
+    *,
+    family: str | None = None,
+    kind: str = "lora",
+    preset: Annotated[list[str] | None, Parameter(negative="")] = None,
+    brief: bool = False,
+) -> int:
+    """Write a commented configuration, to a file or to the terminal.
 
-    text = files.render(files.build({"model": {"family": family}}, {"adapter.kind": kind}), advanced=not brief)
+    Parameters
+    ----------
+    family: The base model's. Left out: that of the presets, else sd1.
+    preset: What `limner config presets` lists; can be given several times, later ones are laid over earlier ones.
+    """
+    from limner import disk, runs
+    from limner.config import files, presets
+
+    told = [family for name in preset or () for family in presets.families_of(name)[:1]]
+    under = {"adapter.kind": kind, "model.family": family or (told[-1] if told else "sd1")}
+    values = presets.laid(preset or (), runs.home() / "presets", under)
+    text = files.render(files.build({}, values), advanced=not brief)
     if out is None:
         print(text, end="")
         return 0
@@ -325,6 +346,17 @@ def config_options(word: str = "") -> int:
         if word.lower() in f"{option.path} {option.kohya} {option.help}".lower():
             default = "" if option.default is None else f" [{option.default}]"
             print(f"--{option.path}{default}\n    {option.help}")
+    return 0
+
+
+@config_app.command(name="presets")
+def config_presets() -> int:
+    """List the presets, each with what it is for."""
+    from limner import runs
+    from limner.config import presets
+
+    for file in presets.all_files(runs.home() / "presets"):
+        print(f"{printable(file.stem, 80)}\n    {printable(presets.about(file), 300)}")
     return 0
 
 

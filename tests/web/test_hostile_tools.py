@@ -14,6 +14,7 @@ from test_hostile_values import SECRET, Asked, World, world
 
 from limner.config.fields import walk
 from limner.config.tools import Tools
+from limner.tools import hub
 
 pytestmark = pytest.mark.slow
 
@@ -51,9 +52,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("tool", Tools.model_fields)
 def test_hostile_texts_of_a_tool(world: World, inputs: Path, tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants as hub
+    import huggingface_hub.constants
 
-    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub, "_FIRST_WAIT_SECONDS", 0.001)
     before, place = world.snapshot(), world.root / "files"
 
     def ask(route: str, path: str, value: str) -> int:

@@ -19,14 +19,13 @@ from PIL import Image
 import tiny
 from headers import parts_beside, published, single_file
 from limner import cli, machine, queue, runner, runs
-from limner.config import files
+from limner.config import files, presets
 from limner.data import undo
 from limner.errors import Finding
 from limner.settings import Settings
 from limner.web import intake
 from limner.web.app import bare_app
 from limner.web.context import Context
-from limner.web.presets import SHIPPED
 from limner.web.words import Words
 
 TOKEN = "0123456789abcdef"
@@ -401,20 +400,20 @@ def test_the_command_line_says_the_same(client: TestClient, pics: Path, monkeypa
 
 
 def test_shipped_presets_load_say_why_and_differ(client: TestClient) -> None:
-    found = {p["name"]: p for p in client.get("/api/presets").json()}
-    sd1 = {f"sd1-{k}" for k in ("lora-person", "lora-style", "lora-object", "lora-low-memory", "fine-tune")}
-    assert set(found) == sd1 | {"sdxl-lora", "sdxl-fine-tune", "sd3-flux-lora"}
-    assert all(not p["problem"] and len(p["about"]) > 40 and p["values"] and not p["own"] for p in found.values())
-    assert len({json.dumps(p["values"]) for p in found.values()}) == len(found)
-    for file in SHIPPED.glob("*.toml"):
+    """Whether they suit their families is tested in test_presets.py."""
+    listed = client.get("/api/presets").json()
+    found = {p["name"]: p for p in listed}
+    sd1 = {f"sd1-{k}" for k in ("lora-person", "lora-style", "lora-object", "fine-tune")}
+    assert {n for n in found if not n.startswith("memory-")} == sd1 | {"sdxl-lora", "sdxl-fine-tune", "sd3-flux-lora"}
+    assert all(not p["problem"] and len(p["about"]) > 40 and p["values"] and not p["own"] for p in listed)
+    assert len({json.dumps([p["families"], p["values"], p["about"]]) for p in listed}) == len(found) == len(listed)
+    for file in presets.SHIPPED.glob("*.toml"):
         assert file.read_text(encoding="utf-8").startswith("# ")
-
-
-def test_shipped_presets_have_no_idle_option(client: TestClient, pics: Path) -> None:
-    for preset in client.get("/api/presets").json():
-        said = ask(client, "check", values={"data.path": str(pics), **preset["values"]})
-        assert [f for f in said["findings"] if "no effect" in f["message"]] == [], preset["name"]
-        assert [f for f in said["findings"] if f["severity"] == "error"] == []
+    assert {n for n in found if found[n]["adds"]} == {n for n in found if n.startswith("memory-")}
+    flux = [n for n in found if found[n]["families"] == ["flux"] and "lora" in n]
+    assert flux == [f"memory-flux-lora-{gb}gb" for gb in (12, 16, 24, 48)]
+    # what is stated is sent, be it the default: an earlier preset's is taken back by it
+    assert found["memory-flux-lora-48gb"]["values"]["memory.swap_blocks"] == "0"
 
 
 def test_a_preset_that_could_not_be_read_again_is_refused(client: TestClient, home: Path) -> None:

@@ -239,16 +239,16 @@ def test_a_kind_sets_what_its_preset_says_and_the_next_takes_it_back(page: Page)
 def test_toml_and_presets_fill_the_form(page: Page, tmp_path: Path) -> None:
     unfold(page)
     (tmp_path / "a.toml").write_text('[train]\nsteps = 7\n[data]\ntrigger = "zwx"\n[sample]\nprompts = ["a", "b"]\n')
-    page.get_by_label("Load TOML").set_input_files(tmp_path / "a.toml")
+    page.get_by_label("Load or import").set_input_files(tmp_path / "a.toml")
     expect(entry(page, "sample.prompts")).to_have_value("a\nb")
     page.get_by_role("button", name="Presets").click()
     page.get_by_label("Keep what is set now").fill("mine")
     page.get_by_role("button", name="Keep").click()
     row = page.locator(".presets li", has_text="mine")
     expect(row).to_have_count(1)
-    page.locator(".presets li", has_text="low-memory").get_by_role("button", name="Use").click()
+    page.locator(".presets li", has_text="sd1-lora-style").get_by_role("button", name="Use").click()
     expect(entry(page, "train.steps")).to_have_value("")
-    assert saved(page)["train.accumulation"] == "4" and saved(page)["data.trigger"] == "zwx"
+    assert saved(page)["train.batch_size"] == "4" and saved(page)["data.trigger"] == "zwx"
     page.get_by_role("button", name="Presets").click()
     row.get_by_role("button", name="Use").click()
     expect(entry(page, "train.steps")).to_have_value("7")
@@ -256,6 +256,31 @@ def test_toml_and_presets_fill_the_form(page: Page, tmp_path: Path) -> None:
     page.get_by_role("button", name="Presets").click()
     row.get_by_role("button", name="Delete").click()
     expect(row).to_have_count(0)
+
+
+def test_a_memory_preset_is_laid_over_and_kohyas_become_ones_own(page: Page, tmp_path: Path) -> None:
+    unfold(page)
+    entry(page, "train.steps").fill("9")
+    page.get_by_role("button", name="Presets").click()
+    dialog = page.get_by_role("dialog", name="Presets")
+    expect(dialog.locator("li", has_text="memory-sd1-full-8gb")).to_be_visible()
+    dialog.get_by_label("Family of the base model").select_option("sdxl")
+    expect(dialog.locator("li", has_text="sd1")).to_have_count(0)
+    expect(dialog.get_by_role("heading", name="sdxl · for your card's memory")).to_be_visible()
+    dialog.locator("li", has_text="memory-sdxl-lora-12gb").get_by_role("button", name="Add").click()
+    expect(entry(page, "train.accumulation")).to_have_value("2")
+    assert saved(page)["train.steps"] == "9" and saved(page)["memory.checkpointing"] == "true"
+
+    (tmp_path / "my kohya.json").write_text('{"LoRA_type": "Standard", "network_dim": 33, "train_batch_size": 5}')
+    page.get_by_role("button", name="Presets").click()
+    dialog.get_by_label("Import as a preset").set_input_files(tmp_path / "my kohya.json")
+    report = page.get_by_role("dialog", name="What became of it")
+    expect(report.get_by_text("network_dim")).to_have_count(1)
+    report.get_by_role("button", name="Close").click()
+    mine = dialog.locator("li", has_text="my kohya")
+    mine.get_by_role("button", name="Use").click()
+    expect(entry(page, "adapter.rank")).to_have_value("33")
+    assert saved(page)["train.batch_size"] == "5" and "train.steps" not in saved(page)
 
 
 def test_an_empty_form_starts_from_the_users_own_defaults(page: Page) -> None:

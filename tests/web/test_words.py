@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from limner.config import presets
 from limner.config.fields import section_types
 from limner.config.tools import Tools
 from limner.config.tools.base import ToolSection
 from limner.web import page as the_page
 from limner.web import words
 from limner.web.form import form_schema
-from limner.web.presets import SHIPPED
 from limner.web.theme import STATIC
 
 MODULES = sorted(STATIC.glob("*.js"))
@@ -52,7 +52,7 @@ def helps() -> set[str]:
     sections: list[dict[str, Any]] = [*form_schema(words.Words()), *form_schema(words.Words(), Tools)]
     said = {text for _, _, kind in section_types(Tools) if issubclass(kind, ToolSection) for text in (kind.title, kind.group)}
     said |= {text for s in sections for text in (s["help"], *(o.get("help", "") for o in s["options"]))}
-    said |= {file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in SHIPPED.glob("*.toml")}
+    said |= {presets.about(file) for file in presets.SHIPPED.glob("*.toml")}
     return said - {""}
 
 

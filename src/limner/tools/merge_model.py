@@ -48,6 +48,9 @@ def look(section: MergeModel) -> Report:
 
 def run(section: MergeModel, progress: Progress) -> Report:
     """Write it. Raises UserError, StopRequested."""
+    from limner.tools.streaming import return_memory
+
+    return_memory()
     plan, done = _plan(section), 0
 
     def tell(count: int, words: str) -> None:

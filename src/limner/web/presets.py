@@ -1,4 +1,4 @@
-"""Presets: small TOML files whose first comment line says what they are for. Limner's own, and the user's in their home."""
+"""The page's presets: what they set and what they are for, and how the user's own are kept. See `limner.config.presets`."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
 
-from limner import disk, errors, runs
-from limner.config import files
+from limner import disk, runs
+from limner.config import files, presets
 from limner.errors import UserError, printable, wrong
 from limner.web.asked import Values, config_of
 from limner.web.context import Context
 from limner.web.intake import harmless
 
-SHIPPED = Path(errors.__file__).parent / "presets"
-
 
 def router(context: Context) -> APIRouter:
-    """The routes of the presets. A preset is named `own/name` or `limner/name`."""
+    """The routes of the presets."""
     routes = APIRouter(prefix="/api/presets")
 
     @routes.get("")
     def listed() -> list[dict[str, Any]]:
-        """All presets; one that does not load says why instead of its values."""
-        told = [_told(file) for folder in (SHIPPED, _own()) if folder.is_dir() for file in sorted(folder.glob("*.toml"))]
+        """All presets; one that does not load says why instead of its values. Those that `adds` are laid over what is set."""
+        told = [_told(file) for file in presets.all_files(_own())]
         return [one | {"about": context.words(one["about"])} for one in told]
 
     @routes.post("/save")
@@ -68,11 +66,13 @@ def _file(name: str) -> Path:
 
 
 def _told(file: Path) -> dict[str, Any]:
-    told: dict[str, Any] = {"name": file.stem, "own": file.parent != SHIPPED, "about": "", "values": {}, "problem": ""}
+    is_own, name = file.parent != presets.SHIPPED, file.stem
+    families = () if is_own else presets.families_of(name)
+    told: dict[str, Any] = {"name": name, "own": is_own, "families": families, "adds": presets.is_added(name)}
+    told |= {"about": "", "values": {}, "problem": ""}
     try:
-        text = files.read_text(file)
-        told["about"] = text.partition("\n")[0].lstrip("# ")
-        told["values"] = files.overrides_of(files.build(files.parse(text, file.name), {}, text, file.name))
+        told["about"] = presets.about(file)
+        told["values"] = presets.stated(file)
     except UserError as error:
         told["problem"] = str(error.findings[0])
     return told

@@ -8,6 +8,7 @@ from limner.config.tools.captioning import Caption, CaptionByServer, Tag
 from limner.config.tools.files import Convert, Inspect, Metadata
 from limner.config.tools.folders import Balance, FromKohyaFolders, GroupPictures, ToKohyaFolders, UndoFolders, Unpack
 from limner.config.tools.merge import MergeLoras, MergeModel
+from limner.config.tools.publish import Publish
 from limner.config.tools.ranks import Extract, Resize
 
 
@@ -30,6 +31,7 @@ class Tools(Section):
     from_kohya_folders: FromKohyaFolders | None = None
     unpack: Unpack | None = None
     undo_folders: UndoFolders | None = None
+    publish: Publish | None = None
 
 
 def the_section(tools: Tools) -> tuple[str, ToolSection]:

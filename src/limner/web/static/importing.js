@@ -11,14 +11,19 @@ const MAX_HEADER = 100_000_000;
 // What stands in the form after it is what the file says; a report says what became of each of kohya's keys.
 export async function load(file) {
   try {
-    const text = file.name.toLowerCase().endsWith(".safetensors") ? await metadataOf(file) : await file.text();
-    const { values, report } = await post("api/import", { name: file.name.slice(-300), text });
+    const { values, report } = await read(file);
     store.replace(values, "", true);
     say(fill(t("Loaded {name}."), { name: file.name }));
     if (report.length) showReport(file.name, report);
   } catch (error) {
     sayRefused(error);
   }
+}
+
+// What a file sets, and the report: {values, report}.
+export async function read(file) {
+  const text = file.name.toLowerCase().endsWith(".safetensors") ? await metadataOf(file) : await file.text();
+  return post("api/import", { name: file.name.slice(-300), text });
 }
 
 // The JSON of a safetensors file's metadata; the tensors stay here. "" for what is no such file.
@@ -33,7 +38,7 @@ async function metadataOf(file) {
   }
 }
 
-function showReport(name, report) {
+export function showReport(name, report) {
   const groups = [
     ["unsupported", t("Not supported"), true],
     ["unknown", t("Not known"), true],
