@@ -18,7 +18,7 @@ from limner.config import Config, files
 from limner.config.fields import values
 from limner.config.tools.publish import Publish
 from limner.errors import Finding, UserError, wrong
-from limner.formats.base import recognise_files
+from limner.formats.base import recognise_alone
 from limner.formats.header import Header, read_header
 from limner.formats.known import FAMILIES
 from limner.formats.lora_file import family_of_lora
@@ -229,7 +229,7 @@ def _family_of(path: Path, header: Header | None = None) -> str | None:
     if header is not None and (family := family_of_lora(header)):
         return family
     with contextlib.suppress(UserError):
-        return recognise_files(str(path)).family
+        return recognise_alone(str(path)).family
     return None
 
 
