@@ -315,11 +315,11 @@ def take_pictures_of_tools(browser: Browser, names: list[str]) -> None:
     sys.path[:0] = [str(PICTURES.parents[1] / "tests"), str(PICTURES.parents[1] / "tests" / "web")]
     import tool_uses
 
-    with tempfile.TemporaryDirectory(prefix="limner-") as name, tool_uses.captioning_server() as url:
+    with tempfile.TemporaryDirectory(prefix="limner-") as name, tool_uses.captioning_server() as url, tool_uses.hub():
         folder = Path(name)
         for inside in ("home/locks", "files"):
             (folder / inside).mkdir(parents=True)
-        os.environ |= {"LIMNER_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+        os.environ["LIMNER_HOME"] = str(folder / "home")
         tool_uses.prepare(folder / "files")
         with served(folder) as address:
             page = opened(browser, address, 1280, "light")

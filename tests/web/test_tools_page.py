@@ -52,9 +52,8 @@ def bench(browser: Browser) -> Iterator[Bench]:
     place = Path(tempfile.mkdtemp(prefix="limner-tools-"))
     folder = place / "files"
     folder.mkdir()
-    with pytest.MonkeyPatch.context() as patch, tool_uses.captioning_server() as url:
+    with pytest.MonkeyPatch.context() as patch, tool_uses.captioning_server() as url, tool_uses.hub():
         patch.setenv("LIMNER_HOME", str(place / "home"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
         tool_uses.prepare(folder)
         limner = Limner("--port", "0", "--headless", "--allowed-path", str(folder), is_forked=True)
         page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()

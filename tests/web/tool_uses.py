@@ -4,6 +4,7 @@ scripts/screenshots.py, so that each tool that is shown is one that was tried.""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 import threading
@@ -25,6 +26,7 @@ from safetensors.torch import save_file
 
 import caption_models
 import tiny
+from fake_hub import REPO, TOKEN, FakeHub
 from limner.adapters.layered import LayerAdapter
 from limner.config import Lora
 from limner.config.fields import Option, walk
@@ -40,6 +42,10 @@ POCKET, TINY = BLOCK.format(1), BLOCK.format(0)
 """A layer of the pocket model, and of the tiny one."""
 _TAGS = (("red", 2), ("green", 1), ("blue", 0))
 """What the tagger knows, and in which channel (BGR) it sees it."""
+
+
+HUBS: list[FakeHub] = []
+"""The last one is what is published on."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,25 @@ def captioning_server(seconds: float = 0) -> Iterator[str]:
     server.server_close()
 
 
+@contextmanager
+def hub() -> Iterator[None]:
+    """A Hugging Face Hub of our own, which processes that begin meanwhile take for the real one."""
+    HUBS.append(FakeHub())
+    threading.Thread(target=HUBS[-1].serve_forever, daemon=True).start()
+    told = {"HF_ENDPOINT": HUBS[-1].url, "HF_TOKEN": TOKEN, "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_XET": "1"}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ |= told
+    try:
+        yield
+    finally:
+        for name, text in before.items():
+            os.environ.pop(name, None)
+            if text is not None:
+                os.environ[name] = text
+        HUBS[-1].shutdown()
+        HUBS[-1].server_close()
+
+
 # --- what must come of it ---------------------------------------------------------------------------------------------
 
 
@@ -217,6 +242,12 @@ def _named_anew(folder: Path) -> None:
     said = read_header(new).metadata
     assert (said["modelspec.title"], said["modelspec.trigger_phrase"]) == ('"Zibbo" & <b>friends</b>', "zibbo")
     assert all((load_file(old)[k] == v).all() for k, v in load_file(new).items())
+
+
+def _published(folder: Path) -> None:
+    ((message, files),) = HUBS[-1].commits
+    assert message == "The first" and HUBS[-1].repos[REPO] == {"private": True}
+    assert files["zibbo.safetensors"] == (folder / "zibbo.safetensors").read_bytes() and b"zibbo" in files["README.md"]
 
 
 def _summed(folder: Path) -> None:
@@ -326,6 +357,11 @@ USES: dict[str, Use] = {
         },
         r'"Zibbo" & <b>friends</b>',
         _named_anew,
+    ),
+    "publish": Use(
+        {"file": "{F}/zibbo.safetensors", "repo": REPO, "message": "The first", "license": "apache-2.0"},
+        rf"Published: .*{REPO}",
+        _published,
     ),
     "merge_loras": Use(
         {"loras": "{F}/zibbo.safetensors\n{F}/style.safetensors @ 0.5", "output": "{F}/both.safetensors", "base": "pocket"},
