@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import tiny
-from limner import jobs, preflight
+from limner import disk, jobs, preflight
 from limner.config import Config, files
 from limner.config.fields import section_types, walk
 from limner.engine import train
@@ -269,8 +269,9 @@ def shared_home(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def home(shared_home, monkeypatch) -> Path:
-    """One for all: what a run encodes, the next need not."""
+    """One for all: what a run encodes, the next need not. Nothing here has to outlast a power cut."""
     monkeypatch.setenv("LIMNER_HOME", str(shared_home))
+    monkeypatch.setattr(disk, "fsync", lambda path: None)
     return shared_home
 
 
@@ -436,7 +437,7 @@ def test_an_option_shows(places, option, kind):
         if option.path == "data.skip_broken":
             assert [f for f in preflight.examine(without, None)[0] if f.severity == "error"]
             return
-        before, after = _outcome(files.render(without)), _outcome(files.render(having))
+        before, after = _outcome(files.render_changes(without)), _outcome(files.render_changes(having))
         assert before[case.shows] != after[case.shows], f"{option.path} is ignored by {family} with {kind}"
         return
     pytest.fail(f"no family takes it: {refused}")
@@ -476,6 +477,6 @@ def test_every_family_uses_or_refuses_each_option(places, family):
         asked = {option.path, *(f"{section}.{name}" for section, values in case.beside.items() for name in values)}
         if any(f.severity == "error" or (f.field in asked and is_refusal(f)) for f in findings):
             continue
-        if _outcome(files.render(without))[case.shows] == _outcome(files.render(having))[case.shows]:
+        if _outcome(files.render_changes(without))[case.shows] == _outcome(files.render_changes(having))[case.shows]:
             ignored.append(option.path)
     assert not ignored
