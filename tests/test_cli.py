@@ -140,7 +140,10 @@ def busy() -> Iterator[Run]:
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_training_waits_for_the_device_and_ctrl_c_takes_it_out_of_the_queue(project: Path, busy: Run):
     words = [sys.executable, "-u", "-m", "limner.cli", "train", str(project / "run.toml"), "--launch.device", "cpu"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores ctrl-C, and so do we
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:  # "waiting to be started" may come first
             if line == f"waiting for {busy.id} to finish on cpu\n":

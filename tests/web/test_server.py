@@ -158,15 +158,16 @@ def test_settings_reach_the_page(home: Path, limner_web: Callable[..., Any], bro
     page.close()
 
 
-def test_weight_and_memory(page: Page, server: str) -> None:
-    page.reload()
-    page.wait_for_selector("#tabs")
+def test_weight_and_memory(home: Path, limner_web: Callable[..., Any], browser: Browser) -> None:
+    server = limner_web("--port", "0")
+    page = browser.new_context().new_page()
+    page.goto(server.url)
+    page.wait_for_selector("#tabs", timeout=60_000)
     assert len(page.content()) < 1_500_000
-    _, headers, body = get(server, "/")
+    _, headers, body = get(server.url, "/")
     assert len(body) < 1_500_000 and "nonce-" in headers["content-security-policy"]
-    port = urlsplit(server).port
-    [process] = [p for p in psutil.Process().children() if any(c.laddr.port == port for c in p.net_connections("tcp"))]
-    assert process.memory_info().rss < 250 << 20
+    assert psutil.Process(server.process.pid).memory_info().rss < 250 << 20
+    page.context.close()
 
 
 def test_it_answers_within_five_seconds(home: Path, limner_web: Callable[..., Any]) -> None:
