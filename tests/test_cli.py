@@ -142,7 +142,8 @@ def test_training_waits_for_the_device_and_ctrl_c_takes_it_out_of_the_queue(proj
     words = [sys.executable, "-u", "-m", "limner.cli", "train", str(project / "run.toml"), "--launch.device", "cpu"]
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores ctrl-C, and so do we
+        # what a shell runs in the background ignores ctrl-C, and so would all that it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     ) as process:  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:  # "waiting to be started" may come first
