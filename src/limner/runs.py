@@ -286,22 +286,24 @@ def _slug(name: str) -> str:
 
 def create(config: Config) -> Run:
     """Make a new run directory and write its config. Two starts in one minute get different names."""
-    folder = home() / "runs"
+    run = new(home() / "runs", f"{datetime.datetime.now():%Y-%m-%d_%H%M}_{_slug(config.output.name)}")
+    for name in ("samples", "checkpoints", "states"):
+        (run.path / name).mkdir()
+    disk.write_text(run.path / "config.toml", config_files.render(config))
+    run.write_state(State())
+    return run
+
+
+def new(folder: Path, stem: str) -> Run:
+    """A new directory in `folder`, called `stem`, or that and a number where another has the name."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{datetime.datetime.now():%Y-%m-%d_%H%M}_{_slug(config.output.name)}"
     for attempt in range(1, 10_000):
         path = folder / (stem if attempt == 1 else f"{stem}-{attempt}")
-        try:
+        with contextlib.suppress(FileExistsError):
             path.mkdir()
-        except FileExistsError:
-            continue
-        for name in ("samples", "checkpoints", "states", "control"):
-            (path / name).mkdir()
-        run = Run(path)
-        disk.write_text(path / "config.toml", config_files.render(config))
-        run.write_state(State())
-        return run
-    raise wrong("runs", f"{folder} holds too many runs named {stem}.", "Delete some of them.")
+            (path / "control").mkdir()
+            return Run(path)
+    raise wrong(folder.name, f"{folder} holds too many named {stem}.", "Delete some of them.")
 
 
 def all_runs() -> list[Run]:

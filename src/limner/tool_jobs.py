@@ -109,18 +109,7 @@ def all_jobs() -> list[Run]:
 
 def _make(name: str) -> Run:
     """A new folder; the oldest ones that have ended are removed."""
-    folder = folder_of_all()
-    folder.mkdir(parents=True, exist_ok=True)
     for old in all_jobs()[:-_KEPT]:
         if old.state().status not in LIVE:
             shutil.rmtree(old.path, ignore_errors=True)
-    stem = f"{datetime.datetime.now():%Y-%m-%d_%H%M%S}_{name}"
-    for attempt in range(1, 1000):
-        path = folder / (stem if attempt == 1 else f"{stem}-{attempt}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        (path / "control").mkdir()
-        return Run(path)
-    raise wrong("tools", f"{folder} holds too many uses named {stem}.", "Try again in a second.")
+    return runs.new(folder_of_all(), f"{datetime.datetime.now():%Y-%m-%d_%H%M%S}_{name}")

@@ -14,6 +14,7 @@ import pytest
 from limner.config import files
 from limner.config.kohya.gui import read
 from limner.config.kohya.report import Imported
+from limner.config.kohya.sources import read_text
 from limner.errors import UserError
 
 # {key: {the tabs that have it: its default there}}; L LoRA, D Dreambooth, F Finetuning, T Textual Inversion, E LECO, C LLLite
@@ -95,8 +96,9 @@ def test_the_textual_inversion_form_as_it_begins() -> None:
 
 @pytest.mark.parametrize("tab, name", [("E", "LECO"), ("C", "LLLite")])
 def test_tabs_without_a_counterpart_are_refused_by_name(tab: str, name: str) -> None:
-    with pytest.raises(UserError, match=name):
-        read(form(tab), "form.json")
+    with pytest.raises(UserError, match=name) as caught:
+        read_text(json.dumps(form(tab)), "my form.json")
+    assert [f.field for f in caught.value.findings] == ["my form.json"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from limner.config import Config, files
-from limner.config.kohya import READERS, Imported, Report, read_text
+from limner.config.kohya import Imported, read_text
 from limner.config.kohya.command_line import read
 from limner.data.subsets import read as read_subsets
 from limner.errors import UserError
@@ -126,19 +126,9 @@ def test_a_dataset_file_goes_on_beside_the_configuration(tmp_path: Path) -> None
     assert found.subsets == read_text(json.dumps(json.loads(found.subsets)), "d.json").subsets
 
 
-def test_another_reader_may_come_first() -> None:
-    def mine(raw: dict[str, Any]) -> Imported | None:
-        return Imported({"train": {"seed": 5}}, Report()) if "LoRA_type" in raw else None
-
-    before = dict(READERS)
-    READERS.clear()
-    READERS.update({"gui": mine, **before})
-    try:
-        assert read_text('{"LoRA_type": "Standard", "learning_rate": 1}', "x.json").values == {"train": {"seed": 5}}
-        assert _config(read_text(FLAT, "a.toml")).train.steps == 200
-    finally:
-        READERS.clear()
-        READERS.update(before)
+def test_a_form_is_read_as_one_though_it_has_arguments_names() -> None:
+    said = read_text('{"LoRA_type": "Standard", "max_resolution": "512,512", "epoch": 3, "max_train_steps": 0}', "x.json")
+    assert said.values["train"]["epochs"] == 3 and said.report.lines["epoch"].outcome == "taken"
 
 
 BROKEN = [

@@ -6,9 +6,7 @@ Losses stay on the device and are read back together, about once a second: the s
 from __future__ import annotations
 
 import math
-import os
 import time
-from dataclasses import replace
 
 import psutil
 import torch
@@ -16,33 +14,22 @@ from torch import Tensor
 
 from limner.engine.trackers import Tracker
 from limner.errors import UserError, printable, wrong
-from limner.runs import Phase, Run, Status
+from limner.runs import Run
+from limner.state import StateTeller
 
 _FLUSH_SECONDS = 1.0
 
 
-class Journal:
+class Journal(StateTeller):
     """The main process's record of a run. In other processes it is silent."""
 
     def __init__(self, run: Run, *, is_main: bool) -> None:
-        self.run, self.is_main = run, is_main
-        self.state = run.starting(os.getpid())
+        super().__init__(run, is_silent=not is_main)
+        self.is_main = is_main
         self.trackers: list[Tracker] = []
         self._process = psutil.Process()
         self._pending: list[tuple[int, Tensor, Tensor | None, dict[str, float]]] = []
-        self._written = self._flushed = 0.0
-
-    def say(
-        self, status: Status | None = None, phase: Phase | None = None, progress: tuple[int, int] = (0, 0), **values
-    ) -> None:
-        """Publish a change of state at once, mere progress at most twice a second."""
-        changed = (status or self.state.status, phase if phase is not None else self.state.phase)
-        is_turn = changed != (self.state.status, self.state.phase)
-        self.state = replace(self.state, status=changed[0], phase=changed[1], progress=progress, **values)
-        if self.is_main and (is_turn or values or time.monotonic() - self._written > 0.5):
-            # mere progress need not outlive a power cut, and waiting for the disk would hold the step up
-            self.run.write_state(self.state, durable=is_turn)
-            self._written = time.monotonic()
+        self._flushed = 0.0
 
     def event(self, kind: str, **values) -> None:
         if not self.is_main:

@@ -8,9 +8,8 @@ import json
 import os
 import signal
 import sys
-import time
 import traceback
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
@@ -18,20 +17,18 @@ import filelock
 
 from limner import disk, tool_jobs
 from limner.errors import Finding, StopRequested, UserError, printable
-from limner.runs import Run, State
+from limner.runs import Run
+from limner.state import StateTeller
 from limner.tools import using
 from limner.tools.tool import Report
 
-_SECONDS_BETWEEN = 0.5
 
-
-class Told:
+class Told(StateTeller):
     """The progress of a tool, as its job's state; ends it when the job is asked to stop, or by a signal."""
 
-    def __init__(self, run: Run, state: State) -> None:
-        self.run, self.state = run, state
-        self._written, self._words = 0.0, ""
-        self._signalled = False
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self._words, self._signalled = "", False
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, self._handle)
 
@@ -45,16 +42,9 @@ class Told:
         if words and words != self._words:
             self._words = words
             print(printable(words), flush=True)
-        now = time.monotonic()
-        if now - self._written > _SECONDS_BETWEEN or done == total:
-            self._written = now
-            self.say(progress=(done, total))
+        self.say(progress=(done, total))
         if self._signalled or self.run.is_asked_to_stop():
             raise StopRequested
-
-    def say(self, **changes: object) -> None:
-        self.state = replace(self.state, **changes)
-        self.run.write_state(self.state, durable=False)
 
 
 def work(run: Run) -> int:
@@ -68,27 +58,27 @@ def work(run: Run) -> int:
 
 
 def _work(run: Run) -> int:
-    told = Told(run, replace(run.starting(os.getpid()), status="running", phase="working"))
-    told.say()
+    told = Told(run)
+    told.say("running", "working")
     try:
         name, section = tool_jobs.asked(run)
         with using.lent_device(section):
             report = using.module_of(section).run(section, told)
         disk.write_json(run.path / tool_jobs.REPORT, as_json(report))
-        told.say(status="done", phase="")
+        told.say("done", "")
         print(f"{name} is done.", flush=True)
         return 0
     except StopRequested:
-        told.say(status="stopped", phase="")
+        told.say("stopped", "")
         return 0
     except UserError as error:
         print(error, file=sys.stderr)
         disk.write_json(run.path / tool_jobs.REPORT, {"findings": [asdict(f) for f in error.findings]})
-        told.say(status="failed", phase="", error=str(error))
+        told.say("failed", "", error=str(error))
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
-        told.say(status="failed", phase="", error=using.explain(error))
+        told.say("failed", "", error=f"{using.explain(error)} The log has the details.")
         return 1
 
 
@@ -101,7 +91,7 @@ def look(text: str) -> int:
         said = {"findings": [asdict(f) for f in error.findings]}
     except Exception as error:
         traceback.print_exc()
-        said = {"findings": [asdict(Finding("tool", using.explain(error)))]}
+        said = {"findings": [asdict(Finding("tool", using.explain(error), "Start it; its log will have the details."))]}
     print(json.dumps(said, ensure_ascii=True))
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import shutil
 import sys
 import time
@@ -15,7 +14,7 @@ import filelock
 
 from limner import runs, tool_jobs
 from limner.config.fields import Option, section_types, walk
-from limner.config.files import build_as
+from limner.config.files import as_typed, build_as
 from limner.config.tools import Tools, the_section
 from limner.config.tools.base import ToolSection
 from limner.errors import StopRequested, printable, wrong
@@ -49,7 +48,7 @@ def explain(error: Exception) -> str:
         return f"The computer ran out of memory. Close other programs, or work on a smaller file. ({words})"
     if isinstance(error, OSError) and error.errno == 28:
         return f"The disk is full; nothing was left half-written. Free some space, and start it again. ({words})"
-    return f"{words}. The log has the details."
+    return f"{words}."
 
 
 def require_known(name: str) -> None:
@@ -82,16 +81,12 @@ def section(name: str, texts: Mapping[str, list[str]]) -> ToolSection:
         key = key.removeprefix(f"{name}.")
         option = known.get(key.replace("-", "_"))
         if option is not None and option.is_list and len(given) > 1:
-            overrides[f"{name}.{option.name}"] = _array(given)
+            overrides[f"{name}.{option.name}"] = as_typed(option, given)
         elif len(given) > 1:
             raise wrong(f"{name}.{key}", "is given more than once.", "Give it once.")
         else:
             overrides[f"{name}.{option.name if option else key}"] = given[0]
     return the_section(build_as(Tools, {name: {}}, overrides))[1]
-
-
-def _array(texts: list[str]) -> str:
-    return json.dumps(texts, ensure_ascii=False)
 
 
 def _options(name: str) -> list[Option]:

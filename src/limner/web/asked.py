@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
+from pydantic import BaseModel
 
 from limner import expect, importing, jobs, launch, machine, preflight, queue, runner, runs
-from limner.config import Config, Section, defaults, files
+from limner.config import Config, defaults, files
 from limner.config.fields import paths, walk
 from limner.config.kohya import Line
 from limner.errors import Finding, UserError, printable, wrong
@@ -148,18 +149,23 @@ def _machine_so_far() -> tuple[Machine | None, list[Finding]]:
 
 def config_of(values: dict[str, str], context: Context) -> Config:
     """The configuration that the values make. Raises UserError with a finding at each field that is wrong."""
-    faults = list(incomplete_paths(values))
+    return built(Config, {}, values, context)
+
+
+def built(schema: type[files.AnySchema], raw: dict[str, Any], values: dict[str, str], context: Context) -> files.AnySchema:
+    """The same for any schema of sections, with the values laid over `raw`."""
+    faults = list(_incomplete_paths(values, schema))
     try:
-        config = files.build({}, values)
+        config = files.build_as(schema, raw, values)
     except UserError as error:
         named = {f.field for f in faults}
         raise UserError([*faults, *(f for f in error.findings if f.field not in named)]) from None
-    if faults := faults or check_places(config, context):
+    if faults := faults or _outside(config, context):
         raise UserError(faults)
     return config
 
 
-def incomplete_paths(values: dict[str, str], schema: type[Section] = Config) -> Iterator[Finding]:
+def _incomplete_paths(values: dict[str, str], schema: type[BaseModel]) -> Iterator[Finding]:
     """Paths that a terminal would take from its current folder; the page has none."""
     for option in {o.path: o for o in walk(schema) if Path in o.types}.values():
         text = values.get(option.path, "/")
@@ -167,7 +173,7 @@ def incomplete_paths(values: dict[str, str], schema: type[Section] = Config) -> 
             yield Finding(option.path, f"{text[:100]!r} is not a full path.", "Write it from the root of the disk on.")
 
 
-def check_places(config: Section, context: Context) -> list[Finding]:
+def _outside(config: BaseModel, context: Context) -> list[Finding]:
     """A finding for each path that lies outside the folders that the page may use."""
     faults: list[Finding] = []
     for field, path in paths(config):

@@ -13,9 +13,8 @@ from fastapi import Path as PathPart
 from fastapi.responses import FileResponse
 
 from limner import disk, jobs, tool_jobs
-from limner.config.files import build_as
 from limner.config.tools import Tools
-from limner.errors import UserError, printable, wrong
+from limner.errors import printable, wrong
 from limner.runs import LIVE, Run
 from limner.web import asked, places
 from limner.web.asked import Values
@@ -83,15 +82,7 @@ def _asked(tool: str, values: dict[str, str], context: Context) -> Tools:
         raise wrong("tool", f"{printable(tool, 60)!r} is none.", "Choose one of the list.")
     if strange := next((path for path in values if path.partition(".")[0] != tool), None):
         raise wrong("tool", f"{printable(strange, 60)!r} is no option of {tool}.", "Reload the page.")
-    faults = list(asked.incomplete_paths(values, Tools))
-    try:
-        tools = build_as(Tools, {tool: {}}, values)
-    except UserError as error:
-        named = {f.field for f in faults}
-        raise UserError([*faults, *(f for f in error.findings if f.field not in named)]) from None
-    if faults := faults or asked.check_places(tools, context):
-        raise UserError(faults)
-    return tools
+    return asked.built(Tools, {tool: {}}, values, context)
 
 
 def _find(name: str) -> Run:

@@ -4,11 +4,10 @@ from limner.config.kohya.arguments import to_values
 from limner.config.kohya.export import to_arguments
 from limner.config.kohya.lora_metadata import of_lora
 from limner.config.kohya.report import Imported, Line, Report, render_report
-from limner.config.kohya.sources import READERS, read_text
+from limner.config.kohya.sources import read_text
 from limner.config.kohya.writer import Facts
 
 __all__ = [
-    "READERS",
     "Facts",
     "Imported",
     "Line",

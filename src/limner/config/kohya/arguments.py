@@ -5,23 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from limner.config.kohya import (
-    base_model,
-    flow,
-    keeping,
-    network,
-    objective,
-    optimizing,
-    pictures,
-    plain,
-    saving,
-    scheduling,
-    unused,
-    whole,
-)  # fmt: skip
+from limner.config.kohya import base_model, network, optimizing, whole
 from limner.config.kohya.reader import Reader
 from limner.config.kohya.report import Report
 from limner.config.kohya.scripts import SCRIPTS, Script
+from limner.config.kohya.topics import TOPICS
 
 SCRIPT = "_script"
 """The name under which the script stands among the arguments, where it is known."""
@@ -50,14 +38,8 @@ def to_values(arguments: Mapping[str, Any], report: Report, *, complete: bool = 
     base_model.read(r)
     (network if is_network else whole).read(r)
     optimizing.read(r)
-    scheduling.read(r)
-    objective.read(r)
-    flow.read(r)
-    keeping.read(r)
-    pictures.read(r)
-    saving.read(r)
-    plain.read(r)
-    unused.read(r)
+    for topic in TOPICS:
+        topic.read(r)
     _sort(report, before, given)
     return r.values
 

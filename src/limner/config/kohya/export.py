@@ -5,21 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from limner.config import Config
-from limner.config.kohya import (
-    base_model,
-    flow,
-    keeping,
-    network,
-    objective,
-    optimizing,
-    pictures,
-    plain,
-    saving,
-    scheduling,
-    unused,
-    whole,
-)  # fmt: skip
+from limner.config.kohya import base_model, network, optimizing, whole
 from limner.config.kohya.scripts import script_for
+from limner.config.kohya.topics import TOPICS
 from limner.config.kohya.writer import Facts, Writer
 from limner.errors import Finding, wrong
 
@@ -45,12 +33,6 @@ def to_arguments(config: Config, family: str, facts: Facts | None = None) -> tup
         whole.write(w, lr)
     else:
         network.write(w)
-    scheduling.write(w)
-    objective.write(w)
-    flow.write(w)
-    keeping.write(w)
-    pictures.write(w)
-    saving.write(w)
-    plain.write(w)
-    unused.write(w)
+    for topic in TOPICS:
+        topic.write(w)
     return script.name, w.arguments, w.losses

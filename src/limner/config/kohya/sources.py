@@ -17,7 +17,7 @@ MAX_BYTES = 1 << 20
 _MOST_DEPTH = 20
 _GIVE = "Give a configuration of kohya_ss or sd-scripts (.json or .toml), a dataset file, or a command line."
 
-Reader = Callable[[dict[str, Any]], Imported | None]
+Reader = Callable[[dict[str, Any], str], Imported | None]
 
 
 def read_text(text: str, name: str) -> Imported:
@@ -31,8 +31,8 @@ def read_text(text: str, name: str) -> Imported:
         given = command_line.read(text, report)
         return Imported(to_values(given, report, complete=True), report)
     raw = _parsed(text, name)
-    for reader in READERS.values():
-        found = reader(raw)
+    for reader in _READERS:
+        found = reader(raw, name)
         if found is not None:
             return found
     raise wrong(name, "is nothing that Limner knows of kohya.", _GIVE)
@@ -86,7 +86,7 @@ def _look(value: Any, depth: int) -> None:
 # --- what a table may be ----------------------------------------------------------------------------------------------
 
 
-def dataset(raw: dict[str, Any]) -> Imported | None:
+def dataset(raw: dict[str, Any], _: str = "") -> Imported | None:
     """A dataset file: [general] and [[datasets]]. It goes on as it is, beside the configuration."""
     if not raw or not set(raw) <= {"general", "datasets"} or not isinstance(raw.get("datasets", []), list):
         return None
@@ -136,7 +136,7 @@ def _leaves(value: Any, place: str) -> list[tuple[str, Any]]:
     return [leaf for inner, v in pairs for leaf in _leaves(v, inner)]
 
 
-def config_file(raw: dict[str, Any]) -> Imported | None:
+def config_file(raw: dict[str, Any], _: str = "") -> Imported | None:
     """A file for --config_file: arguments, in sections of any name or in none. As in sd-scripts, sections count for nothing,
     and of an argument that comes twice the last holds."""
     flat, report = dict[str, Any](), Report()
@@ -152,10 +152,6 @@ def config_file(raw: dict[str, Any]) -> Imported | None:
     return Imported(to_values(flat, report, complete=True), report)
 
 
-READERS: dict[str, Reader] = {
-    "dataset file": dataset,
-    "kohya_ss": lambda raw: gui.read(raw, "the file"),
-    "config file": config_file,
-}
-"""Tried in order. A reader looks at a whole table and returns None where it is not of its kind; those that know more signs
-stand first."""
+_READERS: tuple[Reader, ...] = (dataset, gui.read, config_file)
+"""Tried in order, each with the file's name, for messages. A reader looks at a whole table and returns None where it is not of
+its kind; those that know more signs stand first."""

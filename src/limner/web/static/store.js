@@ -2,6 +2,7 @@
 // It survives a reload of its tab (sessionStorage); a new tab starts from what was typed last (localStorage).
 
 import { post } from "./common.js";
+import { holds as conditionHolds } from "./when.js";
 
 const KEY = `limner form ${new URL(".", document.baseURI).pathname}`;
 const listeners = new Set();
@@ -105,22 +106,7 @@ export function textOf(path) {
 
 export const applies = (option) => isHere(option) && holds(option.when ?? "");
 
-// The same grammar as `holds` in config/fields.py: atoms joined by "and", these by "or".
-export function holds(when) {
-  return !when || when.split(" or ").some((way) => way.split(" and ").every(isMet));
-}
-
-// What counts as not set, beside nothing, by the kind of input.
-const UNSET = { switch: (text) => text === "false", list: (text) => text === "[]", number: (text) => text === "off" || Number(text) === 0 };
-
-function isMet(atom) {
-  const negated = atom.startsWith("not ");
-  const [path, word] = (negated ? atom.slice(4) : atom).split(" = ");
-  const text = textOf(path);
-  const isUnset = UNSET[options.find((o) => o.path === path)?.input] ?? ((other) => other === "off");
-  const met = word ? text === word : text !== "" && !isUnset(text);
-  return met !== negated;
-}
+export const holds = (when) => conditionHolds(when, textOf, (path) => options.find((o) => o.path === path)?.input);
 
 // What the server gets: values of options that apply. The others stay in the form, should they apply again.
 export function sent() {

@@ -4,6 +4,7 @@ import { arriving, fill, get, h, post, Refused, say, sayRefused, t, url, watchWh
 import { drawField } from "./field.js";
 import { keepAll } from "./keep.js";
 import { duration, isLive, statusWord, when } from "./run_words.js";
+import { holds } from "./when.js";
 
 export function mount({ element, props }) {
   const sections = new Map(props.schema.map((section) => [section.name, section]));
@@ -62,13 +63,8 @@ function bench(section, lookAgain) {
   let values = {};
   let findings = [];
   let job = null;
-  const isMet = (atom) => {
-    const negated = atom.startsWith("not ");
-    const [path, word] = (negated ? atom.slice(4) : atom).split(" = ");
-    const option = section.options.find((o) => o.path === path);
-    const text = values[path] ?? option?.default ?? "";
-    return (word ? text === word : !["", "false", "off", "[]", "0"].includes(text)) !== negated;
-  };
+  const optionOf = (path) => section.options.find((o) => o.path === path);
+  const textOf = (path) => values[path] ?? optionOf(path)?.default ?? "";
   const store = {
     set(path, text) {
       if (text === null) delete values[path];
@@ -78,7 +74,7 @@ function bench(section, lookAgain) {
     },
     values: () => values,
     findings: () => findings,
-    applies: (option) => !option.when || option.when.split(" or ").some((way) => way.split(" and ").every(isMet)),
+    applies: (option) => holds(option.when, textOf, (path) => optionOf(path)?.input),
   };
   const fields = section.options.map((option) => drawField({ ...option, section: section.name }, store));
   const folded = h("details", { class: "advanced" }, h("summary", {}, t("Advanced")),
@@ -187,6 +183,6 @@ function reported(report, job) {
 }
 
 function logOf(job) {
-  if (!job.log || (job.status === "done" && !isLive(job))) return [];
+  if (!job.log || job.status === "done") return [];
   return [h("details", { open: job.status === "failed" }, h("summary", {}, t("Log")), h("pre", { tabindex: "0" }, job.log))];
 }
