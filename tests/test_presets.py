@@ -10,7 +10,9 @@ import pytest
 
 import tiny
 from headers import parts_beside, published, single_file
-from limner import cli, disk
+from limner import disk
+from limner.cli import config as config_commands
+from limner.cli import words
 from limner.config import Config, files, presets
 from limner.errors import UserError
 from limner.formats.base import recognise
@@ -252,16 +254,16 @@ def test_a_preset_counts_more_than_the_file_and_less_than_options(tmp_path: Path
     file = tmp_path / "my.toml"
     file.write_text("[memory]\ncheckpointing = false\nswap_blocks = 3\n[train]\nbatch_size = 9\nsteps = 7\n")
     given = (str(file), "--preset", "memory-sdxl-lora-8gb", "--preset=memory-sdxl-lora-12gb", "--train.accumulation", "5")
-    config = cli._load(given)
+    config = words.load(given)
     stated = presets.stated(SHIPPED["memory-sdxl-lora-12gb"])
     assert config.memory.checkpointing and config.memory.swap_blocks == 0 != 3
     assert str(config.train.batch_size) == stated["train.batch_size"] and config.train.accumulation == 5
     assert config.train.steps == 7
-    assert cli._load(("--preset", "sd1-lora-style")).adapter.rank == 32
+    assert words.load(("--preset", "sd1-lora-style")).adapter.rank == 32
 
 
 def test_a_preset_of_another_kind_takes_the_kinds_options_back() -> None:
-    config = cli._load(("--preset", "sdxl-lora", "--preset", "memory-sdxl-full-24gb"))
+    config = words.load(("--preset", "sdxl-lora", "--preset", "memory-sdxl-full-24gb"))
     assert config.adapter.kind == "none" and config.optimizer.warmup_steps == 50
     # of one kind they stay
     assert presets.lay({"adapter.kind": "lokr", "adapter.rank": "3"}, {"adapter.kind": "lokr"})["adapter.rank"] == "3"
@@ -273,29 +275,29 @@ def test_own_presets_go_by_their_names_and_first(home: Path) -> None:
     (home / "presets").mkdir(parents=True)
     (home / "presets" / "mine v1.toml").write_text('# Mine\n[data]\ntrigger = "2"\n')
     (home / "presets" / "sd1-lora-style.toml").write_text("# Mine too\n[adapter]\nrank = 3\n")
-    assert cli._load(("--preset", "mine v1")).data.trigger == "2"
-    assert cli._load(("--preset", "sd1-lora-style")).adapter.rank == 3
+    assert words.load(("--preset", "mine v1")).data.trigger == "2"
+    assert words.load(("--preset", "sd1-lora-style")).adapter.rank == 3
     (home / "presets" / "bad.toml").write_text("[adapter]\nrank = 0\n")
     with pytest.raises(UserError, match=r"adapter\.rank"):
-        cli._load(("--preset", "bad"))
+        words.load(("--preset", "bad"))
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "/etc/passwd", "memory-sdxl-lora-8", "a\nb", "x" * 5000, "a\x00b", "true"])
 def test_a_preset_that_is_not_there(name: str, home: Path) -> None:
     with pytest.raises(UserError) as caught:
-        cli._load(("--preset", name))
+        words.load(("--preset", name))
     [found] = caught.value.findings
     assert found.field == "preset" and str(found).isprintable()
     assert ("memory-sdxl-lora-8gb" in found.remedy) == (name == "memory-sdxl-lora-8")
 
 
 def test_a_new_configuration_from_presets(tmp_path: Path, capsys: pytest.CaptureFixture[str], home: Path) -> None:
-    assert cli.config_new(tmp_path / "a.toml", preset=["memory-flux-lora-12gb"]) == 0
+    assert config_commands.config_new(tmp_path / "a.toml", preset=["memory-flux-lora-12gb"]) == 0
     config = files.read(tmp_path / "a.toml")
     assert (config.model.family, config.memory.quantize, config.adapter.kind) == ("flux", "nf4", "lora")
-    assert cli.config_new(tmp_path / "b.toml", family="sdxl", preset=["sd1-fine-tune"]) == 0
+    assert config_commands.config_new(tmp_path / "b.toml", family="sdxl", preset=["sd1-fine-tune"]) == 0
     config = files.read(tmp_path / "b.toml")
     assert (config.model.family, config.adapter.kind) == ("sdxl", "none")
-    assert cli.config_presets() == 0
+    assert config_commands.config_presets() == 0
     said = capsys.readouterr().out
     assert all(name in said for name in SHIPPED)

@@ -94,7 +94,7 @@ def test_a_new_option_is_one_field(tmp_path: Path) -> None:
         )
     code = """
 import contextlib, io
-from limner import cli
+from limner.cli import config as config_commands
 from limner.config import Config, fields, files
 from limner.errors import UserError
 [option] = [o for o in fields.walk() if o.name == "sparkle"]
@@ -107,7 +107,7 @@ except UserError as error:
     print(*[(f.field, f.remedy) for f in error.findings], sep=chr(10))
 out = io.StringIO()
 with contextlib.redirect_stdout(out):
-    cli.config_options("sparkle")
+    config_commands.config_options("sparkle")
 print(repr(out.getvalue()))
 from limner.web.form import form_schema
 from limner.web.words import Words

@@ -7,12 +7,11 @@ import json
 import random
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from limner.config import Config, files
-from limner.config.kohya import Imported, read_text
+from limner.config.kohya import Imported, Report, read_text
 from limner.config.kohya.command_line import read
 from limner.data.subsets import read as read_subsets
 from limner.errors import UserError

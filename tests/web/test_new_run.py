@@ -18,7 +18,8 @@ from PIL import Image
 
 import tiny
 from headers import parts_beside, published, single_file
-from limner import cli, machine, queue, runner, runs
+from limner import machine, queue, runner, runs
+from limner.cli import words as typed
 from limner.config import files, presets
 from limner.data import undo
 from limner.errors import Finding
@@ -392,7 +393,7 @@ def test_the_command_line_says_the_same(client: TestClient, pics: Path, monkeypa
     said = ask(client, "command", values=values)
     program, verb, *flags = shlex.split(said["flags"])
     assert (program, verb) == ("limner", "train")
-    assert cli._overrides(tuple(flags)) == values
+    assert dict(typed.pairs(tuple(flags))) == values
     assert "limner.engine" in said["process"] and said["process"].endswith(os.path.join("runs", "RUN"))
 
 

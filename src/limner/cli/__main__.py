@@ -1,0 +1,5 @@
+"""`python -m limner.cli` is `limner`."""
+
+from limner.cli import main
+
+main()
