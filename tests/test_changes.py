@@ -10,6 +10,7 @@ import pytest
 
 from limner import changes, cli, runs
 from limner.changes import CHANGEABLE, changed
+from limner.cli.runs import runs_change
 from limner.config import files
 from limner.errors import UserError
 from limner.runs import State
@@ -101,13 +102,13 @@ def test_recorded_changes_count_once_and_by_their_step(run) -> None:
 
 
 def test_the_command(run, capsys, monkeypatch) -> None:
-    assert cli.runs_change(run.id, "optimizer.lr=5e-5", "train.steps=4000", 'sample.prompts=["a","b"]') == 0
+    assert runs_change(run.id, "optimizer.lr=5e-5", "train.steps=4000", 'sample.prompts=["a","b"]') == 0
     ((_, text),) = run.take_changes()
     assert tomllib.loads(text) == {
         "optimizer": {"lr": 5e-5}, "train": {"steps": 4000}, "sample": {"prompts": ["a", "b"]},
     }  # fmt: skip
     with pytest.raises(UserError, match=r"is not name=value"):
-        cli.runs_change(run.id, "train.steps")
+        runs_change(run.id, "train.steps")
     monkeypatch.setattr("sys.argv", ["limner", "runs", "change", run.id, "data.resolution=64"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
