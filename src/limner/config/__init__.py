@@ -18,6 +18,7 @@ from limner.config.objective import Objective
 from limner.config.optimizer import Optimizer
 from limner.config.output import Output
 from limner.config.sample import Sample
+from limner.config.speed import Speed
 from limner.config.train import Train
 from limner.config.validation import Validation
 
@@ -40,6 +41,7 @@ class Config(Section):
     optimizer: Optimizer = Optimizer()
     objective: Objective = Objective()
     memory: Memory = Memory()
+    speed: Speed = Speed()
     launch: Launch = Launch()
     validation: Validation = Validation()
     sample: Sample = Sample()
@@ -54,4 +56,4 @@ class Config(Section):
 
 __all__ = ["Adapter", "Config", "Data", "Dylora", "Embedding", "EmbeddingOnly", "Full", "Glora", "Ia3", "Launch", "Logging"]
 __all__ += ["Loha", "Lokr", "Lora", "Memory", "Model", "NoAdapter", "Objective", "Oft", "Optimizer", "Output", "Sample"]
-__all__ += ["Section", "Train", "Validation"]
+__all__ += ["Section", "Speed", "Train", "Validation"]
