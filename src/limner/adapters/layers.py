@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limner.diffusion.draws import generator
+from limner.diffusion.draws import generator, sent
 
 if TYPE_CHECKING:
     from limner.models.family import Target
@@ -224,7 +224,7 @@ class Layer(nn.Module):
         if self.rank_dropout and (rank := self.rank):
             kept = torch.rand(rank, generator=self.draw("rank")) >= self.rank_dropout
             device = next(self.parameters()).device
-            self.rank_mask = (kept / (1 - self.rank_dropout)).to(device, non_blocking=True)
+            self.rank_mask = sent(kept / (1 - self.rank_dropout), device)
 
     def end(self) -> None:
         """From here on nothing is left out."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from limner.config.objective import Objective
-from limner.diffusion.draws import generator, noise_like, strengths
+from limner.diffusion.draws import generator, noise_like, sent, strengths
 
 
 def training_noise(x0: Tensor, section: Objective, seed: int, step: int, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -22,13 +22,13 @@ def training_noise(x0: Tensor, section: Objective, seed: int, step: int, positio
         noise = pyramid(noise, section.pyramid_levels, section.pyramid_discount, seed, step, positions)
     if section.noise_offset or section.noise_offset_adaptive:
         strength = strengths(section.noise_offset, section.noise_offset_random, "offset strength", seed, step, positions)
-        strength = offset_strength(x0, strength.to(x0.device, x0.dtype), section.noise_offset_adaptive)
+        strength = offset_strength(x0, sent(strength, x0.device, x0.dtype), section.noise_offset_adaptive)
         noise = offset(noise, strength, seed, step, positions)
     if not section.input_perturbation:
         return noise, noise
     most, is_random = section.input_perturbation, section.input_perturbation_random
     gamma = strengths(most, is_random, "perturbation strength", seed, step, positions)
-    return noise, perturbed(noise, gamma.to(noise.device, noise.dtype), seed, step, positions)
+    return noise, perturbed(noise, sent(gamma, noise.device, noise.dtype), seed, step, positions)
 
 
 def offset_strength(x0: Tensor, strength: Tensor, adaptive: float) -> Tensor:
@@ -42,7 +42,7 @@ def offset(noise: Tensor, strength: Tensor, seed: int, step: int, positions: Seq
     """The noise with one normal number for each sample and channel, times `strength`, added everywhere (noise offset,
     crosslabs.org/blog/diffusion-with-offset-noise)."""
     drawn = [torch.randn((noise.shape[1], 1, 1), generator=generator(seed, "offset", step, p)) for p in positions]
-    return noise + strength * torch.stack(drawn).to(noise.device, noise.dtype, non_blocking=True)
+    return noise + strength * sent(torch.stack(drawn), noise.device, noise.dtype)
 
 
 def pyramid(noise: Tensor, levels: int, discount: float, seed: int, step: int, positions: Sequence[int]) -> Tensor:
@@ -65,7 +65,7 @@ def pyramid(noise: Tensor, levels: int, discount: float, seed: int, step: int, p
             if 1 in size:
                 break
         layers.append(total)
-    noise = noise + torch.stack(layers).to(noise.device, noise.dtype, non_blocking=True)
+    noise = noise + sent(torch.stack(layers), noise.device, noise.dtype)
     return noise / noise.flatten(1).std(1).view(-1, 1, 1, 1)
 
 
@@ -73,4 +73,4 @@ def perturbed(noise: Tensor, gamma: Tensor, seed: int, step: int, positions: Seq
     """noise + gamma xi with gamma (B,) and xi standard normal (arXiv:2301.11706): what the model is shown, while it is asked
     for the noise alone."""
     parts = [torch.randn(noise.shape[1:], generator=generator(seed, "perturbation", step, p)) for p in positions]
-    return noise + gamma.view(-1, 1, 1, 1) * torch.stack(parts).to(noise.device, noise.dtype, non_blocking=True)
+    return noise + gamma.view(-1, 1, 1, 1) * sent(torch.stack(parts), noise.device, noise.dtype)

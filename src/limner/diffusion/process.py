@@ -8,7 +8,7 @@ x_t = (1 - sigma) x0 + sigma noise, sigma = t / 1000.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -39,6 +39,7 @@ class Discrete:
 
     alphas_cumprod: Tensor
     prediction: Prediction = "epsilon"
+    _there: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_timesteps(self) -> int:
@@ -56,8 +57,14 @@ class Discrete:
         a = (a - a[-1]) * a[0] / (a[0] - a[-1])
         return replace(self, alphas_cumprod=a.square().to(self.alphas_cumprod.dtype))
 
+    def _alpha(self, t: Tensor) -> Tensor:
+        """alphas_cumprod[t]. A device is given its copy once: the copy waits for all that was ordered there before."""
+        if t.device not in self._there:
+            self._there[t.device] = self.alphas_cumprod.to(t.device)
+        return self._there[t.device][t]
+
     def _scales(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = self.alphas_cumprod.to(t.device)[t].to(like.dtype).view(-1, *[1] * (like.ndim - 1))
+        alpha = self._alpha(t).to(like.dtype).view(-1, *[1] * (like.ndim - 1))
         return alpha.sqrt(), (1 - alpha).sqrt()
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -81,7 +88,7 @@ class Discrete:
 
     def snr(self, t: Tensor) -> Tensor:
         """Signal-to-noise ratio a_t^2 / s_t^2, shape (B,)."""
-        alpha = self.alphas_cumprod.to(t.device)[t]
+        alpha = self._alpha(t)
         return alpha / (1 - alpha)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from limner.config.objective import Objective
-from limner.diffusion.draws import generator
+from limner.diffusion.draws import generator, sent
 from limner.diffusion.process import Discrete, Flow
 
 Distribution = Literal["uniform", "logit_normal", "mode", "cosmap"]
@@ -42,14 +42,14 @@ class Timesteps:
         sources = [generator(seed, "timestep", step, p) for p in positions]
         if isinstance(self.process, Flow):
             sigma = self.process.shifted(torch.stack([self._u(s) for s in sources]), *x0.shape[-2:])
-            return (self.least + (self.most - self.least) * sigma).to(x0.device, non_blocking=True)
+            return sent(self.least + (self.most - self.least) * sigma, x0.device)
         count = self.process.num_timesteps
         least, most = self.least * count // 1000, max(self.most * count // 1000, self.least * count // 1000 + 1)
         if self.distribution == "uniform":
             drawn = [int(torch.randint(least, most, (), generator=s)) for s in sources]
         else:
             drawn = [min(int(least + (most - least) * float(self._u(s))), most - 1) for s in sources]
-        return torch.tensor(drawn).to(x0.device, non_blocking=True)
+        return sent(torch.tensor(drawn), x0.device)
 
     def _u(self, source: torch.Generator) -> Tensor:
         """One number of the density."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from limner.config import Config
 from limner.engine.average import Average
 from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizer_state import pack, unpack
+from limner.engine.saving import Copies
 from limner.errors import wrong
 from limner.formats.embedding_file import file_name
 from limner.formats.header import read_header
@@ -42,31 +44,50 @@ def checkpoint_name(config: Config, step: int, total: int) -> str:
     return config.output.name if step >= total else f"{config.output.name}-step{step:08d}"
 
 
-def save_checkpoint(config: Config, family: Family, adapter: Adapter, folder: Path, facts: dict[str, Any]) -> list[Path]:
-    """Write the weights to use at this step, each file whole or not at all. Returns the files: the first, or the folder of a
-    whole model, is the checkpoint; an embedding learnt beside it follows."""
+Write = Callable[[], None]
+"""Writes a file, or the folder of a whole model, whole or not at all."""
+
+
+def checkpoint_writers(
+    config: Config, family: Family, adapter: Adapter, folder: Path, facts: dict[str, Any]
+) -> dict[Path, Write]:
+    """What writes the weights to use at this step: first the checkpoint; an embedding learnt beside it follows.
+
+    An adapter's are copied now and may be written later; a whole model is written as it is then.
+    """
     name = checkpoint_name(config, facts["step"], facts["total_steps"])
-    paths = [_save_main(config, family, adapter, folder / name, facts)]
-    if isinstance(adapter, Together):
-        paths.append(folder / file_name(name))
-        write_embedding(paths[-1], adapter.embedding.exported(), config, facts)
-    return paths
-
-
-def _save_main(config: Config, family: Family, adapter: Adapter, target: Path, facts: dict[str, Any]) -> Path:
-    """Write the whole model, the adapter, or the embedding where it is all that is learnt; returns the file or folder."""
-    dtype = PRECISIONS[config.output.dtype]
-    if config.adapter.trains_base and config.output.layout == "diffusers":
-        disk.write_folder(target, lambda temporary: family.save(temporary, dtype))
-        return target
-    path = target.with_name(f"{target.name}.safetensors")
     if config.adapter.trains_base:
-        with disk.replacing(path) as temporary:
-            family.save_file(temporary, dtype, model_spec(config, facts, suffix=""))
-        return path
+        target = folder / (name if config.output.layout == "diffusers" else f"{name}.safetensors")
+        return {target: lambda: _save_model(config, family, target, facts)}
+    path = folder / f"{name}.safetensors"
     write = write_embedding if config.adapter.kind == "embedding" else write_adapter
-    write(path, adapter.exported(config.output.lora_names), config, facts)
-    return path
+    writers = {path: _later(write, path, adapter.exported(config.output.lora_names), config, facts)}
+    if isinstance(adapter, Together):
+        beside = folder / file_name(name)
+        writers[beside] = _later(write_embedding, beside, adapter.embedding.exported(), config, facts)
+    return writers
+
+
+def _later(write: Callable[..., None], path: Path, state: dict[str, Tensor], config: Config, facts: dict[str, Any]) -> Write:
+    """Writes a file of these tensors as they are now."""
+    copies = Copies()
+    kept = {k: copies.take(v) for k, v in state.items()}
+
+    def writer() -> None:
+        copies.wait()
+        write(path, kept, config, facts)
+
+    return writer
+
+
+def _save_model(config: Config, family: Family, target: Path, facts: dict[str, Any]) -> None:
+    """Write the whole model, as a file or a folder."""
+    dtype = PRECISIONS[config.output.dtype]
+    if config.output.layout == "diffusers":
+        disk.write_folder(target, lambda temporary: family.save(temporary, dtype))
+        return
+    with disk.replacing(target) as temporary:
+        family.save_file(temporary, dtype, model_spec(config, facts, suffix=""))
 
 
 def write_adapter(path: Path, state: dict[str, Tensor], config: Config, facts: dict[str, Any]) -> None:
@@ -92,12 +113,15 @@ def write_embedding(path: Path, state: dict[str, Tensor], config: Config, facts:
         save_file(tensors, temporary, spec)
 
 
-def prune_checkpoints(config: Config, folder: Path, written: list[str]) -> list[str]:
-    """Delete the oldest of the checkpoints this run wrote on the way, beyond those to keep; returns the names left."""
+def superfluous(config: Config, written: list[str]) -> list[str]:
+    """The oldest of the checkpoints this run wrote on the way, beyond those to keep."""
     keep = config.output.keep_last
-    if keep is None or len(written) <= keep:
-        return written
-    for name in written[:-keep]:
+    return [] if keep is None else written[:-keep]
+
+
+def delete_checkpoints(config: Config, folder: Path, names: list[str]) -> None:
+    """Delete these of them."""
+    for name in names:
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -105,7 +129,6 @@ def prune_checkpoints(config: Config, folder: Path, written: list[str]) -> list[
             path.unlink(missing_ok=True)
         if config.adapter.kind != "embedding" and config.embedding.token is not None:
             (folder / file_name(name)).unlink(missing_ok=True)
-    return written[-keep:]
 
 
 def verify(path: Path) -> None:
@@ -120,34 +143,40 @@ def verify(path: Path) -> None:
 # --- training states --------------------------------------------------------------------------------------------------
 
 
-def save_state(
+def state_writer(
     folder: Path,
     step: int,
     adapter: Adapter,
     optimizer: torch.optim.Optimizer | OneByOne,
     average: Average | None,
     extra: dict[str, Any],
-) -> None:
-    """Write everything that resuming at `step` needs, then prune older states."""
+) -> Callable[[], None]:
+    """Copies everything that resuming at `step` needs; returns what writes it, then prunes older states."""
+    copies = Copies()
+    weights = {k: copies.take(v) for k, v in adapter.state_dict().items()}
+    tensors, told = pack(optimizer, copies.take)
+    averages = {str(i): copies.take(v) for i, v in enumerate(average.values)} if average is not None else None
 
     def fill(temporary: Path) -> None:
-        weights = {k: v.detach().cpu().contiguous().clone() for k, v in adapter.state_dict().items()}
         save_file(weights, temporary / "weights.safetensors")
-        tensors, told = pack(optimizer)
         save_file(tensors, temporary / "optimizer.safetensors")
         (temporary / "optimizer.json").write_text(json.dumps(told), encoding="utf-8")
-        if average is not None:
-            save_file({str(i): v.cpu() for i, v in enumerate(average.values)}, temporary / "average.safetensors")
+        if averages is not None:
+            save_file(averages, temporary / "average.safetensors")
         (temporary / "state.json").write_text(json.dumps({"step": step, "version": 2, **extra}), encoding="utf-8")
 
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step-{step:08d}"
-    if target.exists() and not disk.manifest_faults(target):
-        return
-    disk.write_folder(target, fill)
-    if not disk.manifest_faults(target):
-        for old in _by_step(folder)[:-_KEPT_STATES]:
-            shutil.rmtree(old, ignore_errors=True)
+    def write() -> None:
+        copies.wait()
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"step-{step:08d}"
+        if target.exists() and not disk.manifest_faults(target):
+            return
+        disk.write_folder(target, fill)
+        if not disk.manifest_faults(target):
+            for old in _by_step(folder)[:-_KEPT_STATES]:
+                shutil.rmtree(old, ignore_errors=True)
+
+    return write
 
 
 def _by_step(folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,14 +17,34 @@ if TYPE_CHECKING:
     from limner.engine.train import Training
 
 
+class Question(NamedTuple):
+    """What the model is asked about a micro-batch, and the answer that is wanted, all on the device."""
+
+    batch: Batch
+    noisy: Tensor
+    t: Tensor
+    """(B,) timesteps."""
+    target: Tensor
+
+
 def batch_loss(job: Training, batch: Batch, step: int) -> Tensor:
     """The weighted loss of each picture, shape (B,)."""
+    return answer_loss(job, ask(job, batch, step))
+
+
+def ask(job: Training, batch: Batch, step: int) -> Question:
+    """Draw all that chance decides about a micro-batch of a step. Needs nothing of the model."""
     process, section, seed = job.family.process, job.config.objective, job.config.train.seed
     x0 = draw_latents(batch, seed, step)
     noise, shown_noise = training_noise(x0, section, seed, step, batch.positions)
     t = job.timesteps.draw(x0, seed, step, batch.positions)
-    noisy = process.add_noise(x0, shown_noise, t)
-    loss = prediction_loss(job, batch, noisy, process.target(x0, noise, t), t)
+    return Question(batch, process.add_noise(x0, shown_noise, t), t, process.target(x0, noise, t))
+
+
+def answer_loss(job: Training, question: Question) -> Tensor:
+    """How wrong the model's answer is about each picture, weighed by all that weighs, shape (B,). Draws nothing."""
+    section, (batch, noisy, t, target) = job.config.objective, question
+    loss = prediction_loss(job, batch, noisy, target, t)
     if batch.weight is not None:
         loss = loss * batch.weight
     if section.preserve != "off" and batch.class_cond is not None:

@@ -7,6 +7,7 @@ own way. What is saved here is what lay there: every entry of every weight's sta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,15 +16,21 @@ from torch import Tensor
 _CONFIGURED = ("params", "name", "lr", "base_lr", "finds_rate")
 
 
-def pack(optimizer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, the rest as JSON). Raises TypeError for a state that is neither numbers, texts nor tensors."""
+def on_cpu(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the CPU."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def pack(optimizer: Any, copied: Callable[[Tensor], Tensor] = on_cpu) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(copies of its tensors, the rest as JSON). Raises TypeError for a state that is neither numbers, texts nor tensors."""
     tensors: dict[str, Tensor] = {}
     told: dict[str, Any] = {"weights": {}, "groups": []}
     for i, (part, p) in enumerate(_weights(optimizer)):
         if p in part.state:  # asking would make an entry
-            told["weights"][str(i)] = _packed(dict(part.state[p]), str(i), tensors)
+            told["weights"][str(i)] = _packed(dict(part.state[p]), str(i), tensors, copied)
     for i, group in enumerate(optimizer.param_groups):
-        told["groups"].append(_packed({k: v for k, v in group.items() if k not in _CONFIGURED}, f"group {i}", tensors))
+        rest = {k: v for k, v in group.items() if k not in _CONFIGURED}
+        told["groups"].append(_packed(rest, f"group {i}", tensors, copied))
     return tensors, told
 
 
@@ -48,18 +55,18 @@ def _weights(optimizer: Any):
                 yield part, p
 
 
-def _packed(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
+def _packed(value: Any, key: str, tensors: dict[str, Tensor], copied: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[key] = value.detach().to("cpu", copy=True).contiguous()
+        tensors[key] = copied(value)
         # counts lie on the CPU beside weights on a device; bitsandbytes' paged tensors lie in both
         place = "paged" if getattr(value, "is_paged", False) else value.device.type
         # a product of matrices may differ in its last bit with how they lie in memory
         return {"tensor": key, "place": place, "strides": None if value.is_contiguous() else value.stride()}
     if isinstance(value, dict):
-        return {"dict": [[k, _packed(v, f"{key}.{k}", tensors)] for k, v in value.items()]}
+        return {"dict": [[k, _packed(v, f"{key}.{k}", tensors, copied)] for k, v in value.items()]}
     if isinstance(value, list | tuple):
         name = "list" if isinstance(value, list) else "tuple"
-        return {name: [_packed(v, f"{key}.{i}", tensors) for i, v in enumerate(value)]}
+        return {name: [_packed(v, f"{key}.{i}", tensors, copied) for i, v in enumerate(value)]}
     if value is None or type(value) in (bool, int, float, str):
         return value
     raise TypeError(f"a state of type {type(value).__name__} ({key}) cannot be saved")

@@ -17,7 +17,7 @@ from limner.data import images, looks, masks, tags
 from limner.data.cache import Cache, Entry, key_of
 from limner.data.dataset import Dataset
 from limner.data.scan import settings_of
-from limner.diffusion.draws import posterior_sample
+from limner.diffusion.draws import posterior_sample, sent
 from limner.engine import loading
 from limner.engine.runtime import Runtime
 from limner.errors import wrong
@@ -25,6 +25,10 @@ from limner.models.family import Conditioning, Family
 from limner.randomness import mix
 
 Progress = Callable[[int, int], None]
+
+
+class NotStored(Exception):
+    """An entry is not in the cache any more, and whoever asks may not use the model to make it again."""
 
 
 @dataclass
@@ -66,6 +70,8 @@ class Samples:
     def __post_init__(self) -> None:
         memory = self.config.memory
         self.trains_text = self.config.trains_text
+        self.lends_model = True
+        """Whether what is not stored is made with the model."""
         self._settings = [p.settings(self.config.data) for p in self.dataset.pictures]
         settings = settings_of(self.config.data, self.dataset.pictures)
         self._drops_captions = any(map(tags.drops, settings))
@@ -82,6 +88,12 @@ class Samples:
         self._text += ["weights"] if base.weighted_captions else []
         self._latent_keys = {v: self._latent_key(v) for v in self._all_variants()} if memory.cache_latents else {}
         self._text_keys = {c: self._text_key(c) for c in self._all_captions()} if self.caches_text else {}
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a micro-batch cannot be made from the caches alone."""
+        is_text_stored = self.caches_text or (self.trains_text and self.config.objective.preserve == "off")
+        return not (self.config.memory.cache_latents and is_text_stored)
 
     def fingerprint(self) -> str:
         """Changes with whatever encodes: the files of VAE and text encoders, and how they are used."""
@@ -200,8 +212,8 @@ class Samples:
             class_cond = self._conditioning([self._class_caption(c, w) for c, w in zip(captions, drawn, strict=True)])
             class_cond |= told
         return Batch(
-            torch.stack([e["mean"] for e in latents]).to(device, non_blocking=True),
-            torch.stack([e["deviation"] for e in latents]).to(device, non_blocking=True),
+            sent(torch.stack([e["mean"] for e in latents]), device),
+            sent(torch.stack([e["deviation"] for e in latents]), device),
             told,
             None if self.trains_text else self._conditioning(captions) | told,
             class_cond,
@@ -225,7 +237,7 @@ class Samples:
         if prior == 1 or not self.dataset.order.class_items:
             return None
         weights = [prior if self.dataset.pictures[i].is_class else 1.0 for i in indices]
-        return torch.tensor(weights).to(self.runtime.device, non_blocking=True)
+        return sent(torch.tensor(weights), self.runtime.device)
 
     def _variant(self, index: int, step: int, position: int) -> int:
         seed, data = self.config.train.seed, self._settings[index]
@@ -243,12 +255,12 @@ class Samples:
         for index, entry in zip(indices, latents, strict=True):
             floor, mask = self._settings[index].mask_floor, entry.get("mask")
             rows.append(torch.ones(1, *entry["mean"].shape[-2:]) if mask is None else floor + (1 - floor) * mask.float())
-        return torch.stack(rows).to(self.runtime.device, non_blocking=True)
+        return sent(torch.stack(rows), self.runtime.device)
 
     def _told(self, variants: Sequence[int]) -> Conditioning:
         given, device = self.config.objective.guidance, self.runtime.device
         return {
-            "geometry": torch.tensor([self._geometry(v) for v in variants], dtype=torch.float32).to(device, non_blocking=True),
+            "geometry": sent(torch.tensor([self._geometry(v) for v in variants], dtype=torch.float32), device),
             "guidance": torch.full((len(variants),), 1.0 if given is None else given, device=device),
         }
 
@@ -262,7 +274,7 @@ class Samples:
 
     def _conditioning(self, captions: list[str]) -> Conditioning:
         texts = [self._text_of(c) for c in captions]
-        return {k: torch.stack([t[k] for t in texts]).to(self.runtime.device, non_blocking=True) for k in texts[0]}
+        return {k: sent(torch.stack([t[k] for t in texts]), self.runtime.device) for k in texts[0]}
 
     def _latents(self, variant: int) -> Entry:
         if not self._latent_keys:
@@ -270,10 +282,15 @@ class Samples:
         entry = self.cache.get(self._latent_keys[variant])
         if entry is None:
             # damaged since the start: make it again, whatever that needs
+            self._require_model()
             with loading.lent(self.family, "vae", self.family.keep.vae_dtype, self.runtime.device, self.config.model):
                 entry = self._encode_picture(variant)
             self.cache.put({self._latent_keys[variant]: entry})
         return entry
+
+    def _require_model(self) -> None:
+        if not self.lends_model:
+            raise NotStored
 
     def _text_of(self, caption: str) -> Entry:
         if not self._text_keys:
@@ -281,6 +298,7 @@ class Samples:
         key = self._text_keys[caption]
         entry = self.cache.get(key)
         if entry is None:
+            self._require_model()
             with loading.lent(self.family, "text", self.runtime.dtype, self.runtime.device, self.config.model):
                 entry = self._encode_caption(caption)
             self.cache.put({key: entry})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from limner.data.dataset import Dataset
 from limner.diffusion.timesteps import Timesteps, timesteps_of
 from limner.engine import checkpoint, live, loading, paint, validation
 from limner.engine.average import Average, evaluation_weights
+from limner.engine.feed import AHEAD, Feed, places
 from limner.engine.journal import Journal, diverged
-from limner.engine.objective import batch_loss
+from limner.engine.objective import Question, answer_loss
 from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizers import make_optimizer, set_learning_rates
 from limner.engine.runtime import Runtime
 from limner.engine.samples import Samples
+from limner.engine.saving import Saver, Told, fits_aside
 from limner.engine.schedules import schedule_factor
 from limner.models.family import Conditioning, Family
 from limner.runs import Run
@@ -62,6 +65,12 @@ class Training:
     params: list[torch.nn.Parameter] = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     """Keeps small gradients from vanishing in float16; does nothing in other precisions."""
+    feed: Feed = field(init=False)
+    saver: Saver = field(init=False)
+    saves_aside: bool = field(init=False)
+    """Whether files are written while the loop goes on. A whole model is not: it would have to be in memory twice."""
+    saved_at: int | None = field(init=False, default=None)
+    """The step of the last save."""
 
     def __post_init__(self) -> None:
         self.timesteps = timesteps_of(self.config.objective, self.family.process)
@@ -72,6 +81,9 @@ class Training:
         if self.config.train.ema != "off":
             device = torch.device("cpu") if self.config.train.ema_device == "cpu" else None
             self.average = Average(self.params, self.config.train.ema, device)
+        self.feed = Feed(self, AHEAD if self.runtime.device.type == "cuda" else 0)
+        self.saver = Saver(self.journal.event)
+        self.saves_aside = not self.config.adapter.trains_base and fits_aside(self.params)
 
     def circumstances(self) -> dict[str, Any]:
         """What must be the same when the run is resumed, or its numbers would be others."""
@@ -87,6 +99,17 @@ class Training:
 
 def train(job: Training, first_step: int) -> bool:
     """Run the loop from `first_step` (steps already done). True if it came to the end, False if it was asked to stop."""
+    try:
+        finished = loop(job, first_step)
+        job.saver.collect(wait=True)
+        return finished
+    finally:
+        job.feed.close()
+        job.saver.close()
+
+
+def loop(job: Training, first_step: int) -> bool:
+    """As `train`; what is being saved may not be done."""
     config, runtime, journal, total, step = job.config, job.runtime, job.journal, job.dataset.total_steps, first_step
     journal.say(status="running", phase="training", progress=(step, total), step=step, steps=total)
     if runtime.any(is_validation_due(job, step) and not has_validation(job, step)):
@@ -97,6 +120,7 @@ def train(job: Training, first_step: int) -> bool:
         measured = move_weights(job, step)
         step += 1
         journal.step(step, *measured)
+        job.saver.collect()
 
         requests = job.run.take_requests() if runtime.is_main else []
         changes = live.take(job, step) if runtime.is_main else []
@@ -144,22 +168,23 @@ def move_weights(job: Training, step: int) -> tuple[Tensor, Tensor | None, dict[
 
 def accumulate_gradients(job: Training, step: int) -> Tensor:
     """Forward and backward over the micro-batches of one step; returns the loss, a mean over all pictures of the step."""
-    runtime, rank = job.runtime, job.runtime.rank
-    micro_batches = job.dataset.order.step(step)
-    count = sum(len(m) for m in micro_batches)
+    runtime = job.runtime
+    count = sum(map(len, job.dataset.order.step(step)))
     loss = torch.zeros((), device=runtime.device)
-    position = 0
-    for number, indices in enumerate(micro_batches):
-        if number % runtime.world == rank:
-            batch = job.samples.batch(indices, step, position)
-            job.adapter.begin(step, number)
-            part = batch_loss(job, batch, step).sum() / count
-            if part.requires_grad:  # not if every layer was left out
-                job.scaler.scale(part).backward()
-            loss += part.detach()
-        position += len(indices)
+    for place in places(job, step):
+        question = job.feed.take(place)
+        job.adapter.begin(step, place.number)
+        loss += learn(job, question, count)
     runtime.sum_gradients(job.params)
     return runtime.sum_scalar(loss)
+
+
+def learn(job: Training, question: Question, count: int | Tensor) -> Tensor:
+    """Forward and backward over a micro-batch; returns its share of the loss, a mean over `count` pictures."""
+    part = answer_loss(job, question).sum() / count
+    if part.requires_grad:  # not if every layer was left out
+        job.scaler.scale(part).backward()
+    return part.detach()
 
 
 # --- once in a while --------------------------------------------------------------------------------------------------
@@ -210,49 +235,77 @@ def sample_path(job: Training, step: int, number: int) -> Path:
 
 
 def save_weights(job: Training, step: int) -> None:
-    """Write a checkpoint and prune older ones."""
-    total = job.dataset.total_steps
-    job.journal.flush()
-    job.journal.say(phase="saving", step=step)
-    if job.runtime.is_main:
-        folder = checkpoint.output_folder(job.config, job.run.checkpoints)
+    """Save a checkpoint and prune older ones."""
+    with saving(job, step):
+        if not job.runtime.is_main:
+            return
+        config, folder = job.config, checkpoint.output_folder(job.config, job.run.checkpoints)
         facts = job.facts | {"step": step, "epoch": job.dataset.order.epoch_of(step), "saved_at": time.time()}
         with evaluation_weights(job.optimizer, job.params, job.average):
             refuse_non_finite(job, step)
-            path, *others = checkpoint.save_checkpoint(job.config, job.family, job.adapter, folder, facts)
-        for written in (path, *others):
-            checkpoint.verify(written)
-        job.journal.event("checkpoint", step=step, path=str(path), **({"embedding": str(others[0])} if others else {}))
-        if step < total:
-            names = [*(n for n in job.written if n != path.name), path.name]
-            job.written = checkpoint.prune_checkpoints(job.config, folder, names)
-    job.runtime.barrier()
-    job.journal.say(phase="training", progress=(step, total))
+            writers = checkpoint.checkpoint_writers(config, job.family, job.adapter, folder, facts)
+            path, *others = writers
+            superfluous = list[str]()
+            if step < job.dataset.total_steps:
+                job.written = [*(n for n in job.written if n != path.name), path.name]
+                superfluous = checkpoint.superfluous(config, job.written)
+                job.written = job.written[len(superfluous) :]
+
+            def write() -> Told:
+                for write_one in writers.values():
+                    write_one()
+                for written in writers:
+                    checkpoint.verify(written)
+                checkpoint.delete_checkpoints(config, folder, superfluous)
+                beside = {"embedding": str(others[0])} if others else {}
+                return {"kind": "checkpoint", "step": step, "path": str(path), **beside}
+
+            job.saver.do(write, aside=job.saves_aside)
 
 
 def save_state(job: Training, step: int) -> None:
-    """Write a training state to resume from."""
-    job.journal.flush()
-    job.journal.say(phase="saving", step=step)
-    if job.runtime.is_main:
+    """Save a training state to resume from."""
+    with saving(job, step):
+        if not job.runtime.is_main:
+            return
         refuse_non_finite(job, step)
         session = {k: job.facts[k] for k in ("session_id", "started_at")}
         extra = {"written": job.written, "scaler": job.scaler.state_dict(), "session": session}
         extra |= {"data": job.dataset.fingerprint(), "circumstances": job.circumstances()}
-        checkpoint.save_state(job.run.states, step, job.adapter, job.optimizer, job.average, extra)
-        job.journal.event("state", step=step)
+        write_state = checkpoint.state_writer(job.run.states, step, job.adapter, job.optimizer, job.average, extra)
+
+        def write() -> Told:
+            write_state()
+            return {"kind": "state", "step": step}
+
+        job.saver.do(write, aside=job.saves_aside)
+
+
+@contextmanager
+def saving(job: Training, step: int) -> Iterator[None]:
+    """Inside, something is saved; what was saved at a step before is on the disk by then."""
+    if job.saved_at != step:
+        job.saver.collect(wait=True)
+        job.saved_at = step
+    job.journal.flush()
+    if job.saves_aside:
+        yield
+        return
+    job.journal.say(phase="saving", step=step)
+    yield
     job.runtime.barrier()
     job.journal.say(phase="training", progress=(step, job.dataset.total_steps))
 
 
 def refuse_non_finite(job: Training, step: int) -> None:
     """Never write a weight that is no number."""
-    if not all(bool(torch.isfinite(p).all()) for p in job.params):
+    if not bool(torch.stack([torch.isfinite(p).all() for p in job.params]).all()):
         raise diverged(step, {g["name"]: g["lr"] for g in job.optimizer.param_groups})
 
 
 def validate(job: Training, step: int) -> None:
     """Measure the loss on the held-out pictures with the weights that a checkpoint of this step would hold."""
+    job.saver.collect(wait=True)
     job.journal.flush()
     job.journal.say(phase="validating", step=step)
     with evaluation_weights(job.optimizer, job.params, job.average):
@@ -266,6 +319,7 @@ def sample(job: Training, step: int) -> None:
     """Paint the prompts with the weights of this step."""
     if not job.prompts:
         return
+    job.saver.collect(wait=True)
     job.journal.flush()
     job.journal.say(phase="sampling", progress=(0, len(job.prompts)), step=step)
     if job.runtime.is_main:
