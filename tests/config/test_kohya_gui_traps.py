@@ -291,11 +291,26 @@ def test_a_lycoris_preset_path_with_a_space_stays_whole() -> None:
 
 def test_accelerates_own_arguments_are_not_carried_out() -> None:
     lines = look(
-        extra_accelerate_launch_args="--rdzv_backend c10d; touch x", gpu_ids="0,1", num_machines=2, dynamo_backend="inductor"
+        extra_accelerate_launch_args="--rdzv_backend c10d; touch x", gpu_ids="0,1", num_machines=2, dynamo_backend="tvm"
     )[1]
     keys = ("extra_accelerate_launch_args", "gpu_ids", "num_machines", "dynamo_backend")
     assert {lines[key].outcome for key in keys} == {"unsupported"}
     assert "CUDA_VISIBLE_DEVICES" in lines["gpu_ids"].why
+
+
+def test_dynamo_compiles_blocks() -> None:
+    config, lines = look(
+        dynamo_backend="inductor", dynamo_mode="reduce-overhead", dynamo_use_fullgraph=True, dynamo_use_dynamic=False
+    )
+    speed = config.speed
+    assert (speed.compile, speed.compile_backend, speed.compile_mode) == ("blocks", "inductor", "reduce-overhead")
+    assert (speed.compile_fullgraph, speed.compile_dynamic) == (True, False)
+    assert lines["dynamo_backend"].outcome == "converted" and lines["dynamo_backend"].becomes == (
+        "speed.compile", "speed.compile_backend",
+    )  # fmt: skip
+    off, lines = look(dynamo_backend="no", dynamo_mode="max-autotune", dynamo_use_fullgraph=True)
+    assert off.speed.compile == "off" and not off.speed.compile_fullgraph
+    assert {lines[name].outcome for name in ("dynamo_backend", "dynamo_mode", "dynamo_use_fullgraph")} == {"idle"}
 
 
 # --- other defects

@@ -13,6 +13,11 @@ class _Kind(Section):
     """Whether the base model's own weights are trained: they are kept in full then, and saved as a whole model."""
 
     @property
+    def draws(self) -> bool:
+        """Whether its layers compute something else in each micro-batch."""
+        return any(getattr(self, name, 0) for name in ("module_dropout", "rank_dropout", "dropout"))
+
+    @property
     def trains_in_fp32(self) -> bool:
         """Whether the base model is loaded in float32, because its weights are trained so."""
         return False
@@ -168,6 +173,10 @@ class Dylora(_Layers, _LowRank):
 
     unit: int = option(4, ge=1, le=1024, kohya="unit", advanced=True)
     """Ranks are trained in groups of this size. It must divide the rank."""
+
+    @property
+    def draws(self) -> bool:
+        return True
 
 
 class Full(_Layers):

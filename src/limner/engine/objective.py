@@ -10,6 +10,7 @@ from torch import Tensor
 from limner.diffusion.loss import huber_threshold, per_sample_loss
 from limner.diffusion.noise import training_noise
 from limner.diffusion.weighting import timestep_weight
+from limner.engine.compiled import uncompiled
 from limner.engine.samples import Batch, draw_latents
 from limner.models.family import Conditioning
 
@@ -78,7 +79,7 @@ def preservation_loss(job: Training, noisy: Tensor, t: Tensor, cond: Conditionin
 
     Differential output preservation: no class pictures are needed, the base model itself is the teacher.
     """
-    with torch.no_grad(), job.adapter.suspended(), job.runtime.autocast():
+    with torch.no_grad(), job.adapter.suspended(), uncompiled(job.config.speed), job.runtime.autocast():
         wanted = job.family.predict(noisy, t, cond)
     with job.runtime.autocast():
         return per_sample_loss(job.family.predict(noisy, t, cond), wanted)

@@ -22,7 +22,7 @@ from limner.data.classes import base_name, num_missing, scan_classes
 from limner.data.dataset import Dataset, assemble
 from limner.data.decode import decode
 from limner.diffusion.timesteps import shift_of, timesteps_of
-from limner.engine import loading, paint, starting
+from limner.engine import compiled, loading, paint, starting
 from limner.engine.classes import paint_class_pictures
 from limner.engine.journal import Journal
 from limner.engine.live import prompts_of
@@ -67,7 +67,10 @@ def find_base(config: Config) -> Base:
 def keep_of(config: Config) -> Keep:
     """How the parts are kept in memory."""
     memory = config.memory
-    return Keep(memory.quantize, memory.swap_blocks, memory.checkpoint_every, PRECISIONS[memory.vae_dtype], memory.vae_tiling)
+    return Keep(
+        memory.quantize, memory.swap_blocks, memory.checkpoint_every, PRECISIONS[memory.vae_dtype], memory.vae_tiling,
+        config.speed.channels_last,
+    )  # fmt: skip
 
 
 def fetch(name: str, revision: str | None) -> None:
@@ -176,6 +179,8 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     _warn_of_words(config, dataset, family, journal)
     if config.memory.checkpointing:
         family.enable_checkpointing(text=samples.trains_text)
+    if config.speed.compile != "off":
+        compiled.compile_blocks(family, config.speed, dataset)
     facts = metadata_facts(config, dataset, family, cache, rate, runtime) if runtime.is_main else {}
     return Training(
         config, run, runtime, journal, family, adapter, dataset, samples, rate, facts, prompts, encoded, stop_requested,

@@ -20,8 +20,10 @@ from limner.config import Config
 from limner.config.prompts import Prompt
 from limner.data.dataset import Dataset
 from limner.diffusion.timesteps import Timesteps, timesteps_of
-from limner.engine import checkpoint, live, loading, paint, validation
+from limner.engine import checkpoint, graphs, live, loading, paint, validation
+from limner.engine.attention import attending_by
 from limner.engine.average import Average, evaluation_weights
+from limner.engine.compiled import uncompiled
 from limner.engine.feed import AHEAD, Feed, places
 from limner.engine.journal import Journal, diverged
 from limner.engine.objective import Question, answer_loss
@@ -65,6 +67,7 @@ class Training:
     params: list[torch.nn.Parameter] = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     """Keeps small gradients from vanishing in float16; does nothing in other precisions."""
+    graphs: graphs.Graphs | None = field(init=False, default=None)
     feed: Feed = field(init=False)
     saver: Saver = field(init=False)
     saves_aside: bool = field(init=False)
@@ -81,6 +84,8 @@ class Training:
         if self.config.train.ema != "off":
             device = torch.device("cpu") if self.config.train.ema_device == "cpu" else None
             self.average = Average(self.params, self.config.train.ema, device)
+        if self.config.speed.cuda_graph:
+            self.graphs = graphs.on_gpu(lambda question, count: learn(self, question, count), self.params)
         self.feed = Feed(self, AHEAD if self.runtime.device.type == "cuda" else 0)
         self.saver = Saver(self.journal.event)
         self.saves_aside = not self.config.adapter.trains_base and fits_aside(self.params)
@@ -160,7 +165,10 @@ def move_weights(job: Training, step: int) -> tuple[Tensor, Tensor | None, dict[
         scaler.step(optimizer)  # pyright: ignore[reportArgumentType]
         scaler.update()
     job.adapter.after_step()
-    optimizer.zero_grad(set_to_none=True)
+    if job.graphs is None:
+        optimizer.zero_grad(set_to_none=True)
+    else:
+        job.graphs.forget_gradients()
     if job.average is not None:
         job.average.update(step)
     return loss, norm, rates
@@ -174,16 +182,17 @@ def accumulate_gradients(job: Training, step: int) -> Tensor:
     for place in places(job, step):
         question = job.feed.take(place)
         job.adapter.begin(step, place.number)
-        loss += learn(job, question, count)
+        loss += learn(job, question, count) if job.graphs is None else job.graphs.learn(question, count)
     runtime.sum_gradients(job.params)
     return runtime.sum_scalar(loss)
 
 
 def learn(job: Training, question: Question, count: int | Tensor) -> Tensor:
     """Forward and backward over a micro-batch; returns its share of the loss, a mean over `count` pictures."""
-    part = answer_loss(job, question).sum() / count
-    if part.requires_grad:  # not if every layer was left out
-        job.scaler.scale(part).backward()
+    with attending_by(job.config.speed.attention):
+        part = answer_loss(job, question).sum() / count
+        if part.requires_grad:  # not if every layer was left out
+            job.scaler.scale(part).backward()
     return part.detach()
 
 
@@ -308,7 +317,7 @@ def validate(job: Training, step: int) -> None:
     job.saver.collect(wait=True)
     job.journal.flush()
     job.journal.say(phase="validating", step=step)
-    with evaluation_weights(job.optimizer, job.params, job.average):
+    with evaluation_weights(job.optimizer, job.params, job.average), uncompiled(job.config.speed):
         loss = validation.measure(job)
     if math.isfinite(loss):
         job.journal.event("validation", step=step, loss=loss)
@@ -323,7 +332,7 @@ def sample(job: Training, step: int) -> None:
     job.journal.flush()
     job.journal.say(phase="sampling", progress=(0, len(job.prompts)), step=step)
     if job.runtime.is_main:
-        with evaluation_weights(job.optimizer, job.params, job.average):
+        with evaluation_weights(job.optimizer, job.params, job.average), uncompiled(job.config.speed):
             paint_previews(job, step)
     job.runtime.barrier()
     job.journal.say(phase="training", progress=(step, job.dataset.total_steps))

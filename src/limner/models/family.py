@@ -57,6 +57,8 @@ class Keep:
     checkpoint_every: int = 1
     vae_dtype: torch.dtype = torch.float32
     vae_tiling: bool = False
+    channels_last: bool = False
+    """The denoiser's and the VAE's convolutions have their channels side by side in memory."""
 
 
 class Family(Protocol):
@@ -118,6 +120,10 @@ class Family(Protocol):
 
     def predict(self, noisy: Tensor, timesteps: Tensor, cond: Conditioning) -> Tensor:
         """The denoiser's prediction, of `noisy`'s shape."""
+        ...
+
+    def blocks_of(self, denoiser: Any) -> list[nn.Module]:
+        """Those modules of a denoiser that are computed again, swapped or compiled as a whole, in order of use."""
         ...
 
     def enable_checkpointing(self, *, text: bool) -> None:

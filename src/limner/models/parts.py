@@ -95,6 +95,7 @@ class Parts:
                 self.denoiser = self._load_denoiser(dtype, device)
             elif part == "vae":
                 self.vae = self._load("vae", dtype, device)
+                self._arrange(self.vae)
                 self.vae.enable_slicing()
                 if self.keep.vae_tiling:
                     self.vae.enable_tiling()
@@ -128,12 +129,16 @@ class Parts:
             raise wrong("memory.swap_blocks", said, f"Use at most {len(blocks)}.")
         swapped = blocks[len(blocks) - keep.swap_blocks :]
         self._fill(denoiser, self.denoiser_folder, dtype, device, stay_on_cpu=swapped)
+        self._arrange(denoiser)
         if swapped:
             BlockSwap(swapped, device)
         return denoiser
 
+    def _arrange(self, model: nn.Module) -> None:
+        if self.keep.channels_last:
+            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
     def blocks_of(self, denoiser: Any) -> list[nn.Module]:
-        """Those modules of a denoiser that diffusers computes again as a whole (checkpointing), in order of use."""
         raise NotImplementedError
 
     def _folders(self, part: Part) -> list[str]:
@@ -328,7 +333,8 @@ def _sparsely(every: int) -> Callable[..., Any]:
     def call(layer: nn.Module, *args: Any) -> Any:
         if numbers.setdefault(layer, len(numbers)) % every:
             return layer(*args)
-        return checkpoint(layer, *args, use_reentrant=False)
+        # layers draw nothing but what adapters draw from seeds of their own; to keep the state costs time, and no graph can
+        return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
 
     return call
 

@@ -19,6 +19,8 @@ _ACCELERATE_FLAGS = {
 """Flags of `accelerate launch` that take no value."""
 _LINE_END = re.compile(r"[ \t]*(?:\n|\Z)")
 _TAKEN = {"num_processes", "num_cpu_threads_per_process"}
+_COMPILING = {"dynamo_backend", "dynamo_mode", "dynamo_use_fullgraph", "dynamo_use_dynamic"}
+"""Taken under names that tell them from those of sd-scripts."""
 
 
 def is_one(text: str) -> bool:
@@ -101,6 +103,8 @@ def _launcher(words: list[str], report: Report) -> dict[str, Any]:
     for name, value in said.items():
         if name in _TAKEN:
             out[name] = value
+        elif name in _COMPILING:
+            out[f"accelerate.{name}"] = value
         else:
             why = "It is a flag of `accelerate launch`; Limner starts its processes itself."
             report.say(f"accelerate.{name}", value, "idle", why=why)

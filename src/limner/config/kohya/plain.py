@@ -8,14 +8,25 @@ from typing import Any
 
 from limner.config import fields
 from limner.config.fields import Option, walk
-from limner.config.kohya import base_model, flow, keeping, network, objective, optimizing, pictures, saving, scheduling, whole
+from limner.config.kohya import (
+    base_model,
+    computing,
+    flow,
+    keeping,
+    network,
+    objective,
+    optimizing,
+    pictures,
+    saving,
+    scheduling,
+    whole,
+)  # fmt: skip
 from limner.config.kohya.reader import ACCELERATE, Reader
 from limner.config.kohya.scripts import arguments
 from limner.config.kohya.writer import Writer
 
-CONVERTED = frozenset[str]().union(
-    *(m.OPTIONS for m in (base_model, flow, keeping, network, objective, optimizing, pictures, saving, scheduling, whole))
-)
+_TOPICS = (base_model, computing, flow, keeping, network, objective, optimizing, pictures, saving, scheduling, whole)
+CONVERTED = frozenset[str]().union(*(m.OPTIONS for m in _TOPICS))
 """The options that have modules of their own."""
 _EXTRA = {"embedding.token": "token_string", "embedding.vectors": "num_vectors_per_token", "embedding.initial": "init_word"}
 

@@ -14,14 +14,13 @@ _HUB = "Nothing is sent to the Hugging Face hub by a training; `limner` has a to
 _FAMILY = "It is for a family that Limner does not train."
 _CONSOLE = "The log is the run's own."
 _STATE = "A run is resumed from its own folder, at the same step."
-_COMPILE = "Nothing is compiled."
+_COMPILE = "See speed.compile."
 
 IDLE = {
     "max_data_loader_n_workers": _LOADING, "persistent_data_loader_workers": _LOADING, "vae_batch_size": _LOADING,
     "text_encoder_batch_size": _LOADING, "skip_cache_check": _LOADING, "cache_info": _LOADING,
     "skip_latents_validity_check": _LOADING, "lowram": _LOADING, "highvram": _LOADING,
     "disable_mmap_load_safetensors": _LOADING, "mem_eff_save": _LOADING,
-    "xformers": _ATTENTION, "sdpa": _ATTENTION, "mem_eff_attn": _ATTENTION, "diffusers_xformers": _ATTENTION,
     "attn_mode": _ATTENTION, "split_attn": _ATTENTION, "use_flash_attn": _ATTENTION, "use_sage_attn": _ATTENTION,
     "console_log_file": _CONSOLE, "console_log_level": _CONSOLE, "console_log_simple": _CONSOLE, "log_config": _CONSOLE,
     "log_prefix": _CONSOLE,
@@ -38,7 +37,6 @@ IDLE = {
     "zero_stage": _DEEPSPEED, "zero3_init_flag": _DEEPSPEED, "zero3_save_16bit_model": _DEEPSPEED,
     "offload_optimizer_device": _DEEPSPEED, "offload_optimizer_nvme_path": _DEEPSPEED, "offload_param_device": _DEEPSPEED,
     "offload_param_nvme_path": _DEEPSPEED, "fp16_master_weights_and_gradients": _DEEPSPEED,
-    "dynamo_backend": _COMPILE,
     "async_upload": _HUB, "huggingface_path_in_repo": _HUB, "huggingface_repo_type": _HUB,
     "huggingface_repo_visibility": _HUB,
     "huggingface_token": "Keys are not kept in configurations.",
@@ -55,7 +53,6 @@ UNSUPPORTED = {
     "dataset_class": "No code is loaded by a configuration.",
     "face_crop_aug_range": "Limner does not look for faces: see data.random_crop.",
     "resize_interpolation": "Pictures are always resized by Lanczos' filter.",
-    "torch_compile": _COMPILE,
     "deepspeed": _DEEPSPEED,
     "huggingface_repo_id": _HUB, "resume_from_huggingface": _HUB, "save_state_to_huggingface": _HUB,
     "resume": "accelerate's states hold pickles and forget the step. Go on from the weights: adapter.start or model.base.",
@@ -117,6 +114,8 @@ LOST: dict[str, tuple[Severity, str]] = {
     "memory.verify": ("warning", "sd-scripts checks nothing beforehand."),
     "memory.cache_path": ("warning", "sd-scripts keeps its caches beside the pictures."),
     "validation.path": ("warning", "sd-scripts holds out a share alone."),
+    "speed.cuda_graph": ("warning", "sd-scripts starts each kernel by itself."),
+    "speed.channels_last": ("warning", "sd-scripts lays pictures out in one way alone."),
     "output.lora_names": ("error", "sd-scripts writes its own names alone."),
     "adapter.convolutions": ("error", "sd-scripts adapts no convolutions so."),
 }

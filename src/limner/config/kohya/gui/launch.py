@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from limner.config.files import shown
+from limner.config.kohya.computing import BACKENDS, BLOCKS, OFF, OTHER
 from limner.config.kohya.gui.form import Form
 
 _EXTRA = "extra_accelerate_launch_args"
@@ -54,16 +55,35 @@ def _started_otherwise(form: Form) -> None:
         form.refuse("gpu_ids", f"Start Limner with CUDA_VISIBLE_DEVICES={shown(gpus)} in its environment.")
     if (port := form.number("main_process_port", whole=True)) is not None:
         form.idle("main_process_port", "0 is off." if port == 0 else "Limner takes a free port by itself.")
-    backend = form.text("dynamo_backend")
-    for key in ("dynamo_backend", "dynamo_mode", "dynamo_use_fullgraph", "dynamo_use_dynamic"):
-        if not form.has(key):
-            form.text(key)
-        elif key == "dynamo_backend" and backend is not None and backend.lower() != "no":
-            form.refuse(key, "Limner does not compile the model.")
-        elif key not in form.report.lines:
-            form.idle(key, "The model is not compiled.")
+    _compiling(form)
     if form.text(_EXTRA) is not None:
         form.refuse(_EXTRA, "They are for accelerate's own command, which Limner makes itself; nothing of it is carried out.")
+
+
+def _compiling(form: Form) -> None:
+    """The panel's Dynamo options, which there compile the whole model."""
+    backend, mode = (form.text("dynamo_backend") or "no").lower(), form.text("dynamo_mode")
+    flags = {name: form.flag(f"dynamo_{name}") for name in ("use_fullgraph", "use_dynamic")}
+    if backend not in BACKENDS:
+        if backend != "no":
+            form.refuse("dynamo_backend", OTHER)
+        for key in ("dynamo_backend", "dynamo_mode", "dynamo_use_fullgraph", "dynamo_use_dynamic"):
+            if key in form.raw and key not in form.report.lines:
+                form.idle(key, OFF)
+        return
+    form.set("speed.compile", "blocks")
+    form.set("speed.compile_backend", backend)
+    form.convert("dynamo_backend", "speed.compile", "speed.compile_backend", why=BLOCKS)
+    if mode in ("default", "reduce-overhead", "max-autotune"):
+        form.set("speed.compile_mode", mode)
+        form.take("dynamo_mode", "speed.compile_mode")
+    elif mode is not None:
+        form.refuse("dynamo_mode", "There is no such mode: see speed.compile_mode.")
+    for name, value in flags.items():
+        if value is not None:
+            option = f"speed.compile_{name.removeprefix('use_')}"
+            form.set(option, value)
+            form.take(f"dynamo_{name}", option)
 
 
 def _tokens(form: Form) -> None:

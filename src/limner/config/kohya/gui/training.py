@@ -167,7 +167,7 @@ def read_attention(form: Form) -> None:
     if word in ("xformers", "sdpa"):
         form.send(word, True, "xformers")
     elif word in ("none", "sdp"):
-        form.idle("xformers", "Limner always uses the attention of PyTorch.")
+        form.idle("xformers", "Limner always uses an attention of PyTorch: see speed.attention.")
     elif word is not None:
         form.refuse("xformers", "There is no such attention; that of PyTorch is used.")
 
