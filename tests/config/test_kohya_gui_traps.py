@@ -419,7 +419,9 @@ def test_use_wandb() -> None:
 
 @pytest.mark.parametrize("value", [True, False, "xformers", "sdpa", "none"])
 def test_xformers_was_a_tick_once(value: bool | str) -> None:
-    assert look(xformers=value)[1]["xformers"].outcome == "idle"
+    config, lines = look(xformers=value)
+    assert config.speed.attention == "auto"
+    assert lines["xformers"].becomes == (("speed.attention",) if value in (True, "xformers", "sdpa") else ())
 
 
 def test_locon_was_a_type_of_its_own_once() -> None:

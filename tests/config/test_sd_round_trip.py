@@ -14,6 +14,7 @@ from limner.config.kohya import (
     Facts,
     Report,
     base_model,
+    computing,
     flow,
     keeping,
     network,
@@ -68,6 +69,10 @@ BESIDE: dict[str, dict[str, Any]] = {
     "logging.project": {"logging.trackers": ["wandb"]},
     "logging.run_name": {"logging.trackers": ["wandb"]},
     "train.epochs": {"train.steps": None},
+    "speed.compile_backend": {"speed.compile": "blocks"},
+    "speed.compile_mode": {"speed.compile": "blocks"},
+    "speed.compile_fullgraph": {"speed.compile": "blocks"},
+    "speed.compile_dynamic": {"speed.compile": "blocks"},
 }
 PATH = "/some where/ü'\"x"
 VALUES: dict[str, list[Any]] = {
@@ -280,7 +285,7 @@ def test_whole_models_from_a_metadata_file_are_for_fine_tune() -> None:
 
 
 def test_every_option_and_every_argument_has_a_place() -> None:
-    modules = (base_model, flow, keeping, network, objective, optimizing, pictures, saving, scheduling, whole)
+    modules = (base_model, computing, flow, keeping, network, objective, optimizing, pictures, saving, scheduling, whole)
     handled = set().union(*(m.ARGUMENTS for m in modules), plain.table(), unused.IDLE, unused.UNSUPPORTED)
     assert set(arguments()) - handled == set()
     placed = plain.CONVERTED | set(unused.LOST) | {o.path for options in plain.table().values() for o in options}

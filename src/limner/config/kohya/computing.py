@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from limner.config.kohya.reader import Reader
 from limner.config.kohya.writer import Writer
 
+ARGUMENTS = ("torch_compile", "dynamo_backend", "sdpa", "xformers", "mem_eff_attn", "diffusers_xformers")
 OPTIONS = (
     "speed.compile", "speed.compile_backend", "speed.compile_mode", "speed.compile_fullgraph", "speed.compile_dynamic",
     "speed.attention",
@@ -22,7 +23,6 @@ BACKENDS = ("inductor", "aot_eager", "eager", "cudagraphs")
 OFF, BLOCKS = "The model is not compiled.", "Limner compiles the denoiser's blocks."
 ATTENTION = "PyTorch's own attention is used, the fastest that suits."
 OTHER = "Limner has no such backend: see speed.compile_backend."
-_ATTENTIONS = ("sdpa", "xformers", "mem_eff_attn", "diffusers_xformers")
 _PLACES: Mapping[str, str] = {
     "dynamo_mode": "speed.compile_mode",
     "dynamo_use_fullgraph": "speed.compile_fullgraph",
@@ -43,7 +43,7 @@ def read(r: Reader) -> None:
     else:
         r.unsupported("torch_compile", OTHER)
         r.unsupported("dynamo_backend", OTHER)
-    for name in _ATTENTIONS:
+    for name in ARGUMENTS[2:]:
         if r.flag(name):
             r.take(name, {"speed.attention": "auto"}, ATTENTION)
         else:
