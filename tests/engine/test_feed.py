@@ -41,6 +41,8 @@ def job_for(model: Path, folder: Path, **sections: dict[str, Any]) -> Training:
     }  # fmt: skip
     for name, values in sections.items():
         given[name] = {**given.get(name, {}), **values}
+    if given["adapter"].get("kind") == "none":
+        del given["adapter"]["rank"]
     config = files.build(given, {})
     run = jobs.prepare(config)
     return prepare(run, config, Runtime(CPU, "fp32"), Journal(run, is_main=True), lambda: False)

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from test_feed import job_for
 
 import tiny
-from limner.config import files
 from limner.engine import checkpoint
 from limner.engine.saving import MOST_BYTES, Copies, Saver, fits_aside
 from limner.engine.train import Training, move_weights, save_state, save_weights, train
@@ -107,8 +106,10 @@ def test_a_write_that_fails_ends_the_run(model: Path, tmp_path: Path, monkeypatc
 def test_whole_models_and_large_adapters_are_written_in_the_loop(model: Path, tmp_path: Path):
     folder = tiny.pictures(tmp_path / "p")
     assert job_for(model, folder).saves_aside
-    whole = files.build({"adapter": {"kind": "none"}}, {})
-    assert whole.adapter.trains_base
+    whole = job_for(model, folder, adapter={"kind": "none"}, output={"layout": "diffusers"})
+    assert not whole.saves_aside
+    save_weights(whole, 1)
+    assert names(whole) == [("checkpoint", 1)]
     assert fits_aside([torch.empty(MOST_BYTES // 20 - 1, device="meta")])
     assert not fits_aside([torch.empty(MOST_BYTES // 20 + 1, device="meta")])
 
