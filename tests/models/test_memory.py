@@ -205,6 +205,19 @@ def test_vae_in_tiles_and_in_bf16(folder: Path):
         assert picture.shape == pixels.shape
 
 
+def test_channels_side_by_side_compute_the_same(folder: Path):
+    _, pred, grads = step(folder, Keep(), checkpointing=False)
+    family, same, others = step(folder, Keep(channels_last=True), checkpointing=False)
+    family.load("vae", torch.float32, CPU)
+    for model in (family.denoiser, family.vae):
+        kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] > 1]
+        assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
+        assert kernels or family.base.prediction == "flow"
+    assert (same - pred).abs().max() <= 1e-5 * pred.abs().max()
+    for a, b in zip(others, grads, strict=True):
+        assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-8
+
+
 def test_t5_keeps_what_float16_is_too_narrow_for(tmp_path: Path):
     family = families.make(recognise(str(tiny.build(tmp_path / "m", family="flux"))), Keep())
     family.load("text", torch.float16, CPU)
@@ -226,6 +239,7 @@ def test_keep_is_what_the_configuration_says():
 
     given = {"memory": {"quantize": "int8", "swap_blocks": 3, "checkpoint_every": 2, "vae_dtype": "bf16", "vae_tiling": True}}
     assert keep_of(files.build(given, {})) == Keep("int8", 3, 2, torch.bfloat16, True)
+    assert keep_of(files.build({"speed": {"channels_last": True}}, {})) == Keep(channels_last=True)
     assert keep_of(files.build({}, {})) == replace(Keep(), vae_dtype=torch.float32)
 
 
