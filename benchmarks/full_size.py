@@ -3,13 +3,18 @@
     python benchmarks/full_size.py sdxl MODEL.safetensors               every way of keeping the model in memory
     python benchmarks/full_size.py flux MODEL.safetensors --ways nf4    one of them
 
+    python benchmarks/full_size.py sdxl MODEL.safetensors --figures     against diffusers and peft: ms a picture, utilisation
+
 scripts/random_model.py writes the model. A short run first fills the caches and paints a picture, so that the timed runs hold
 nothing but the denoiser; with --no-picture the first of these fills them. Steps are told from
 the events that the trainer writes about once a second, when it waits for the device; the median is over steps, without the
 first of them and without what the end takes. Where many small layers are computed it tells more of the processor, which orders
 their kernels, than of the card.
 
-Results are added to benchmarks/results/full_size.json, or to --out, after every run.
+Results are added to benchmarks/results/full_size.json, or to --out, after every run. --figures runs at 512 px (Stable
+Diffusion 1) or 1024 px, each batch with benchmarks/reference_loop.py first, then Limner as it is, then with the options of [speed], and
+writes a table beside --out too. Utilisation is the reference loop's FLOPs for a picture, attention included, over what
+--tflops could do in the time.
 """
 
 from __future__ import annotations
@@ -40,9 +45,19 @@ _WARM_STEPS = 5
 _LIMNER = "import sys; from limner.cli import main; sys.argv[0] = 'limner'; main()"
 _PROMPT = "a photo of a cat"
 
-RESOLUTIONS = {"sdxl": 1024, "flux": 512}
+RESOLUTIONS = {"sd1": 512, "sdxl": 1024, "flux": 512}
+FIGURES_PX = {"sd1": 512, "sdxl": 1024, "flux": 1024}
+BATCHES = {"sd1": (1, 4), "sdxl": (1, 4), "flux": (1,)}
 _AGAIN = {"checkpointing": True}
+SPEED: dict[str, dict[str, dict[str, Any]]] = {
+    "sd1": {"graph": {"cuda_graph": True, "channels_last": True}},
+    "sdxl": {"graph": {"cuda_graph": True, "channels_last": True}},
+    "flux": {"graph": {"cuda_graph": True}},
+}
+"""Family -> name -> what [speed] says; --compiled adds blocks that are compiled."""
+COMPILED = {"compile": "blocks"}
 WAYS: dict[str, dict[str, dict[str, Any]]] = {
+    "sd1": {"bf16": {}},
     "sdxl": {
         "bf16": {},
         "bf16, computed again": _AGAIN,
@@ -182,6 +197,56 @@ def measured(raw: dict[str, Any], seconds: float) -> dict[str, Any]:
     return row
 
 
+def reference(model: Path, side: int, batch: int, steps: int, seconds: float) -> dict[str, Any]:
+    """What the reference loop takes, or what went wrong."""
+    words = [sys.executable, str(Path(__file__).with_name("reference_loop.py")), str(model)]
+    words += ["--resolution", str(side), "--batch", str(batch), "--steps", str(steps)]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done in {seconds:.0f} s"}
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {"failed": done.stderr[-2000:]}
+
+
+def figures_table(rows: list[dict[str, Any]], tflops: float | None) -> str:
+    """The rows of --figures as Markdown; "not measured" stands where nothing was."""
+    head = ["loop", "batch", "ms a picture", "peak memory, MiB", "utilisation"]
+    lines = [head, ["---"] * len(head)]
+    useful = {row["batch"]: row.get("flops_per_step") for row in rows if row["loop"] == "reference"}
+    for row in rows:
+        taken, flops = row.get("seconds_per_step_median"), useful.get(row["batch"])
+        share = f"{flops / taken / tflops / 1e10:.1f} %" if taken and flops and tflops else "not measured"
+        ms = f"{1000 * taken / row['batch']:.1f}" if taken else "not measured"
+        lines.append([row["loop"], str(row["batch"]), ms, str(row.get("most_memory_mib") or "not measured"), share])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def figures(args: argparse.Namespace, data: Path, side: int, note: Any) -> list[dict[str, Any]]:
+    """Each batch by the reference loop, by Limner as it is, and by Limner with [speed]."""
+    began, rows = time.monotonic(), list[dict[str, Any]]()
+    speeds = {"Limner": {}, **{f"Limner, {name}": speed for name, speed in SPEED[args.family].items()}}
+    if args.compiled:
+        speeds |= {"Limner, compiled": COMPILED, "Limner, compiled, graph": COMPILED | SPEED[args.family]["graph"]}
+    if args.plain:
+        speeds = {"Limner": {}}
+    for batch in BATCHES[args.family]:
+        for loop in ("reference", *speeds):
+            row: dict[str, Any] = {"loop": loop, "batch": batch}
+            if time.monotonic() - began > args.until:
+                row["failed"] = "no time was left"
+            elif loop == "reference":
+                row |= reference(args.model, side, batch, args.steps, args.seconds)
+            else:
+                train_section = {"steps": args.steps, "batch_size": batch}
+                raw = config(args.model, data, side, {}, train=train_section, speed=speeds[loop])
+                found = measured(raw, args.seconds)
+                memory = found.get("most_allocated_on_card_mib") or found.get("most_in_trainer_mib")
+                row |= {**found, "most_memory_mib": memory, "speed": speeds[loop]}
+            rows.append(row)
+            note(row)
+    return rows
+
+
 def machine_words() -> dict[str, Any]:
     here = machine.describe(runs.home())
     best = here.best()
@@ -205,10 +270,15 @@ def main() -> None:
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--seconds", type=float, default=300, help="until a run is given up")
     parser.add_argument("--until", type=float, default=float("inf"), help="seconds after which no further run begins")
+    parser.add_argument("--figures", action="store_true")
+    parser.add_argument("--compiled", action="store_true", help="--figures also with compiled blocks, which takes minutes more")
+    parser.add_argument("--plain", action="store_true", help="--figures without the options of [speed], where there is no GPU")
+    parser.add_argument("--tflops", type=float, default=989, help="what the card could do; 0 if that is not known")
     parser.add_argument("--home", type=Path, help="where the runs are left; nowhere when not given")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "full_size.json")
     args = parser.parse_args()
-    began, side = time.monotonic(), args.resolution or RESOLUTIONS[args.family]
+    began, sides = time.monotonic(), FIGURES_PX if args.figures else RESOLUTIONS
+    side = args.resolution or sides[args.family]
     ways = WAYS[args.family]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LIMNER_HOME"] = str(args.home or Path(folder) / "home")
@@ -222,6 +292,11 @@ def main() -> None:
             args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
             print(json.dumps(row), flush=True)
 
+        if args.figures:
+            table = figures_table(figures(args, data, side, note), args.tflops or None)
+            args.out.with_suffix(".md").write_text(f"{args.family}, {side} px, {machine_words()['device']}\n\n{table}", "utf-8")
+            print(table)
+            return
         sample = {"prompts": [f"{_PROMPT} --s 8 --w {side} --h {side}"], "every_steps": 2}
         first = config(args.model, data, side, ways[next(iter(ways))], train={"steps": 2}, sample=sample)
         if not args.no_picture:

@@ -28,7 +28,10 @@ def folder(tmp_path_factory: Any) -> Path:
 
 @pytest.fixture(autouse=True)
 def fresh_dynamo() -> None:
+    from torch._dynamo.utils import counters
+
     torch._dynamo.reset()
+    counters.clear()
 
 
 def model_of(family: str, tmp_path_factory: Any) -> Path:
