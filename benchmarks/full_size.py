@@ -12,9 +12,9 @@ first of them and without what the end takes. Where many small layers are comput
 their kernels, than of the card.
 
 Results are added to benchmarks/results/full_size.json, or to --out, after every run. --figures runs at 512 px (Stable
-Diffusion 1) or 1024 px, each batch with benchmarks/reference_loop.py first, then Limner as it is, then with the options of [speed], and
-writes a table beside --out too. Utilisation is the reference loop's FLOPs for a picture, attention included, over what
---tflops could do in the time.
+Diffusion 1) or 1024 px: each batch with benchmarks/reference_loop.py first, then with Limner as it is, then with the options of
+[speed]; a table is written beside --out. Utilisation is the reference loop's FLOPs for a picture, attention included, over
+what --tflops could do in the time.
 """
 
 from __future__ import annotations
