@@ -44,8 +44,11 @@ def _linear_backward(x: Any, grad: Any, weight: Any, mask: Any, *_: Any, out_val
 
 
 def _convolution(x: Any, weight: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
-    del x
-    return 2 * out_val.numel() * math.prod(weight.shape[1:])
+    return 2 * out_val.numel() * x.shape[1] * math.prod(weight.shape[2:])
+
+
+def _transposed_convolution(x: Any, weight: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+    return 2 * x.numel() * out_val.shape[1] * math.prod(weight.shape[2:])
 
 
 _SDPA = ("flash", "efficient", "cudnn", "fused", "flash_for_cpu")
@@ -65,7 +68,7 @@ _ADDED: dict[str, Formula] = {
     # with weights laid out beforehand, on a CPU
     "mkldnn._linear_pointwise": _linear,
     "mkldnn._convolution_pointwise": _convolution,
-    "aten.mkldnn_convolution": _convolution,
+    "mkldnn._convolution_transpose_pointwise": _transposed_convolution,
 }
 """What torch's own table lacks, or counts otherwise. By name: an operator is not known to every build of torch."""
 

@@ -19,9 +19,10 @@ from limner.config import Config
 from limner.config.prompts import Prompt
 from limner.data.dataset import Dataset
 from limner.diffusion.timesteps import Timesteps, timesteps_of
-from limner.engine import checkpoint, live, loading, paint, validation
+from limner.engine import checkpoint, hints, live, loading, paint, validation
 from limner.engine.average import Average, evaluation_weights
 from limner.engine.journal import Journal, diverged
+from limner.engine.meter import Meter
 from limner.engine.objective import batch_loss
 from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizers import make_optimizer, set_learning_rates
@@ -62,6 +63,7 @@ class Training:
     params: list[torch.nn.Parameter] = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     """Keeps small gradients from vanishing in float16; does nothing in other precisions."""
+    meter: Meter = field(init=False)
 
     def __post_init__(self) -> None:
         self.timesteps = timesteps_of(self.config.objective, self.family.process)
@@ -72,6 +74,8 @@ class Training:
         if self.config.train.ema != "off":
             device = torch.device("cpu") if self.config.train.ema_device == "cpu" else None
             self.average = Average(self.params, self.config.train.ema, device)
+        device, situation = self.runtime.device, hints.situation(self.config, self.runtime.device.type)
+        self.meter = self.journal.meter = Meter(device, self.runtime.precision, situation, is_on=self.runtime.is_main)
 
     def circumstances(self) -> dict[str, Any]:
         """What must be the same when the run is resumed, or its numbers would be others."""
@@ -95,6 +99,7 @@ def train(job: Training, first_step: int) -> bool:
         sample(job, step)
     while step < total:
         measured = move_weights(job, step)
+        job.meter.end()
         step += 1
         journal.step(step, *measured)
 
@@ -147,15 +152,18 @@ def accumulate_gradients(job: Training, step: int) -> Tensor:
     runtime, rank = job.runtime, job.runtime.rank
     micro_batches = job.dataset.order.step(step)
     count = sum(len(m) for m in micro_batches)
+    job.meter.begin(count)
     loss = torch.zeros((), device=runtime.device)
     position = 0
     for number, indices in enumerate(micro_batches):
         if number % runtime.world == rank:
-            batch = job.samples.batch(indices, step, position)
+            with job.meter.waiting():
+                batch = job.samples.batch(indices, step, position)
             job.adapter.begin(step, number)
-            part = batch_loss(job, batch, step).sum() / count
-            if part.requires_grad:  # not if every layer was left out
-                job.scaler.scale(part).backward()
+            with job.meter.counting(batch):
+                part = batch_loss(job, batch, step).sum() / count
+                if part.requires_grad:  # not if every layer was left out
+                    job.scaler.scale(part).backward()
             loss += part.detach()
         position += len(indices)
     runtime.sum_gradients(job.params)
