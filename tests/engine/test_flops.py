@@ -45,9 +45,9 @@ class ByHand:
 
     def __init__(self, model: nn.Module, adapted: list[Layer]) -> None:
         self.linear = self.convolution = self.lora = 0
-        self.hooks = [
-            m.register_forward_hook(self.seen) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)
-        ] + [layer.register_forward_hook(self.adapted) for layer in adapted]
+        self.hooks = [m.register_forward_hook(self.seen) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)] + [
+            layer.register_forward_hook(self.adapted) for layer in adapted
+        ]
 
     def seen(self, module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         times = 1 + inputs[0].requires_grad + module.weight.requires_grad

@@ -1,26 +1,25 @@
-"""What could make a run faster, told from where its time goes. Plain sentences that name options; "" when all is well."""
+"""What could make a run faster, told from where its time goes: plain sentences that name options, none when all is well."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from limner.config import Config
 
-WAITS_FOR_ENCODING = (
-    "Much of the time goes into encoding pictures or captions anew in each step: memory.cache_latents and memory.cache_text "
-    "keep the results."
-)
-WAITS_FOR_DATA = (
-    "The device waits for pictures to be read: put memory.cache_path on a faster disk, or end what else reads from it."
-)
-LAUNCH_BOUND = (
-    "The device waits for the computer to tell it what to do (launch-bound): twice the train.batch_size costs little more time."
-)
-COMPILES_NOT = (
-    "The device waits for the computer to tell it what to do (launch-bound): set speed.compile, or twice the train.batch_size."
-)
-CHECKPOINTS = "memory.checkpointing costs a third of the time, and there is room without it."
-HINTS = (WAITS_FOR_ENCODING, WAITS_FOR_DATA, LAUNCH_BOUND, COMPILES_NOT, CHECKPOINTS)
+Hint = Literal["encodes anew", "waits for data", "launch-bound", "launched one by one", "room without checkpointing"]
+
+SENTENCES: dict[Hint, str] = {
+    "encodes anew": "Much of the time goes into encoding pictures or captions anew in each step; memory.cache_latents and "
+    "memory.cache_text keep the results.",
+    "waits for data": "The device waits for pictures to be read. A faster disk for memory.cache_path would help, or ending "
+    "what else reads from it.",
+    "launch-bound": "The device waits for the computer to tell it what to do (launch-bound). A larger train.batch_size costs "
+    "little more time.",
+    "launched one by one": "The device waits for the computer to tell it what to do (launch-bound). Set speed.cuda_graph or "
+    "speed.compile, or a larger train.batch_size, which costs little more time.",
+    "room without checkpointing": "memory.checkpointing costs about a third of the time, and there is room without it.",
+}
 
 _MUCH_WAITING = 0.1
 _MUCH_HOST = 0.3
@@ -56,10 +55,10 @@ def situation(config: Config, device: str) -> Situation:
     return Situation(device == "cuda", caches, compiles=False, checkpoints=memory.checkpointing)
 
 
-def hint(shares: Shares, situation: Situation, memory_used: float) -> str:
+def hint(shares: Shares, situation: Situation, memory_used: float) -> Hint | None:
     """The one thing that would help most. `memory_used`: the most that was used of the device's memory, 0 to 1."""
     if shares.data_wait > _MUCH_WAITING:
-        return WAITS_FOR_DATA if situation.caches else WAITS_FOR_ENCODING
+        return "waits for data" if situation.caches else "encodes anew"
     if situation.launches and shares.host > _MUCH_HOST:
-        return LAUNCH_BOUND if situation.compiles else COMPILES_NOT
-    return CHECKPOINTS if situation.checkpoints and memory_used < _ROOM else ""
+        return "launch-bound" if situation.compiles else "launched one by one"
+    return "room without checkpointing" if situation.checkpoints and memory_used < _ROOM else None

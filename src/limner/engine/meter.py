@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from limner.engine import flops, peak
-from limner.engine.hints import Shares, Situation, hint
+from limner.engine.hints import Hint, Shares, Situation, hint
 
 if TYPE_CHECKING:
     from limner.engine.samples import Batch
@@ -74,7 +74,7 @@ class Meter:
         self._counts = False
         self._sums = _Sums()
         self._age = 0.0
-        self._hints: list[str] = []
+        self._hints: list[Hint | None] = []
 
     # --- around a step ---
 
@@ -201,10 +201,10 @@ class Meter:
             return torch.cuda.max_memory_allocated(self.device) / total
         return psutil.Process().memory_info().rss / psutil.virtual_memory().total
 
-    def _settled(self, found: str) -> str:
+    def _settled(self, found: Hint | None) -> Hint | None:
         """A hint, if it was the same three times running: one second tells little."""
         self._hints = [*self._hints[-2:], found]
-        return found if self._hints == [found] * 3 else ""
+        return found if self._hints == [found] * 3 else None
 
 
 def _shape(batch: Batch) -> Shape:
