@@ -152,16 +152,12 @@ class Watcher:
         rate = (last_step - first_step) / max(1e-6, last_time - first_time)
         left = duration((state.steps - last_step) / rate) if rate and last_time > first_time else "?"
         said = [f"step {last_step}/{state.steps}", f"loss {loss:.4f}", f"{rate:.2f} steps/s", f"{left} left"]
-        return fitting([*said, *self._pace(), f"{self._memory} MiB"])
-
-    def _pace(self) -> list[str]:
-        """What is used of the device, and the pictures of a second unless they are the steps."""
-        speed, out = self._speed, []
-        if (used := speed.get("utilisation")) is not None:
-            out.append(f"{used:.0%} of peak")
-        if speed and abs((images := speed["images_per_second"]) * speed["seconds_per_step"] - 1) > 0.01:
-            out.append(f"{images:.3g} images/s")
-        return out
+        if (used := self._speed.get("utilisation")) is not None:
+            said.append(f"{used * 100:.{0 if used > 0.095 else 1}f}% of peak")
+        said.append(f"{self._memory} MiB")
+        if (images := self._speed.get("images_per_second")) is not None:
+            said.append(f"{images:.3g} images/s")
+        return fitting(said)
 
     def end(self) -> None:
         if self._live:

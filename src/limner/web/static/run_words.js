@@ -59,16 +59,17 @@ export const speed = (perSecond) =>
     ? fill(t("{n} steps per second"), { n: perSecond.toPrecision(3) })
     : fill(t("{n} s per step"), { n: (1 / perSecond).toPrecision(3) });
 
-const share = (part) => `${Math.round(part * 100)} %`;
+const share = (part) => `${part > 0 && part < 0.095 ? Number((part * 100).toPrecision(1)) : Math.round(part * 100)} %`;
+const rounded = (value) => Number(value.toPrecision(3)); // 2250, where toPrecision alone says 2.25e+3
 
 // used(meter): what a run gets done and what it waits for, as facts; `meter` is the last report of speed, or null.
 export function used(meter) {
   if (!meter?.images_per_second) return [];
   const { images_per_second: images, tflops, utilisation, data_wait: data, host, device } = meter;
-  const rate = { n: tflops?.toPrecision(3), share: share(utilisation ?? 0), peak: meter.peak_tflops?.toPrecision(3) };
+  const rate = { n: rounded(tflops ?? 0), share: share(utilisation ?? 0), peak: rounded(meter.peak_tflops ?? 0) };
   const full = meter.peak_source === "measured" ? t("{n} TFLOP/s, {share} of the {peak} measured on the device") : t("{n} TFLOP/s, {share} of the device's {peak}");
   return [
-    fill(t("{n} images per second"), { n: images.toPrecision(3) }),
+    fill(t("{n} images per second"), { n: rounded(images) }),
     tflops ? fill(utilisation ? full : t("{n} TFLOP/s"), rate) : null,
     device === null ? null : fill(t("time: device {device}, waiting for data {data}, the rest {host}"), { device: share(device), data: share(data), host: share(host) }),
   ];
