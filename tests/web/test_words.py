@@ -78,7 +78,9 @@ def test_only_literals_are_translated(file: Path) -> None:
 
 def test_the_page_says_the_trainers_hints() -> None:
     text = (STATIC / "run_words.js").read_text(encoding="utf-8")
-    assert {key: f't("{said}")' in text and f'"{key}":' in text for key, said in SENTENCES.items()} == dict.fromkeys(SENTENCES, True)
+    assert {key: f't("{said}")' in text and f'"{key}":' in text for key, said in SENTENCES.items()} == dict.fromkeys(
+        SENTENCES, True
+    )
 
 
 def test_only_literals_are_translated_in_python() -> None:

@@ -209,8 +209,7 @@ class Meter:
 
 def _shape(batch: Batch) -> Shape:
     """What decides how much there is to compute."""
-    cond = batch.cond or {}
-    return (*batch.mean.shape, *(size for tensor in cond.values() for size in tensor.shape))
+    return batch.mean.shape, *[tensor.shape for tensor in (batch.cond or {}).values()]
 
 
 class _DeviceClock:
