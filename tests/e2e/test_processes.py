@@ -25,9 +25,6 @@ def test_two_processes_train_what_one_accumulates(tiny_model, pictures):
     cached = [e for e, _ in two.events() if e["event"] == "cached"]
     assert [(e["latents"], e["captions"]) for e in cached] == [(8, 4)]  # one journal, and every entry made once
     assert len(list(two.samples.iterdir())) == 1
-    speeds = [e for e, _ in two.events() if e["event"] == "speed"]
-    # told by one process of all: two micro-batches of two
-    assert max(e["images_per_second"] * e["seconds_per_step"] for e in speeds) > 2
 
     one = new_run(config(tiny_model, pictures, train={"steps": 8, "accumulation": 2}, **sections))
     assert train(one) == 0, one.tail()

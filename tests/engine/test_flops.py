@@ -108,6 +108,33 @@ def test_a_models_own_sizes(tmp_path: Any, family: str) -> None:
     assert found == pytest.approx(by_hand.total + 3 * attention.forward, rel=2e-3)
 
 
+class OneOfTwo(Runtime):
+    """The first of two processes, which never hears from the other."""
+
+    def barrier(self) -> None:
+        pass
+
+    def any(self, flag: bool) -> bool:
+        return flag
+
+    def sum_gradients(self, params: Any) -> None:
+        pass
+
+    def sum_scalar(self, value: torch.Tensor) -> torch.Tensor:
+        return value
+
+
+def test_the_main_process_tells_of_all_pictures_and_of_its_own_operations(tmp_path: Any) -> None:
+    from limner.engine.train import accumulate_gradients
+
+    job = tiny_job(tmp_path, "sd1", train={"steps": 10, "batch_size": 2, "accumulation": 2})
+    job.runtime = OneOfTwo(CPU, "fp32", rank=0, world=2)
+    accumulate_gradients(job, 1)
+    mine, others = job.dataset.order.step(1)
+    assert job.meter._images == len(mine) + len(others)
+    assert [job.meter._flops] == list(job.meter.counted.values())
+
+
 def test_what_is_computed_again_is_not_counted(tmp_path: Any) -> None:
     plain = counted(tiny_job(tmp_path, "sd1"))
     assert counted(tiny_job(tmp_path, "sd1", memory={"checkpointing": True})) == plain
