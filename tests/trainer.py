@@ -177,6 +177,6 @@ def losses(run: Run) -> list[float]:
 
 
 def kinds(run: Run) -> list[str]:
-    """The events' names in order, memory readings and repetitions left out."""
-    names = [e["event"] for e, _ in run.events() if e["event"] != "memory"]
+    """The events' names in order, readings of memory and speed, and repetitions, left out."""
+    names = [e["event"] for e, _ in run.events() if e["event"] not in ("memory", "speed")]
     return [n for i, n in enumerate(names) if i == 0 or names[i - 1] != n]

@@ -67,10 +67,9 @@ def describe(home: Path, *, refresh: bool = False) -> Machine:
 
     Raises NoAnswer, which is kept there as well for ASKED_AGAIN_SECONDS: all who ask in that time are given it at once.
     """
-    key = f"{sys.executable} {_torch_version()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {_boot()}"
     path = home / "machine.json"
     cached = None if refresh else disk.read_json(path)
-    if isinstance(cached, dict) and cached.get("key") == key:
+    if isinstance(cached, dict) and cached.get("key") == key():
         try:
             if "failed" not in cached or 0 <= time.time() - cached["time"] < ASKED_AGAIN_SECONDS:
                 return _from_json(cached)
@@ -81,8 +80,13 @@ def describe(home: Path, *, refresh: bool = False) -> Machine:
     except NoAnswer as error:
         found = {"failed": asdict(error.findings[0]), "time": time.time()}
     with contextlib.suppress(OSError):  # a home that cannot be written is preflight's to report
-        disk.write_json(path, {"key": key, **found})
+        disk.write_json(path, {"key": key(), **found})
     return _from_json(found)
+
+
+def key() -> str:
+    """Changes with whatever may change what is known of the machine."""
+    return f"{sys.executable} {_torch_version()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {_boot()}"
 
 
 def _ask() -> dict:

@@ -12,6 +12,7 @@ import time
 
 from limner import disk, jobs, queue, runner
 from limner.config import Config
+from limner.engine.hints import SENTENCES
 from limner.errors import UserError, printable
 from limner.preflight import Records
 from limner.runs import LIVE, Run, State
@@ -21,6 +22,7 @@ _WINDOW = 60
 _LOOK_SECONDS = 0.2
 _RUNNER_SECONDS = 5.0
 _EXIT_SECONDS = 5.0
+_COLUMNS = 79
 
 
 def duration(seconds: float) -> str:
@@ -58,6 +60,15 @@ def saved_files(event: dict) -> list[str]:
     return [event[key] for key in ("path", "embedding") if key in event]
 
 
+def fitting(facts: list[str]) -> str:
+    """Facts beside each other, as many as fit into 79 columns, the first ones first."""
+    line = facts[0]
+    for fact in facts[1:]:
+        if len(line) + 2 + len(fact) <= _COLUMNS:
+            line += f"  {fact}"
+    return line
+
+
 class Watcher:
     """Follows a run's events and renders its progress."""
 
@@ -68,6 +79,8 @@ class Watcher:
         self._live = sys.stdout.isatty()
         self._recent: list[tuple[float, int, float]] = []  # time, step, loss
         self._memory = 0
+        self._speed: dict = {}
+        self._hint = ""
         self._last_line = ""
         self._printed = 0.0
         self._runner_seen = -_RUNNER_SECONDS
@@ -97,8 +110,14 @@ class Watcher:
             self._recent = [*self._recent[-_WINDOW:], (event["time"], event["step"], event["loss"])]
         elif kind == "memory":
             self._memory = event.get("device_mib") or event["memory_mib"]
+        elif kind == "speed":
+            self._speed = event
+            hint = SENTENCES.get(event.get("hint", ""), "")
+            if hint and hint != self._hint:
+                self._say(f"hint: {hint}")
+                self._hint = hint
         elif kind in ("resume", "start"):
-            self._recent = []
+            self._recent, self._speed = [], {}
         elif kind == "warning":
             self._say(f"warning: {printable(event['message'], 300)}")
         elif kind == "checkpoint":
@@ -132,7 +151,13 @@ class Watcher:
         # events are written about once a second: their times are bunched, their ends are not
         rate = (last_step - first_step) / max(1e-6, last_time - first_time)
         left = duration((state.steps - last_step) / rate) if rate and last_time > first_time else "?"
-        return f"step {last_step}/{state.steps}  loss {loss:.4f}  {rate:.2f} steps/s  {left} left  {self._memory} MiB"
+        said = [f"step {last_step}/{state.steps}", f"loss {loss:.4f}", f"{rate:.2f} steps/s", f"{left} left"]
+        if (used := self._speed.get("utilisation")) is not None:
+            said.append(f"{used * 100:.{0 if used > 0.095 else 1}f}% of peak")
+        said.append(f"{self._memory} MiB")
+        if (images := self._speed.get("images_per_second")) is not None:
+            said.append(f"{images:.3g} images/s")
+        return fitting(said)
 
     def end(self) -> None:
         if self._live:

@@ -47,7 +47,8 @@ def agrees(run: Run, answer: dict[str, Any]) -> None:
     assert answer["low"] == answer["high"] == pytest.approx([e["loss"] for e in steps], rel=1e-4)
     assert answer["smooth"] == pytest.approx(smoothed([e["loss"] for e in steps]), rel=1e-4)
     assert answer["memory"]["steps"] == [e["step"] for e in history if e["event"] == "memory"]
-    assert answer["validation"]["steps"] == [e["step"] for e in history if e["event"] == "validation"]
+    for kind in ("speed", "validation"):
+        assert answer[kind]["steps"] == [e["step"] for e in history if e["event"] == kind]
 
 
 def test_no_events_yet(run: Run) -> None:
@@ -60,6 +61,7 @@ def test_what_a_run_says(run: Run) -> None:
     for n, loss in enumerate((0.5, 0.25, 0.125), 1):
         step(run, n, loss)
     run.event("memory", step=3, memory_mib=900, device_mib=4000)
+    run.event("speed", step=3, images_per_second=2.5, device=0.75, peak_source="measured", hint="launch-bound", other=1)
     run.event("validation", step=3, loss=0.3)
     run.event("checkpoint", step=3, path="/somewhere/cat.safetensors")
     run.event("sample", step=3, path="step-00000003_01.png", prompt="a cat", seed=1)
@@ -70,6 +72,8 @@ def test_what_a_run_says(run: Run) -> None:
     assert answer["norm"] == [1.0, 0.5, 0.25]
     assert answer["memory"] == {"steps": [3], "memory_mib": [900.0], "device_mib": [4000.0]}
     assert answer["validation"] == {"steps": [3], "loss": [0.3]}
+    assert answer["speed"] == {"steps": [3], "images_per_second": [2.5], "device": [0.75]}
+    assert curves.said_of_speed == {"hint": "launch-bound", "peak_source": "measured"}
     assert curves.checkpoints == {"cat.safetensors": 3} and curves.prompts == {"01": "a cat"}
 
 
@@ -83,7 +87,7 @@ def test_a_run_stopped_killed_and_resumed_at_random(run: Run, seed: int) -> None
             now += 1
             step(run, now, draw.random())
             if draw.random() < 0.3:
-                run.event(draw.choice(["memory", "validation"]), step=now, memory_mib=1, loss=draw.random())
+                run.event(draw.choice(["memory", "speed", "validation"]), step=now, memory_mib=1, loss=draw.random())
         if draw.random() < 0.5:
             agrees(run, drawn(run, curves))  # read in pieces, at any moment
         now = draw.choice([0, now, draw.randrange(now + 1)])

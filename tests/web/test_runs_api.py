@@ -166,6 +166,7 @@ def test_one_run_in_full(client: TestClient) -> None:
         picture(run, f"step-00000020_0{n}.png")
     run.event("sample", step=20, path="step-00000020_00.png", prompt="a cat", seed=0)
     run.event("memory", step=20, memory_mib=700)
+    run.event("speed", step=20, images_per_second=4.0, device=0.5, hint="launch-bound")
     run.event("warning", message="2 captions are too long")
     (run.samples / "notes.txt").write_text("no sample")
     (run.checkpoints / "cat-step00000020.safetensors").write_bytes(b"x" * 300)
@@ -175,6 +176,8 @@ def test_one_run_in_full(client: TestClient) -> None:
     disk.write_json(run.path / "command.json", {"argv": ["python", "-m", "limner.engine", "a b"], "environment": {"X": "1"}})
     full = client.get(f"/api/runs/{run.id}").json()
     assert full["actions"] == ["resume", "duplicate", "delete"] and full["resume_step"] == 20 and full["memory"] == 700
+    assert full["meter"]["images_per_second"] == 4.0 and full["meter"]["hint"] == "launch-bound"
+    assert full["meter"]["tflops"] is full["meter"]["utilisation"] is None
     assert full["status"] == "stopped" and full["warnings"] == ["2 captions are too long"]
     assert full["samples"] == {"names": ["step-00000020_00.png", "step-00000020_01.png"], "prompts": {"00": "a cat"}}
     (checkpoint,) = full["checkpoints"]

@@ -16,6 +16,7 @@ from limner.config import presets
 from limner.config.fields import section_types
 from limner.config.tools import Tools
 from limner.config.tools.base import ToolSection
+from limner.engine.hints import SENTENCES
 from limner.web import page as the_page
 from limner.web import words
 from limner.web.form import form_schema
@@ -73,6 +74,13 @@ def test_only_literals_are_translated(file: Path) -> None:
     """Else nobody could say which texts a language needs."""
     text = file.read_text(encoding="utf-8")
     assert len(CALL.findall(text)) == len(LITERAL.findall(text))
+
+
+def test_the_page_says_the_trainers_hints() -> None:
+    text = (STATIC / "run_words.js").read_text(encoding="utf-8")
+    assert {key: f't("{said}")' in text and f'"{key}":' in text for key, said in SENTENCES.items()} == dict.fromkeys(
+        SENTENCES, True
+    )
 
 
 def test_only_literals_are_translated_in_python() -> None:

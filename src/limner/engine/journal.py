@@ -12,6 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from limner.engine.meter import Meter
 from limner.engine.trackers import Tracker
 from limner.errors import UserError, printable, wrong
 from limner.runs import Run
@@ -27,6 +28,7 @@ class Journal(StateTeller):
         super().__init__(run, is_silent=not is_main)
         self.is_main = is_main
         self.trackers: list[Tracker] = []
+        self.meter: Meter | None = None
         self._process = psutil.Process()
         self._pending: list[tuple[int, Tensor, Tensor | None, dict[str, float]]] = []
         self._flushed = 0.0
@@ -66,6 +68,8 @@ class Journal(StateTeller):
             memory["device_mib"] = torch.cuda.max_memory_allocated() >> 20
         self.say(progress=(pending[-1][0], self.state.steps), step=pending[-1][0])
         self.event("memory", step=pending[-1][0], **memory)
+        if self.meter is not None and (speed := self.meter.read()):
+            self.event("speed", step=pending[-1][0], **speed)
 
 
 def diverged(step: int, rates: dict[str, float]) -> UserError:

@@ -11,7 +11,7 @@ from limner.config import Config
 from limner.formats.event_file import EventFile
 from limner.runs import Run
 
-_PREFIXES = {"step": "", "memory": "", "validation": "validation/"}
+_PREFIXES = {"step": "", "memory": "", "speed": "speed/", "validation": "validation/"}
 
 
 def numbers(kind: str, event: Mapping[str, Any]) -> dict[str, float]:

@@ -20,12 +20,13 @@ from limner.config import Config
 from limner.config.prompts import Prompt
 from limner.data.dataset import Dataset
 from limner.diffusion.timesteps import Timesteps, timesteps_of
-from limner.engine import checkpoint, graphs, live, loading, paint, validation
+from limner.engine import checkpoint, graphs, hints, live, loading, paint, validation
 from limner.engine.attention import attending_by
 from limner.engine.average import Average, evaluation_weights
 from limner.engine.compiled import uncompiled
 from limner.engine.feed import AHEAD, Feed, places
 from limner.engine.journal import Journal, diverged
+from limner.engine.meter import Meter
 from limner.engine.objective import Question, answer_loss
 from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizers import make_optimizer, set_learning_rates
@@ -74,6 +75,7 @@ class Training:
     """Whether files are written while the loop goes on. A whole model is not: it would have to be in memory twice."""
     saved_at: int | None = field(init=False, default=None)
     """The step of the last save."""
+    meter: Meter = field(init=False)
 
     def __post_init__(self) -> None:
         self.timesteps = timesteps_of(self.config.objective, self.family.process)
@@ -89,6 +91,8 @@ class Training:
         self.feed = Feed(self, AHEAD if self.runtime.device.type == "cuda" else 0)
         self.saver = Saver(self.journal.event)
         self.saves_aside = not self.config.adapter.trains_base and fits_aside(self.params)
+        device, situation = self.runtime.device, hints.situation(self.config, self.runtime.device.type)
+        self.meter = self.journal.meter = Meter(device, self.runtime.precision, situation, is_on=self.runtime.is_main)
 
     def circumstances(self) -> dict[str, Any]:
         """What must be the same when the run is resumed, or its numbers would be others."""
@@ -123,6 +127,7 @@ def loop(job: Training, first_step: int) -> bool:
         sample(job, step)
     while step < total:
         measured = move_weights(job, step)
+        job.meter.end()
         step += 1
         journal.step(step, *measured)
         job.saver.collect()
@@ -179,10 +184,15 @@ def accumulate_gradients(job: Training, step: int) -> Tensor:
     runtime = job.runtime
     count = sum(map(len, job.dataset.order.step(step)))
     loss = torch.zeros((), device=runtime.device)
+    job.meter.begin(count)
     for place in places(job, step):
-        question = job.feed.take(place)
+        with job.meter.waiting():
+            question = job.feed.take(place)
         job.adapter.begin(step, place.number)
-        loss += learn(job, question, count) if job.graphs is None else job.graphs.learn(question, count)
+        if job.config.speed.compile != "off" and not job.meter.knows(question.batch):
+            count_aside(job, question)
+        with job.meter.counting(question.batch):
+            loss += learn(job, question, count) if job.graphs is None else job.graphs.learn(question, count)
     runtime.sum_gradients(job.params)
     return runtime.sum_scalar(loss)
 
@@ -194,6 +204,13 @@ def learn(job: Training, question: Question, count: int | Tensor) -> Tensor:
         if part.requires_grad:  # not if every layer was left out
             job.scaler.scale(part).backward()
     return part.detach()
+
+
+def count_aside(job: Training, question: Question) -> None:
+    """Let the meter count a micro-batch that is computed for nothing else: to count what is compiled it would have to be
+    computed otherwise, and a resumed run would differ by rounding."""
+    with uncompiled(job.config.speed), job.meter.counting(question.batch):
+        torch.autograd.grad(answer_loss(job, question).sum(), job.params, allow_unused=True)
 
 
 # --- once in a while --------------------------------------------------------------------------------------------------

@@ -22,6 +22,10 @@ from limner.runs import Run
 
 SMOOTHING = 0.98
 """How much of the running mean each step keeps: it looks back over about 1 / (1 - 0.98) = 50 steps."""
+SPEED = (
+    "seconds_per_step", "images_per_second", "tflops", "utilisation", "peak_tflops", "data_wait", "host", "device",
+)  # fmt: skip
+"""The numbers of a report of speed (docs/speed-meter.md)."""
 _PACE_SECONDS = 30.0
 _KEPT_RUNS, _KEPT_ROWS = 32, 1_000_000
 
@@ -59,12 +63,14 @@ class Curves:
         self._begin()
 
     def _begin(self) -> None:
-        self.steps, self.memory, self.validation = Table(), Table(), Table()
+        self.steps, self.memory, self.validation, self.speed = Table(), Table(), Table(), Table()
         self.checkpoints: dict[str, int] = {}
         """File name -> step; those that were deleted since are among them."""
         self.prompts: dict[str, str] = {}
         """The number of a prompt, as in its samples' names -> its text."""
         self.warnings: list[str] = []
+        self.said_of_speed: dict[str, str] = {}
+        """What the last report of speed says in words: the hint, and where the device's peak is from."""
         self.changes: list[Change] = []
         """The live changes that hold, in their order."""
         self._offset = self._inode = self._changes = self._session = 0
@@ -98,6 +104,9 @@ class Curves:
             self._take_step(step, event)
         elif kind == "memory":
             self.memory.append(step, {k: number(event[k]) for k in ("memory_mib", "device_mib") if k in event})
+        elif kind == "speed":
+            self.speed.append(step, {k: number(event[k]) for k in SPEED if k in event})
+            self.said_of_speed = {k: event[k][:400] for k in ("hint", "peak_source") if isinstance(event.get(k), str)}
         elif kind == "validation":
             self.validation.append(step, {"loss": number(event.get("loss"))})
         elif kind == "resume":
@@ -128,7 +137,7 @@ class Curves:
     def _rewind(self, step: int) -> None:
         """Forget what is done again from `step` on; at step 0 there was no state yet, and all is done again."""
         last = step if step else -1
-        for table in (self.steps, self.memory, self.validation):
+        for table in (self.steps, self.memory, self.validation, self.speed):
             table.keep(last)
         self.changes = [change for change in self.changes if change.step <= last]
         self._session, self._mean = len(self.steps), 0.0
@@ -161,7 +170,8 @@ class Curves:
         with self._turn:
             if self._answer[:2] != (self.version, points):
                 content = {"version": self.version, **_drawn(self.steps, points)}
-                content |= {"memory": _thinned(self.memory, points), "validation": _thinned(self.validation, points)}
+                tables = {"memory": self.memory, "validation": self.validation, "speed": self.speed}
+                content |= {name: _thinned(table, points) for name, table in tables.items()}
                 self._answer = (self.version, points, json.dumps(content, allow_nan=False, separators=(",", ":")).encode())
             return self._answer[2]
 
@@ -232,4 +242,4 @@ class CurvesOfRuns:
         return curves
 
     def _rows(self) -> int:
-        return sum(len(c.steps) + len(c.memory) for c in self._kept.values())
+        return sum(len(c.steps) + len(c.memory) + len(c.speed) for c in self._kept.values())

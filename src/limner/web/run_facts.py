@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import secrets
@@ -21,7 +22,7 @@ from limner.config import files as config_files
 from limner.config.fields import walk
 from limner.errors import UserError
 from limner.runs import LIVE, Run, State
-from limner.web.curves import CurvesOfRuns
+from limner.web.curves import SPEED, Curves, CurvesOfRuns
 
 _FRESH_SECONDS = 0.3
 """However many pages watch, the folders are looked at no more often than this."""
@@ -248,6 +249,7 @@ def full(run: Run, brief: Brief, curves: CurvesOfRuns, since: str = "") -> dict[
         "validation": _last(known.validation.columns.get("loss")),
         "resume_step": resume_step(run),
         "memory": _last(known.memory.columns.get("device_mib")) or _last(known.memory.columns.get("memory_mib")),
+        "meter": _meter(known),
         "warnings": [*([state.error] if state.status == "waiting" and state.error else []), *known.warnings],
         "version": "-".join(str(stamp) for stamp, _ in parts.values()),
     }
@@ -277,6 +279,14 @@ def _now(run: Run, state: State, config: Config) -> dict[str, Any]:
         "sample.every_steps": "" if every is None else str(every),
         "sample.prompts": list(config.sample.prompts),
     }
+
+
+def _meter(known: Curves) -> dict[str, Any] | None:
+    """What the last report of speed says: its numbers, None for those that it lacks, and its words."""
+    if not len(known.speed):
+        return None
+    numbers = {name: known.speed.columns.get(name, [math.nan])[-1] for name in SPEED}
+    return {name: None if math.isnan(value) else value for name, value in numbers.items()} | known.said_of_speed
 
 
 def _last(column: Any) -> float | None:

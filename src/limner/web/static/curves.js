@@ -8,9 +8,10 @@ export function charts() {
   const rate = new Chart(t("Learning rate"), 120);
   const norm = new Chart(t("Gradient norm"), 120);
   const memory = new Chart(t("Memory in MiB"), 120);
+  const pace = new Chart(t("Images per second"), 120);
   const log = h("input", { type: "checkbox", onchange: () => draw() });
   const raw = h("input", { type: "checkbox", checked: true, onchange: () => draw() });
-  const more = h("details", { ontoggle: () => draw() }, h("summary", {}, t("Gradient norm and memory")), h("h3", {}, t("Gradient norm")), norm.element, h("h3", {}, t("Memory in MiB")), memory.element);
+  const more = h("details", { ontoggle: () => draw() }, h("summary", {}, t("Gradient norm, memory and speed")), h("h3", {}, t("Gradient norm")), norm.element, h("h3", {}, t("Memory in MiB")), memory.element, h("h3", {}, t("Images per second")), pace.element);
   const none = h("p", { class: "soft" }, t("No step is finished yet."));
   const drawn = h(
     "div",
@@ -55,10 +56,11 @@ export function charts() {
       norm.show([{ label: t("norm"), steps, values: curves.norm, colour: "--curve" }]);
       const kinds = [["memory_mib", t("computer")], ["device_mib", t("device")]].filter(([name]) => curves.memory[name]);
       memory.show(kinds.map(([name, label], i) => ({ label, steps: curves.memory.steps, values: curves.memory[name], colour: colours[i] })));
+      pace.show([{ label: t("images"), steps: curves.speed.steps, values: curves.speed.images_per_second ?? [], colour: "--curve" }]);
     }
   }
 
-  const destroy = () => [loss, rate, norm, memory].forEach((chart) => chart.destroy());
+  const destroy = () => [loss, rate, norm, memory, pace].forEach((chart) => chart.destroy());
 
   return { element, show, destroy };
 }

@@ -4,7 +4,7 @@ import { compare } from "./compare.js";
 import { charts } from "./curves.js";
 import { keep } from "./keep.js";
 import { askForChange } from "./run_change.js";
-import { duration, isLive, size, speed, stateSentence, when } from "./run_words.js";
+import { duration, hintSentence, isLive, size, speed, stateSentence, used, when } from "./run_words.js";
 import { samples } from "./samples.js";
 
 const section = (title, ...inside) => h("section", { class: "card" }, h("h2", {}, title), inside);
@@ -17,6 +17,7 @@ export function runView(id, { back, changed }) {
   const status = h("p", { class: "sentence", role: "status" });
   const bar = h("progress", { "aria-label": t("Progress") });
   const facts = h("p", { class: "facts" });
+  const hint = h("p", { class: "hint", hidden: true });
   const buttons = h("div", { class: "buttons" });
   const trouble = h("section", { class: "card trouble", hidden: true, role: "alert" });
   const warnings = h("section", { class: "card warnings", hidden: true });
@@ -36,7 +37,7 @@ export function runView(id, { back, changed }) {
   const element = h(
     "article",
     { class: "run-view" },
-    h("div", { class: "card head" }, h("button", { class: "back", onclick: back }, t("← All runs")), title, status, bar, facts, buttons),
+    h("div", { class: "card head" }, h("button", { class: "back", onclick: back }, t("← All runs")), title, status, bar, facts, hint, buttons),
     trouble,
     warnings,
     lossCard,
@@ -92,11 +93,15 @@ export function runView(id, { back, changed }) {
       run.speed && isLive(run) ? speed(run.speed) : null,
       run.seconds_left !== null && run.phase === "training" ? fill(t("{time} left"), { time: duration(run.seconds_left) }) : null,
       run.validation ? fill(t("validation loss {n}"), { n: run.validation.toPrecision(4) }) : null,
+      ...used(run.meter),
       run.memory ? fill(t("{n} MiB of memory"), { n: run.memory }) : null,
       [run.family, run.kind, run.device].filter(Boolean).join(" · "),
       when(run.created),
     ].filter(Boolean);
     keep(facts, said, () => said.map((fact) => h("span", {}, fact)));
+    const advice = isLive(run) ? hintSentence(run.meter?.hint) : null;
+    hint.hidden = !advice;
+    keep(hint, advice, () => advice);
     keep(buttons, [run.actions, run.status, asksToDelete], drawButtons);
   }
 

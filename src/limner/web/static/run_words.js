@@ -58,3 +58,30 @@ export const speed = (perSecond) =>
   perSecond >= 1
     ? fill(t("{n} steps per second"), { n: perSecond.toPrecision(3) })
     : fill(t("{n} s per step"), { n: (1 / perSecond).toPrecision(3) });
+
+const share = (part) => `${part > 0 && part < 0.095 ? Number((part * 100).toPrecision(1)) : Math.round(part * 100)} %`;
+const rounded = (value) => Number(value.toPrecision(3)); // 2250, where toPrecision alone says 2.25e+3
+
+// used(meter): what a run gets done and what it waits for, as facts; `meter` is the last report of speed, or null.
+export function used(meter) {
+  if (!meter?.images_per_second) return [];
+  const { images_per_second: images, tflops, utilisation, data_wait: data, host, device } = meter;
+  const rate = { n: rounded(tflops ?? 0), share: share(utilisation ?? 0), peak: rounded(meter.peak_tflops ?? 0) };
+  const full = meter.peak_source === "measured" ? t("{n} TFLOP/s, {share} of the {peak} measured on the device") : t("{n} TFLOP/s, {share} of the device's {peak}");
+  return [
+    fill(t("{n} images per second"), { n: rounded(images) }),
+    tflops ? fill(utilisation ? full : t("{n} TFLOP/s"), rate) : null,
+    device === null ? null : fill(t("time: device {device}, waiting for data {data}, the rest {host}"), { device: share(device), data: share(data), host: share(host) }),
+  ];
+}
+
+// What could make a run faster; the trainer's own sentences are in engine/hints.py.
+export function hintSentence(hint) {
+  return {
+    "encodes anew": t("Much of the time goes into encoding pictures or captions anew in each step; memory.cache_latents and memory.cache_text keep the results."),
+    "waits for data": t("The device waits for pictures to be read. A faster disk for memory.cache_path would help, or ending what else reads from it."),
+    "launch-bound": t("The device waits for the computer to tell it what to do (launch-bound). A larger train.batch_size costs little more time."),
+    "launched one by one": t("The device waits for the computer to tell it what to do (launch-bound). Set speed.cuda_graph or speed.compile, or a larger train.batch_size, which costs little more time."),
+    "room without checkpointing": t("memory.checkpointing costs about a third of the time, and there is room without it."),
+  }[hint];
+}
