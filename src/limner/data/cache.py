@@ -14,6 +14,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,16 @@ from limner.errors import wrong
 _VERSION = 2  # raise it when encoding changes
 _RESIDENT_BYTES = 512 << 20
 _PATIENCE_SECONDS = 60
+_AT_ONCE = 100
+"""Rows that are asked for, or written, together: one by one a million files take minutes."""
+_JSON = json.JSONEncoder(sort_keys=True, default=str)
 
 Entry = dict[str, Tensor]
 
 
 def key_of(*parts: Any) -> str:
     """A hash of everything that shapes an entry."""
-    return hashlib.sha256(json.dumps([_VERSION, *parts], sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(_JSON.encode([_VERSION, *parts]).encode()).hexdigest()
 
 
 class Cache:
@@ -61,17 +65,38 @@ class Cache:
 
     def content_hash(self, path: str | Path) -> str:
         """SHA-256 of a file; taken from memory as long as size, time and inode are those of the last look."""
-        stat = os.stat(path)
-        # a name need not be text, and an inode may have 64 bits where SQLite's numbers have 63
-        name, facts = os.fsencode(path), (stat.st_size, stat.st_mtime_ns, stat.st_ino & (1 << 63) - 1)
-        row = self._index.execute("SELECT size, time, inode, hash FROM files WHERE path = ?", (name,)).fetchone()
-        if row is not None and row[:3] == facts and (name in self._hashed or not self._verify):
-            return row[3]
-        found = disk.sha256(Path(path))
-        with self._index:
-            self._index.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (name, *facts, found))
-        self._hashed.add(name)
-        return found
+        return next(self.content_hashes([path]))
+
+    def content_hashes(self, paths: Iterable[str | Path]) -> Iterator[str]:
+        """`content_hash` of each of many files."""
+        rest = iter(paths)
+        while some := list(islice(rest, _AT_ONCE)):
+            yield from self._some_hashes(some)
+
+    def _some_hashes(self, paths: list[str | Path]) -> list[str]:
+        names = [os.fsencode(path) for path in paths]  # a name need not be text
+        rows = self._rows("SELECT path, size, time, inode, hash FROM files WHERE path", names)
+        out, new = list[str](), list[tuple[bytes, int, int, int, str]]()
+        for path, name in zip(paths, names, strict=True):
+            stat = os.stat(path)
+            # an inode may have 64 bits where SQLite's numbers have 63
+            facts = stat.st_size, stat.st_mtime_ns, stat.st_ino & (1 << 63) - 1
+            row = rows.get(name)
+            if row is None or row[1:4] != facts or (self._verify and name not in self._hashed):
+                row = rows[name] = (name, *facts, disk.sha256(Path(path)))
+                new.append(row)
+                if self._verify:
+                    self._hashed.add(name)
+            out.append(row[4])
+        if new:
+            with self._index:
+                self._index.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", new)
+        return out
+
+    def _rows(self, question: str, keys: list[Any]) -> dict[Any, Any]:
+        """Rows by their first column, which is one of the `keys`."""
+        places = ", ".join("?" * len(keys))
+        return {row[0]: row for row in self._index.execute(f"{question} IN ({places})", keys)}
 
     def is_sound(self, path: str | Path, check: Callable[[str], bool]) -> bool:
         """Whether a file passes `check`, which is asked once for each content."""
@@ -89,10 +114,12 @@ class Cache:
         """The keys, each once, that have no entry; one whose shard is gone counts as missing, and one found damaged."""
         shards = {p.name for p in self.folder.glob("*.safetensors")}
         out: dict[str, None] = {}
-        for key in keys:
-            row = self._index.execute("SELECT shard FROM entries WHERE key = ?", (key,)).fetchone()
-            if row is None or row[0] not in shards or (self._verify and not self._holds(key)):
-                out[key] = None
+        rest = iter(keys)
+        while some := list(islice(rest, _AT_ONCE)):
+            rows = self._rows("SELECT key, shard FROM entries WHERE key", some)
+            for key in some:
+                if key not in rows or rows[key][1] not in shards or (self._verify and not self._holds(key)):
+                    out[key] = None
         return list(out)
 
     def _holds(self, key: str) -> bool:
