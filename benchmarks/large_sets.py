@@ -114,12 +114,13 @@ def start(folder: Path) -> dict[str, Any]:
 
 def _timed(function: Callable[..., Any], name: str, phases: dict[str, dict[str, float]]) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Any:
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         try:
             return function(*args, **kwargs)
         finally:
-            entry = phases.setdefault(name, {"seconds": 0.0, "rss_mib": 0, "most_mib": 0})
+            entry = phases.setdefault(name, {"seconds": 0.0, "cpu_seconds": 0.0, "rss_mib": 0, "most_mib": 0})
             entry["seconds"] = round(entry["seconds"] + time.perf_counter() - began, 2)
+            entry["cpu_seconds"] = round(entry["cpu_seconds"] + time.process_time() - cpu, 2)
             entry["rss_mib"], entry["most_mib"] = memory_mib("VmRSS"), memory_mib("VmHWM")
 
     return timed

@@ -94,13 +94,13 @@ def test_a_hash_is_remembered_not_computed_again(folder: Path, tmp_path: Path, m
 def test_a_change_that_leaves_no_trace_is_found_by_reading(folder: Path, tmp_path: Path) -> None:
     (path := tmp_path / "a.png").write_bytes(b"one")
     first, stat = Cache(folder).content_hash(path), path.stat()
-    assert Cache(folder).is_sound(path, lambda _: True)
+    assert [*Cache(folder).are_sound([str(path)] * 2, lambda _: True)] == [True, True]
     with path.open("r+b") as file:
         file.write(b"two")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert Cache(folder).content_hash(path) == first
-    assert Cache(folder).is_sound(path, lambda _: False), "asked for another content"
-    assert not Cache(folder, verify=True).is_sound(path, lambda _: False)
+    assert [*Cache(folder).are_sound([str(path)], lambda _: False)] == [True], "asked for another content"
+    assert [*Cache(folder, verify=True).are_sound([str(path)], lambda _: False)] == [False]
     second = Cache(folder).content_hash(path)  # what was found out is remembered
     assert second == "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3"
 

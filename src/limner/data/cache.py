@@ -12,7 +12,7 @@ import os
 import sqlite3
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -73,7 +73,7 @@ class Cache:
         while some := list(islice(rest, _AT_ONCE)):
             yield from self._some_hashes(some)
 
-    def _some_hashes(self, paths: list[str | Path]) -> list[str]:
+    def _some_hashes(self, paths: Sequence[str | Path]) -> list[str]:
         names = [os.fsencode(path) for path in paths]  # a name need not be text
         rows = self._rows("SELECT path, size, time, inode, hash FROM files WHERE path", names)
         out, new = list[str](), list[tuple[bytes, int, int, int, str]]()
@@ -98,15 +98,20 @@ class Cache:
         places = ", ".join("?" * len(keys))
         return {row[0]: row for row in self._index.execute(f"{question} IN ({places})", keys)}
 
-    def is_sound(self, path: str | Path, check: Callable[[str], bool]) -> bool:
-        """Whether a file passes `check`, which is asked once for each content."""
-        found = self.content_hash(path)
-        row = self._index.execute("SELECT sound FROM sound WHERE hash = ?", (found,)).fetchone()
-        if row is None:
-            row = (int(check(str(path))),)
-            with self._index:
-                self._index.execute("INSERT OR REPLACE INTO sound VALUES (?, ?)", (found, row[0]))
-        return bool(row[0])
+    def are_sound(self, paths: Iterable[str], check: Callable[[str], bool]) -> Iterator[bool]:
+        """Whether each file passes `check`, which is asked once for each content."""
+        rest = iter(paths)
+        while some := list(islice(rest, _AT_ONCE)):
+            hashes = self._some_hashes(some)
+            known = {
+                found: bool(row[1]) for found, row in self._rows("SELECT hash, sound FROM sound WHERE hash", hashes).items()
+            }
+            for path, found in zip(some, hashes, strict=True):
+                if found not in known:
+                    known[found] = check(path)
+                    with self._index:
+                        self._index.execute("INSERT OR REPLACE INTO sound VALUES (?, ?)", (found, int(known[found])))
+                yield known[found]
 
     # --- entries ---
 

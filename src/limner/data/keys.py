@@ -1,4 +1,4 @@
-"""The keys of very many cache entries, held as the bytes of their hashes: a dict of a million keys as text would weigh 300 MB."""
+"""The keys of very many cache entries, as the bytes of their hashes: a dict of a million keys as text would weigh 300 MB."""
 
 from __future__ import annotations
 
