@@ -1,15 +1,18 @@
-"""What a very large set costs, all the way to the first step of a run: `python benchmarks/large_sets.py [--count N] [--distinct N]`.
+"""What a very large set costs, all the way to the first step of a run: `python benchmarks/large_sets.py`.
 
-Two parts, in one run; results go to benchmarks/results/pictures-million.json.
+    python benchmarks/large_sets.py                                  a million pictures, and 5,000 that are all different
+    python benchmarks/large_sets.py --count 100000 --distinct 1000   less
 
-*The whole way*: `count` pictures (links to 25 small ones, with links to 25 captions, in folders of 5,000; ext4 allows 65,000 links
-a file) and the pocket model. A first start in a new home, which looks at every file, encodes what is different and trains one
-step; then a second start of another run in the same home. Each is a process of its own, the trainer's: seconds of each phase, and
+*The whole way*: `count` pictures (links to 25 small ones, with links to 25 captions, in folders of 5,000; ext4 allows 65,000
+links a file) and the pocket model. A first start in a new home, which looks at every file, encodes what is different and
+trains one step; then the start of another run in the same home. Each is a process of its own, the trainer's: seconds of each phase, and
 the most memory that it ever held, Python and torch included.
 
-*Caching*: `distinct` different pictures encoded by the pocket model's VAE into Limner's cache, against the usual one file a picture
-(the .npz beside it that sd-scripts writes, and a .safetensors), with the same encoder and on the same disk, one after the other;
-then what it takes to find all of it again, and to read 1,000 random entries.
+*Caching*: `distinct` different pictures encoded by the pocket model's VAE into Limner's cache, and as one file a picture (.npz,
+as sd-scripts writes them, and .safetensors), with the same encoder and on the same disk, 500 at a time in turn; then what it
+takes to find all of it again, and to read 1,000 random entries. Limner's are checked when they are read, the others are not.
+
+Results go to benchmarks/results/pictures-million.json. Seconds far above the CPU's tell of other work on the machine.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 RESULTS = Path(__file__).parent / "results" / "pictures-million.json"
@@ -126,22 +130,184 @@ def _timed(function: Callable[..., Any], name: str, phases: dict[str, dict[str, 
     return timed
 
 
-def started(folder: Path, home: Path) -> dict[str, Any]:
-    environment = {**os.environ, "LIMNER_HOME": str(home)}
-    words = [sys.executable, __file__, "--start", str(folder)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+# --- caching ----------------------------------------------------------------------------------------------------------
+
+BLOCK, READS, PLACES = 500, 1000, {"limner": "cache", "npz": "npz", "safetensors": "safetensors"}
+
+
+def draw(folder: Path, first: int, count: int) -> Path:
+    """Pictures that are all different, as PNG."""
+    (block := folder / f"block_{first:05d}").mkdir(parents=True)
+    for i in range(first, first + count):
+        noise = np.random.default_rng(i).integers(0, 256, (12 + i % 5, 12, 3), np.uint8)
+        Image.fromarray(noise).resize((96, 96 + 8 * (i % 5)), Image.Resampling.BICUBIC).save(block / f"{i:05d}.png")
+        (block / f"{i:05d}.txt").write_text("a pattern")
+    return block
+
+
+class Caching:
+    """In a process of its own: the same pictures encoded into each kind of cache, block by block in turn."""
+
+    def __init__(self, root: Path, count: int) -> None:
+        import torch
+
+        from limner.config import files
+        from limner.data.cache import Cache
+        from limner.data.dataset import assemble
+        from limner.data.scan import scan
+        from limner.engine.prepare import find_base, keep_of
+        from limner.models import family as families
+
+        self.root, self.count, self.cpu = root, count, torch.device("cpu")
+        options = {"resolution": 32, "bucket_min_px": 16, "bucket_max_px": 64, "bucket_step_px": 8}
+        blocks = [draw(root / "pictures", first, BLOCK) for first in range(0, count, BLOCK)]
+        self.configs = [files.build({"data": {"path": str(block), **options}}, {}) for block in blocks]
+        base = find_base(self.configs[0])
+        self.family = families.make(base, keep_of(self.configs[0]))
+        self.family.load("vae", torch.float32, self.cpu)
+        self.sets = [assemble(c, base, scan(c.data).pictures) for c in self.configs]
+        for way in ("npz", "safetensors"):
+            (root / way).mkdir()
+        self.cache = Cache(root / "cache")
+        self.writing = dict.fromkeys(PLACES, 0.0)
+        self.cache.put = self._timed("limner", self.cache.put)
+
+    def _timed(self, way: str, write: Callable[..., None]) -> Callable[..., None]:
+        def timed(*args: Any) -> None:
+            began = time.process_time()
+            write(*args)
+            self.writing[way] += time.process_time() - began
+
+        return timed
+
+    def samples(self, number: int) -> Any:
+        from limner.engine.runtime import Runtime
+        from limner.engine.samples import Samples
+
+        return Samples(self.configs[number], self.sets[number], self.family, Runtime(self.cpu, "fp32"), self.cache)
+
+    def fill(self, way: str, number: int) -> None:
+        """Encode a block."""
+        import torch
+
+        from limner.data import images
+
+        if way == "limner":
+            assert self.samples(number).fill_latents(lambda *_: None) == BLOCK
+            return
+        write = self._timed(way, self._write_npz if way == "npz" else self._write_safetensors)
+        for picture, fit in zip(self.sets[number].pictures, self.sets[number].fits, strict=True):
+            with torch.no_grad():
+                mean, deviation = self.family.encode_pixels(images.load(picture.path, fit)[None])
+            write(Path(picture.path).stem, {"mean": mean[0], "deviation": deviation[0]})
+
+    def _write_npz(self, name: str, entry: dict[str, Any]) -> None:
+        np.savez(self.root / "npz" / name, **{k: t.numpy() for k, t in entry.items()})
+
+    def _write_safetensors(self, name: str, entry: dict[str, Any]) -> None:
+        from safetensors.torch import save_file
+
+        save_file(entry, self.root / "safetensors" / f"{name}.safetensors")
+
+    def read(self, way: str, name: str) -> dict[str, Any]:
+        from safetensors.torch import load_file
+
+        path = self.root / way / f"{name}.{way}"
+        return dict(np.load(path)) if way == "npz" else load_file(path)
+
+    def find(self, way: str) -> None:
+        """What a second start does: whether all are there, and of the right shapes."""
+        for number, held in enumerate(self.sets):
+            if way == "limner":
+                assert self.samples(number).missing()[0] == 0
+                continue
+            for picture, fit in zip(held.pictures, held.fits, strict=True):
+                found = self.read(way, Path(picture.path).stem)
+                assert found["mean"].shape == found["deviation"].shape and max(found["mean"].shape[1:]) <= max(fit.bucket)
+
+    def read_some(self, way: str) -> None:
+        chosen = random.Random(0).sample(range(self.count), READS)
+        for i in chosen:
+            assert self.cache.get(self.keys[i]) if way == "limner" else self.read(way, f"{i:05d}")
+
+    def measure(self) -> dict[str, Any]:
+        import torch
+
+        cold = {way: [0.0, 0.0] for way in PLACES}
+        self.family.encode_pixels(torch.zeros(1, 3, 32, 32))
+        for number in range(len(self.sets)):
+            for turn in range(len(PLACES)):
+                way = list(PLACES)[(number + turn) % len(PLACES)]
+                cold[way] = [a + b for a, b in zip(cold[way], clocked(self.fill, way, number), strict=True)]
+        self.keys = [key for number in range(len(self.sets)) for key in self.samples(number)._latent_keys.in_order()]
+        out: dict[str, Any] = {"pictures": self.count}
+        for way, place in PLACES.items():
+            found, read = clocked(self.find, way), clocked(self.read_some, way)
+            held = [f.stat() for f in (self.root / place).iterdir()]
+            out[way] = {
+                "pictures_per_second": round(self.count / cold[way][0], 1),
+                "cpu_ms_per_picture": round(cold[way][1] / self.count * 1e3, 2),
+                "of_which_writing_ms": round(self.writing[way] / self.count * 1e3, 3),
+                "found_again_seconds": round(found[0], 2),
+                "found_again_cpu_seconds": round(found[1], 2),
+                "read_cpu_ms_per_entry": round(read[1] / READS * 1e3, 3),
+                "files": len(held),
+                "mib_on_disk": round(sum(s.st_blocks * 512 for s in held) / 2**20, 1),
+            }
+        return out
+
+
+def clocked(function: Callable[..., Any], *args: Any) -> tuple[float, float]:
+    """(seconds, CPU seconds)."""
+    began, spent = time.perf_counter(), time.process_time()
+    function(*args)
+    return time.perf_counter() - began, time.process_time() - spent
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def alone(environment: dict[str, str], *words: str) -> dict[str, Any]:
+    """What this file answers to `words` in a process of its own."""
+    env = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, __file__, *words], env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"the start failed:\n{done.stderr[-4000:]}")
+        raise SystemExit(f"{words} failed:\n{done.stderr[-4000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-if __name__ == "__main__":
+def main() -> None:
     asked = argparse.ArgumentParser()
-    asked.add_argument("--start", type=Path)
-    asked.add_argument("--home", type=Path)
-    found = asked.parse_args()
-    if found.start and not found.home:
-        print(json.dumps(start(found.start)))
-    else:
-        for _ in range(2):
-            print(json.dumps(started(found.start, found.home), indent=1))
+    asked.add_argument("--count", type=int, default=1_000_000)
+    asked.add_argument("--distinct", type=int, default=5000)
+    asked.add_argument("--folder", type=Path, help="a set made before by this, and kept")
+    asked.add_argument("--start", type=Path, help=argparse.SUPPRESS)
+    asked.add_argument("--caching", type=Path, help=argparse.SUPPRESS)
+    given = asked.parse_args()
+    if given.start:
+        print(json.dumps(start(given.start)))
+        return
+    if given.caching:
+        print(json.dumps(Caching(given.caching, given.distinct).measure()))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        (root / "caching").mkdir()
+        words = ("--caching", str(root / "caching"), "--distinct", str(given.distinct))
+        found: dict[str, Any] = {"caching": alone({"LIMNER_HOME": str(root / "other home")}, *words)}
+        folder, home = given.folder or fill(root, given.count), {"LIMNER_HOME": str(root / "home")}
+        found = {"pictures": given.count, **{n: alone(home, "--start", str(folder)) for n in ("first", "next")}, **found}
+        kept = [f.stat().st_size for f in (root / "home").rglob("*") if f.is_file()]
+        found["home_mib"] = round(sum(kept) / 2**20)
+    found |= {
+        "python": platform.python_version(),
+        "cores": os.cpu_count() or 0,
+        "load": round(os.getloadavg()[1], 1),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    print(RESULTS.read_text(), end="")
+
+
+if __name__ == "__main__":
+    main()
