@@ -5,8 +5,8 @@
 
 *The whole way*: `count` pictures (links to 25 small ones, with links to 25 captions, in folders of 5,000; ext4 allows 65,000
 links a file) and the pocket model. A first start in a new home, which looks at every file, encodes what is different and
-trains one step; then the start of another run in the same home. Each is a process of its own, the trainer's: seconds of each phase, and
-the most memory that it ever held, Python and torch included.
+trains one step; then the start of another run in the same home. Each is a process of its own, the trainer's: seconds of each
+phase, and the most memory that it ever held, Python and torch included.
 
 *Caching*: `distinct` different pictures encoded by the pocket model's VAE into Limner's cache, and as one file a picture (.npz,
 as sd-scripts writes them, and .safetensors), with the same encoder and on the same disk, 500 at a time in turn; then what it

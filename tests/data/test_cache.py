@@ -182,7 +182,7 @@ def test_a_lost_shard_is_missing_and_made_again(folder: Path, damage: str) -> No
     path = shard(folder)
     path.unlink() if damage == "gone" else path.write_bytes(b"" if damage == "empty" else path.read_bytes()[:999])
     cache = Cache(folder)
-    if damage == "gone":
+    if damage != "half":
         assert cache.missing(keys) == keys
     assert [cache.get(k) for k in keys] == [None] * 3
     assert cache.missing(keys) == keys

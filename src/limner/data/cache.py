@@ -39,7 +39,17 @@ Entry = dict[str, Tensor]
 
 def key_of(*parts: Any) -> str:
     """A hash of everything that shapes an entry."""
-    return hashlib.sha256(_JSON.encode([_VERSION, *parts]).encode()).hexdigest()
+    return key_of_texts(*map(as_text, parts))
+
+
+def as_text(part: Any) -> str:
+    """What a key is made of, of one part: to be kept where very many keys share it."""
+    return _JSON.encode(part)
+
+
+def key_of_texts(*texts: str) -> str:
+    """`key_of` parts given as text."""
+    return hashlib.sha256(f"[{', '.join((str(_VERSION), *texts))}]".encode()).hexdigest()
 
 
 class Cache:
@@ -116,8 +126,9 @@ class Cache:
     # --- entries ---
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """The keys, each once, that have no entry; one whose shard is gone counts as missing, and one found damaged."""
-        shards = {p.name for p in self.folder.glob("*.safetensors")}
+        """The keys, each once, that have no entry; one whose shard is gone or empty counts as missing, and one found damaged."""
+        with os.scandir(self.folder) as files:
+            shards = {f.name for f in files if f.name.endswith(".safetensors") and f.stat().st_size}
         out: dict[str, None] = {}
         rest = iter(keys)
         while some := list(islice(rest, _AT_ONCE)):
@@ -139,7 +150,8 @@ class Cache:
             return
         shard = f"{hashlib.sha256(''.join(entries).encode()).hexdigest()[:20]}.safetensors"
         tensors = {f"{key}.{name}": t.detach().cpu().contiguous() for key, e in entries.items() for name, t in e.items()}
-        with disk.replacing(self.folder / shard) as temporary:
+        # not waiting for the disk, which may take longer than encoding: what a power cut spoils is made again
+        with disk.replacing(self.folder / shard, durable=False) as temporary:
             save_file(tensors, temporary)
         rows = [(key, shard, json.dumps(sorted(e)), _checksum(e)) for key, e in entries.items()]
         with self._index:

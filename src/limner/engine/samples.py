@@ -15,7 +15,8 @@ from torch import Tensor
 from limner.config import Config, defaults
 from limner.config.model import merges
 from limner.data import images, looks, masks, tags
-from limner.data.cache import Cache, Entry, key_of
+from limner.data.buckets import Fit
+from limner.data.cache import Cache, Entry, as_text, key_of, key_of_texts
 from limner.data.dataset import Dataset
 from limner.data.keys import Keys
 from limner.data.scan import settings_of
@@ -109,14 +110,25 @@ class Samples:
 
     def _keys_of(self, variants: Sequence[int]) -> Iterator[str]:
         contents = Keys(range(len(self._settings)), self.cache.content_hashes(p.path for p in self.dataset.pictures))
+        plain: dict[tuple[Fit, bool], tuple[str, ...]] = {}  # very many share it
         for variant in variants:
-            index, look = self._look(variant)
-            fit, mask = self.dataset.fits[index], self._masks[index]
-            facts: list[Any] = ["mirrored"] if look.mirrored else []
-            facts += [["cut", *cut]] if (cut := look.cut(fit.bucket, fit.resized)) != fit.crop else []
-            facts += [["colour", *look.colour]] if look.colour else []
-            facts += [["mask", self.cache.content_hash(mask)]] if mask else []
-            yield key_of("latents", contents[index], fit.bucket, fit.resized, self._vae, *facts)
+            which, index = divmod(variant, len(self._settings))
+            fit = self.dataset.fits[index]
+            if self._masks[index] or looks.has_versions(self._settings[index]):
+                texts = self._texts_of(variant)
+            elif (texts := plain.get((fit, bool(which)))) is None:
+                texts = plain[fit, bool(which)] = self._texts_of(variant)
+            yield key_of_texts('"latents"', f'"{contents[index]}"', *texts)
+
+    def _texts_of(self, variant: int) -> tuple[str, ...]:
+        """What else than its content shapes a variant, as keys have it."""
+        index, look = self._look(variant)
+        fit, mask = self.dataset.fits[index], self._masks[index]
+        facts: list[Any] = ["mirrored"] if look.mirrored else []
+        facts += [["cut", *cut]] if (cut := look.cut(fit.bucket, fit.resized)) != fit.crop else []
+        facts += [["colour", *look.colour]] if look.colour else []
+        facts += [["mask", self.cache.content_hash(mask)]] if mask else []
+        return tuple(map(as_text, (fit.bucket, fit.resized, self._vae, *facts)))
 
     def _look(self, variant: int) -> tuple[int, looks.Look]:
         """(which picture, how it looks)."""
