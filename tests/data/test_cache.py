@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from limner import disk
 from limner.data.cache import Cache, Entry, key_of
 from limner.errors import UserError
 
@@ -264,3 +266,28 @@ def test_many_processes_open_a_new_cache_at_once(tmp_path):
 def _open_behind(barrier, folder):
     barrier.wait()
     Cache(folder).close()
+
+
+def test_many_files_are_hashed_as_one_is(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(250)]
+    for i, path in enumerate(paths):
+        path.write_bytes(b"content %d" % (i % 7))
+    asked = [*paths, paths[0], paths[249]]
+    expected = [hashlib.sha256(p.read_bytes()).hexdigest() for p in asked]
+    assert [*Cache(folder).content_hashes(asked)] == expected
+    paths[120].write_bytes(b"something else")
+    expected[120] = hashlib.sha256(b"something else").hexdigest()
+    read: list[Path] = []
+    plain = disk.sha256
+    monkeypatch.setattr("limner.disk.sha256", lambda p: read.append(p) or plain(p))
+    assert [*Cache(folder).content_hashes(asked)] == expected and read == [paths[120]]
+
+
+def test_hashes_are_noted_on_the_way(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(150)]
+    for path in paths[:140]:
+        path.write_bytes(path.name.encode())
+    with pytest.raises(FileNotFoundError):
+        list(Cache(folder).content_hashes(paths))
+    monkeypatch.setattr("limner.disk.sha256", lambda _: pytest.fail("read again"))
+    assert len([*Cache(folder).content_hashes(paths[:100])]) == 100

@@ -126,7 +126,7 @@ class Cache:
     # --- entries ---
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """The keys, each once, that have no entry; one whose shard is gone or empty counts as missing, and one found damaged."""
+        """The keys, each once, that have no entry; those whose shard is gone or empty count as missing, as damaged ones do."""
         with os.scandir(self.folder) as files:
             shards = {f.name for f in files if f.name.endswith(".safetensors") and f.stat().st_size}
         out: dict[str, None] = {}
