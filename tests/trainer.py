@@ -31,8 +31,8 @@ class Moment:
     what: str
     """stop (a request), change (another one), term, kill (signals), poison (all weights become huge)."""
     where: str
-    """step (one was finished), cache (a shard is added), picture (one was painted), file (a safetensors file is written),
-    rename (anything is)."""
+    """step (one was finished), folder (a large one was looked at), hashes (a hundred files are read), cache (a shard is added),
+    picture (one was painted), file (a safetensors file is written), rename (anything is)."""
     count: int
     change: dict[str, Any] | str = ""
     """The options that are asked for, or what is put into a file in their place."""
@@ -93,11 +93,14 @@ def _train(folder: str, home: str, moments: tuple[Moment | None, ...]) -> None:
 
 def _arm(moment: Moment, run: Run) -> None:
     from limner.data.cache import Cache
+    from limner.data.remembered import Remembered
     from limner.engine import checkpoint, paint
     from limner.engine.journal import Journal
 
     owner, name = {
         "step": (Journal, "step"),
+        "folder": (Remembered, "save"),
+        "hashes": (Cache, "_some_hashes"),
         "cache": (Cache, "put"),
         "picture": (paint, "to_image"),
         "file": (checkpoint, "save_file"),

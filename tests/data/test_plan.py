@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from array import array
 from collections import Counter
 from dataclasses import replace
 from math import ceil
@@ -101,3 +103,14 @@ def test_the_length_follows_the_pictures_unless_given(given: dict, num_pictures:
     base = Base("x", None, "folder", "sd1", "epsilon", 512, 64, 8)
     pictures = [Picture(f"{i}.png", 512, 512, "", 1) for i in range(num_pictures)]
     assert assemble(files.build({"train": given}, {}), base, pictures).total_steps == steps
+
+
+def test_an_epoch_of_many_is_held_in_numbers() -> None:
+    count = 30_000
+    many = Order(repeated([1] * count), array("I", (i % 3 for i in range(count))), 1, 1, 0)
+    many.num_micro_batches  # noqa: B018
+    tracemalloc.start()
+    first = many.step(0)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert many.epoch(0)[0] == first[0] and held / count < 40

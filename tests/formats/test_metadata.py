@@ -264,3 +264,17 @@ def test_what_sd_scripts_would_have_been_asked_for(adapter: dict, module: str, d
 def test_merged_files_are_named() -> None:
     config = files.build({"model": {"merge": ["/secret/a.safetensors @ 0.5", "b.safetensors"]}}, {})
     assert model_spec(config, FACTS)["modelspec.merged_from"] == "a.safetensors, b.safetensors"
+
+
+def test_tags_of_very_many_are_counted_within_bounds(monkeypatch) -> None:
+    captions = [("a", f"often, {i % 7} of seven, once {i}") for i in range(5000)] + [(f"folder {i}", "x") for i in range(150)]
+    whole = tag_frequency(captions)
+    monkeypatch.setattr("limner.formats.metadata._MOST_TAGS", 100)
+    bounded = tag_frequency(iter(captions))
+    for found in (whole, bounded):
+        assert list(found) == ["a", *(f"folder {i}" for i in range(99))] and len(found["a"]) <= 2000
+        assert list(found["a"].items())[:8] == [
+            ("often", 5000),
+            *((f"{k} of seven", 5000 // 7 + (k < 5000 % 7)) for k in range(7)),
+        ]
+    assert len(whole["a"]) == 2000 and len(bounded["a"]) <= 100

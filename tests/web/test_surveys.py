@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from limner.data.survey import Survey, survey
+from limner.data.survey import Filter, Survey, survey
 from limner.settings import Settings
-from limner.web import surveys
+from limner.web import kept, surveys
 from limner.web.context import Context
 from limner.web.surveys import Searches, Surveys
 from limner.web.words import Words
@@ -73,7 +74,7 @@ def test_a_long_scan_holds_up_no_other_folder_and_is_made_once(held: Surveys, sl
 def test_a_scan_that_took_longer_than_it_is_fresh_is_kept(
     held: Surveys, slow: Slow, folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(surveys, "time", SimpleNamespace(monotonic=lambda: 100.0 * len(slow.made)))  # 100 s a scan
+    monkeypatch.setattr(kept, "time", SimpleNamespace(monotonic=lambda: 100.0 * len(slow.made)))  # 100 s a scan
     view = {"data.path": str(folders / "other")}
     assert held.get(view) is held.get(view)
 
@@ -99,3 +100,46 @@ def test_a_search_is_as_old_as_its_end(held: Surveys, folders: Path, home: Path,
     assert searches.get(found) is first
     monkeypatch.setattr(surveys, "time", SimpleNamespace(monotonic=lambda: now + surveys._SEARCHED_SECONDS + 1))
     assert searches.get(found) is not first
+
+
+def test_what_took_long_is_fresh_for_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now = [0.0]
+    monkeypatch.setattr(kept, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    made: list[int] = []
+
+    def make(seconds: float) -> int:
+        now[0] += seconds
+        made.append(len(made))
+        return made[-1]
+
+    held = kept.Kept[int](0.0, lambda _: [str(tmp_path)], lambda _: 1)
+    assert [held.get("short", lambda: make(4)) for _ in range(2)] == [0, 1]
+    assert held.get("long", lambda: make(30)) == 2
+    now[0] += 299
+    assert held.get("long", lambda: make(30)) == 2
+    now[0] += 2
+    assert held.get("long", lambda: make(30)) == 3
+    os.utime(tmp_path, (0, 0))  # something came or went
+    assert held.get("long", lambda: make(30)) == 4
+    held.forget()
+    assert held.get("long", lambda: make(30)) == 5
+
+
+def test_of_large_things_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "_MOST", 10)
+    made: list[str] = []
+    held = kept.Kept[str](1e9, lambda _: [], lambda value: 6 if value.isupper() else 1)
+    for name in ("a", "b", "A", "a", "B", "A"):
+        held.get(name, lambda name=name: made.append(name) or name)
+    assert made == ["a", "b", "A", "B", "A"], "B and A do not go together"
+
+
+def test_pages_of_a_survey_are_counted_once(held: Surveys, folders: Path) -> None:
+    (folders / "other" / "a.txt").write_text("Cat, dog, cat")
+    found = held.get({"data.path": str(folders / "other")})
+    first = found.selection(Filter(text="cat"))
+    assert [row.name for row in first.rows] == ["a.png"] and first.tags == [("cat", 1), ("dog", 1)]
+    assert found.selection(Filter(text="cat")) is first and found.selection(Filter(text="bird")).rows == []
+    for text in "wxyz":
+        found.selection(Filter(text=text))
+    assert found.selection(Filter(text="cat")) is not first, "it is not kept for ever"

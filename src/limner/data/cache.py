@@ -12,8 +12,9 @@ import os
 import sqlite3
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,26 @@ from limner.errors import wrong
 _VERSION = 2  # raise it when encoding changes
 _RESIDENT_BYTES = 512 << 20
 _PATIENCE_SECONDS = 60
+_AT_ONCE = 100
+"""Rows that are asked for, or written, together: one by one a million files take minutes."""
+_JSON = json.JSONEncoder(sort_keys=True, default=str)
 
 Entry = dict[str, Tensor]
 
 
 def key_of(*parts: Any) -> str:
     """A hash of everything that shapes an entry."""
-    return hashlib.sha256(json.dumps([_VERSION, *parts], sort_keys=True, default=str).encode()).hexdigest()
+    return key_of_texts(*map(as_text, parts))
+
+
+def as_text(part: Any) -> str:
+    """What a key is made of, of one part: to be kept where very many keys share it."""
+    return _JSON.encode(part)
+
+
+def key_of_texts(*texts: str) -> str:
+    """`key_of` parts given as text."""
+    return hashlib.sha256(f"[{', '.join((str(_VERSION), *texts))}]".encode()).hexdigest()
 
 
 class Cache:
@@ -61,38 +75,67 @@ class Cache:
 
     def content_hash(self, path: str | Path) -> str:
         """SHA-256 of a file; taken from memory as long as size, time and inode are those of the last look."""
-        stat = os.stat(path)
-        # a name need not be text, and an inode may have 64 bits where SQLite's numbers have 63
-        name, facts = os.fsencode(path), (stat.st_size, stat.st_mtime_ns, stat.st_ino & (1 << 63) - 1)
-        row = self._index.execute("SELECT size, time, inode, hash FROM files WHERE path = ?", (name,)).fetchone()
-        if row is not None and row[:3] == facts and (name in self._hashed or not self._verify):
-            return row[3]
-        found = disk.sha256(Path(path))
-        with self._index:
-            self._index.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (name, *facts, found))
-        self._hashed.add(name)
-        return found
+        return next(self.content_hashes([path]))
 
-    def is_sound(self, path: str | Path, check: Callable[[str], bool]) -> bool:
-        """Whether a file passes `check`, which is asked once for each content."""
-        found = self.content_hash(path)
-        row = self._index.execute("SELECT sound FROM sound WHERE hash = ?", (found,)).fetchone()
-        if row is None:
-            row = (int(check(str(path))),)
+    def content_hashes(self, paths: Iterable[str | Path]) -> Iterator[str]:
+        """`content_hash` of each of many files."""
+        rest = iter(paths)
+        while some := list(islice(rest, _AT_ONCE)):
+            yield from self._some_hashes(some)
+
+    def _some_hashes(self, paths: Sequence[str | Path]) -> list[str]:
+        names = [os.fsencode(path) for path in paths]  # a name need not be text
+        rows = self._rows("SELECT path, size, time, inode, hash FROM files WHERE path", names)
+        out, new = list[str](), list[tuple[bytes, int, int, int, str]]()
+        for path, name in zip(paths, names, strict=True):
+            stat = os.stat(path)
+            # an inode may have 64 bits where SQLite's numbers have 63
+            facts = stat.st_size, stat.st_mtime_ns, stat.st_ino & (1 << 63) - 1
+            row = rows.get(name)
+            if row is None or row[1:4] != facts or (self._verify and name not in self._hashed):
+                row = rows[name] = (name, *facts, disk.sha256(Path(path)))
+                new.append(row)
+                if self._verify:
+                    self._hashed.add(name)
+            out.append(row[4])
+        if new:
             with self._index:
-                self._index.execute("INSERT OR REPLACE INTO sound VALUES (?, ?)", (found, row[0]))
-        return bool(row[0])
+                self._index.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", new)
+        return out
+
+    def _rows(self, question: str, keys: list[Any]) -> dict[Any, Any]:
+        """Rows by their first column, which is one of the `keys`."""
+        places = ", ".join("?" * len(keys))
+        return {row[0]: row for row in self._index.execute(f"{question} IN ({places})", keys)}
+
+    def are_sound(self, paths: Iterable[str], check: Callable[[str], bool]) -> Iterator[bool]:
+        """Whether each file passes `check`, which is asked once for each content."""
+        rest = iter(paths)
+        while some := list(islice(rest, _AT_ONCE)):
+            hashes = self._some_hashes(some)
+            known = {
+                found: bool(row[1]) for found, row in self._rows("SELECT hash, sound FROM sound WHERE hash", hashes).items()
+            }
+            for path, found in zip(some, hashes, strict=True):
+                if found not in known:
+                    known[found] = check(path)
+                    with self._index:
+                        self._index.execute("INSERT OR REPLACE INTO sound VALUES (?, ?)", (found, int(known[found])))
+                yield known[found]
 
     # --- entries ---
 
     def missing(self, keys: Iterable[str]) -> list[str]:
-        """The keys, each once, that have no entry; one whose shard is gone counts as missing, and one found damaged."""
-        shards = {p.name for p in self.folder.glob("*.safetensors")}
+        """The keys, each once, that have no entry; those whose shard is gone or empty count as missing, as damaged ones do."""
+        with os.scandir(self.folder) as files:
+            shards = {f.name for f in files if f.name.endswith(".safetensors") and f.stat().st_size}
         out: dict[str, None] = {}
-        for key in keys:
-            row = self._index.execute("SELECT shard FROM entries WHERE key = ?", (key,)).fetchone()
-            if row is None or row[0] not in shards or (self._verify and not self._holds(key)):
-                out[key] = None
+        rest = iter(keys)
+        while some := list(islice(rest, _AT_ONCE)):
+            rows = self._rows("SELECT key, shard FROM entries WHERE key", some)
+            for key in some:
+                if key not in rows or rows[key][1] not in shards or (self._verify and not self._holds(key)):
+                    out[key] = None
         return list(out)
 
     def _holds(self, key: str) -> bool:
@@ -107,7 +150,8 @@ class Cache:
             return
         shard = f"{hashlib.sha256(''.join(entries).encode()).hexdigest()[:20]}.safetensors"
         tensors = {f"{key}.{name}": t.detach().cpu().contiguous() for key, e in entries.items() for name, t in e.items()}
-        with disk.replacing(self.folder / shard) as temporary:
+        # not waiting for the disk, which may take longer than encoding: what a power cut spoils is made again
+        with disk.replacing(self.folder / shard, durable=False) as temporary:
             save_file(tensors, temporary)
         rows = [(key, shard, json.dumps(sorted(e)), _checksum(e)) for key, e in entries.items()]
         with self._index:

@@ -7,6 +7,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from limner.config import Config, Data, defaults
@@ -38,12 +39,19 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """A hash of what decides the order and the content of every step, as far as headers and captions tell."""
-        told = {p.subset: p.subset.data.model_dump_json() for p in self.pictures if p.subset is not None}
-        facts = [
-            (p.path, p.caption, p.repeats, f.bucket, *([told[p.subset], p.is_class] if p.subset is not None else []))
-            for p, f in zip(self.pictures, self.fits, strict=True)
-        ]
-        return hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass")).hexdigest()
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        told = {s: s.data.model_dump_json() for s in dict.fromkeys(p.subset for p in self.pictures) if s is not None}
+        # the hash of the repr of a list, which is never made: of a million pictures it would be too long
+        digest, before = hashlib.sha256(), "["
+        for p, f in zip(self.pictures, self.fits, strict=True):
+            facts = p.path, p.caption, p.repeats, f.bucket, *([told[p.subset], p.is_class] if p.subset is not None else [])
+            digest.update(f"{before}{facts!r}".encode("utf-8", "surrogatepass"))
+            before = ", "
+        digest.update(b"]" if self.pictures else b"[]")
+        return digest.hexdigest()
 
     @property
     def num_epochs(self) -> int:

@@ -17,8 +17,10 @@ def parted(config: Config, pictures: Sequence[Picture]) -> tuple[list[Picture], 
 
     At least one is held out if a share is asked for, and at least one is left. Class pictures are never held out.
     """
+    if not config.validation.share:
+        return list(pictures), []
     names = list(dict.fromkeys(p.path for p in pictures if not p.is_class))
-    count = min(len(names) - 1, max(1, round(config.validation.share * len(names)))) if config.validation.share else 0
+    count = min(len(names) - 1, max(1, round(config.validation.share * len(names))))
     held = {names[i] for i in permutation(len(names), config.train.seed, "held out")[: max(0, count)]}
     return [p for p in pictures if p.path not in held], [p for p in pictures if p.path in held]
 

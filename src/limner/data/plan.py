@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from math import ceil
 
 from limner.randomness import permutation
@@ -35,18 +37,15 @@ class Order:
     @cached_property
     def num_micro_batches(self) -> int:
         """Micro-batches in the first epoch; without class pictures the same in every epoch."""
-        return self._count([*self.items, *self.class_share(0)])
+        return self._count(chain(self.items, self.class_share(0)))
 
     @cached_property
     def _starts(self) -> list[int]:
         """With class pictures: the micro-batches before each epoch, counted as far as somebody asked."""
         return [0, self.num_micro_batches]
 
-    def _count(self, shown: Sequence[int]) -> int:
-        counts: dict[int, int] = {}
-        for i in shown:
-            counts[self.buckets[i]] = counts.get(self.buckets[i], 0) + 1
-        return sum(ceil(n / self.batch_size) for n in counts.values())
+    def _count(self, shown: Iterable[int]) -> int:
+        return sum(ceil(n / self.batch_size) for n in Counter(map(self.buckets.__getitem__, shown)).values())
 
     def class_share(self, epoch: int) -> tuple[int, ...]:
         """The class pictures of an epoch: as many as there are others."""
@@ -63,7 +62,7 @@ class Order:
         if not self.class_items:
             return epoch * self.num_micro_batches
         while len(self._starts) <= epoch:
-            self._starts.append(self._starts[-1] + self._count([*self.items, *self.class_share(len(self._starts) - 1)]))
+            self._starts.append(self._starts[-1] + self._count(chain(self.items, self.class_share(len(self._starts) - 1))))
         return self._starts[epoch]
 
     def _epoch_at(self, number: int) -> int:
@@ -93,16 +92,21 @@ class Order:
 
     def epoch(self, epoch: int) -> list[tuple[int, ...]]:
         """The micro-batches of one epoch: pictures shuffled within their buckets, then the batches shuffled."""
+        laid = _laid_out(self, epoch)
+        return [laid.batch(number) for number in range(len(laid.ends))]
+
+    def _lay_out(self, epoch: int) -> _Epoch:
         shown = [*self.items, *self.class_share(epoch)] if self.class_items else self.items
-        by_bucket: dict[int, list[int]] = {}
+        by_bucket: defaultdict[int, array[int]] = defaultdict(lambda: array("I"))
         for place in permutation(len(shown), self.seed, "order", epoch):
-            by_bucket.setdefault(self.buckets[shown[place]], []).append(shown[place])
-        batches = [
-            tuple(members[i : i + self.batch_size])
-            for _, members in sorted(by_bucket.items())
-            for i in range(0, len(members), self.batch_size)
-        ]
-        return [batches[i] for i in permutation(len(batches), self.seed, "batches", epoch)]
+            by_bucket[self.buckets[shown[place]]].append(shown[place])
+        members, starts = array("I"), list[int]()
+        for _, of_bucket in sorted(by_bucket.items()):
+            starts += range(len(members), len(members) + len(of_bucket), self.batch_size)
+            members += of_bucket
+        ends = [*starts[1:], len(members)]
+        turns = permutation(len(starts), self.seed, "batches", epoch)
+        return _Epoch(members, array("Q", (starts[i] for i in turns)), array("Q", (ends[i] for i in turns)))
 
     def step(self, step: int) -> list[tuple[int, ...]]:
         """The micro-batches of one step, in order."""
@@ -111,18 +115,31 @@ class Order:
 
     def _micro_batch(self, number: int) -> tuple[int, ...]:
         epoch = self._epoch_at(number)
-        return _cached_epoch(self, epoch)[number - self._start(epoch)]
+        return _laid_out(self, epoch).batch(number - self._start(epoch))
+
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    """The micro-batches of one epoch in numbers, since a tuple for each of a million would weigh ten times as much."""
+
+    members: array[int]
+    starts: array[int]
+    ends: array[int]
+
+    def batch(self, number: int) -> tuple[int, ...]:
+        return tuple(self.members[self.starts[number] : self.ends[number]])
 
 
 @lru_cache(maxsize=4)
-def _class_turn(order: Order, turn: int) -> list[int]:
+def _class_turn(order: Order, turn: int) -> array[int]:
     """The class pictures once, in the order of one turn."""
-    return [order.class_items[place] for place in permutation(len(order.class_items), order.seed, "class order", turn)]
+    turned = permutation(len(order.class_items), order.seed, "class order", turn)
+    return array("I", (order.class_items[place] for place in turned))
 
 
 @lru_cache(maxsize=4)
-def _cached_epoch(order: Order, epoch: int) -> list[tuple[int, ...]]:
-    return order.epoch(epoch)
+def _laid_out(order: Order, epoch: int) -> _Epoch:
+    return order._lay_out(epoch)
 
 
 def repeated(repeats: Sequence[int], first: int = 0) -> array[int]:

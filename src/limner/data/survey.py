@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,24 +25,50 @@ PROBLEMS: tuple[Problem, ...] = get_args(Problem)
 _ENLARGED = 1.1
 _LOST = 0.2
 _TOKENS = 75
+_KEPT = 3
+"""Selections of a survey."""
 _WORD = re.compile(r"[^\W\d_]+|\d|[^\w\s]+|_")  # each is at least one token
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One picture. `crop` is what remains of it: (left, top, right, bottom) in px of the upright picture."""
+    """One picture. It holds little, since there may be a million; the rest is worked out when it is asked for."""
 
     picture: Picture
-    name: str
-    """Its path inside the folder, with "/"."""
-    tags: tuple[str, ...]
-    bucket: tuple[int, int]
-    crop: tuple[float, float, float, float]
-    enlarged: float
-    """How much it is enlarged to fill its bucket; 1 and less: not at all."""
-    lost: float
-    """The part of its area that is cut off, 0..1."""
+    fit: Fit
+    folder: Path
     problems: tuple[Problem, ...]
+
+    @property
+    def name(self) -> str:
+        """Its path inside the folder, with "/"."""
+        return _name(self.folder, self.picture.path)
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return tuple(tags_of(self.picture.caption))
+
+    @property
+    def bucket(self) -> tuple[int, int]:
+        return self.fit.bucket
+
+    @property
+    def crop(self) -> tuple[float, float, float, float]:
+        """What remains of it: (left, top, right, bottom) in px of the upright picture."""
+        scale_x, scale_y = self.picture.width / self.fit.resized[0], self.picture.height / self.fit.resized[1]
+        left, top = self.fit.crop
+        width, height = self.fit.bucket
+        return left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y
+
+    @property
+    def enlarged(self) -> float:
+        """How much it is enlarged to fill its bucket; 1 and less: not at all."""
+        return max(self.fit.resized[0] / self.picture.width, self.fit.resized[1] / self.picture.height)
+
+    @property
+    def lost(self) -> float:
+        """The part of its area that is cut off, 0..1."""
+        return 1 - self.fit.bucket[0] * self.fit.bucket[1] / (self.fit.resized[0] * self.fit.resized[1])
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,14 @@ class Filter:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """The rows that a filter leaves, and their tags: (tag, pictures that have it), the most used first."""
+
+    rows: list[Row]
+    tags: list[tuple[str, int]]
+
+
+@dataclass(frozen=True)
 class Survey:
     """All rows of a folder in the scan's order, and the scan itself."""
 
@@ -84,7 +118,21 @@ class Survey:
         return {_name(self.folder, finding.field): finding.message for finding in self.scan.broken}
 
     def chosen(self, wanted: Filter) -> list[Row]:
-        return [row for row in self.rows if wanted.matches(row)]
+        return self.rows if wanted == Filter() else [row for row in self.rows if wanted.matches(row)]
+
+    def selection(self, wanted: Filter) -> Selection:
+        """The last few are kept: of a large folder people turn many pages."""
+        found = self._selections.get(wanted)
+        if found is None:
+            found = Selection(rows := self.chosen(wanted), tag_counts(rows))
+            self._selections[wanted] = found
+            while len(self._selections) > _KEPT:
+                self._selections.pop(next(iter(self._selections)), None)
+        return found
+
+    @cached_property
+    def _selections(self) -> dict[Filter, Selection]:
+        return {}
 
     def named(self, names: list[str]) -> list[Row]:
         """The rows of these names. Raises UserError for a name that is not in the folder."""
@@ -93,6 +141,7 @@ class Survey:
                 raise wrong("pictures", f"{name!r} is not in the folder (any more).", "Look at the folder again.")
         return [self.by_name[name] for name in names]
 
+    @cached_property
     def bucket_table(self) -> list[tuple[tuple[int, int], int, int]]:
         """(bucket, pictures, pictures shown in an epoch), the most used first."""
         pictures, shown = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
@@ -101,6 +150,7 @@ class Survey:
             shown[row.bucket] += row.picture.repeats
         return [(bucket, count, shown[bucket]) for bucket, count in sorted(pictures.items(), key=lambda i: (-i[1], i[0]))]
 
+    @cached_property
     def problem_counts(self) -> dict[str, int]:
         counts = Counter(problem for row in self.rows for problem in row.problems)
         return {problem: counts[problem] for problem in PROBLEMS}
@@ -130,28 +180,31 @@ def survey(config: Config, base: Base, may_follow: Callable[[str], bool] | None 
     trigger = (config.data.trigger or "").casefold()
     tokens = _TOKENS * config.model.text_chunks
     fits = {id(p): f for p, f in zip(reversed(dataset.pictures), reversed(dataset.fits), strict=True)}  # the first of each
-    rows = [_row(folder, p, fits[id(p)], trigger, tokens) for p in found.pictures]
+    combinations: dict[tuple[Problem, ...], tuple[Problem, ...]] = {}  # each once
+    rows = []
+    for picture in found.pictures:
+        fit = fits[id(picture)]
+        problems = tuple(_problems(picture, Row(picture, fit, folder, ()), trigger, tokens))
+        rows.append(Row(picture, fit, folder, combinations.setdefault(problems, problems)))
     return Survey(folder, rows, found, dataset.buckets)
 
 
-def _row(folder: Path, picture: Picture, fit: Fit, trigger: str, tokens: int) -> Row:
-    scale_x, scale_y = picture.width / fit.resized[0], picture.height / fit.resized[1]
-    left, top = fit.crop
-    crop = (left * scale_x, top * scale_y, (left + fit.bucket[0]) * scale_x, (top + fit.bucket[1]) * scale_y)
-    enlarged = max(1 / scale_x, 1 / scale_y)
-    lost = 1 - fit.bucket[0] * fit.bucket[1] / (fit.resized[0] * fit.resized[1])
-    odd: dict[Problem, bool] = {
-        "small": enlarged > _ENLARGED,
-        "cropped": lost > _LOST,
-        "no-caption": not picture.caption,
-        "no-trigger": bool(trigger) and trigger not in picture.caption.casefold(),
-        "long-caption": len(_WORD.findall(picture.caption)) > tokens,
-    }
-    problems: tuple[Problem, ...] = tuple(p for p in PROBLEMS if odd[p])
-    return Row(
-        picture, _name(folder, picture.path), tuple(tags_of(picture.caption)), fit.bucket, crop, enlarged, lost, problems
-    )
+def _problems(picture: Picture, row: Row, trigger: str, tokens: int) -> Iterator[Problem]:
+    """In the order of `PROBLEMS`."""
+    if row.enlarged > _ENLARGED:
+        yield "small"
+    if row.lost > _LOST:
+        yield "cropped"
+    if not picture.caption:
+        yield "no-caption"
+    if trigger and trigger not in picture.caption.casefold():
+        yield "no-trigger"
+    if len(picture.caption) > tokens and len(_WORD.findall(picture.caption)) > tokens:
+        yield "long-caption"
 
 
 def _name(folder: Path, path: str) -> str:
-    return os.path.relpath(path, folder).replace(os.sep, "/")
+    inside = os.path.join(folder, "")
+    # nearly all lie in it, and relpath takes ten times as long
+    name = path[len(inside) :] if path.startswith(inside) else os.path.relpath(path, folder)
+    return name.replace(os.sep, "/")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,9 @@ from limner.models import family as families
 from limner.models.family import Family, Keep
 from limner.models.weights import PRECISIONS
 from limner.runs import Phase, Run
+
+_MOST_COUNTED = 10_000
+"""Captions whose tokens are counted before the start; of more, evenly chosen ones: for a million it would take minutes."""
 
 
 def find_base(config: Config) -> Base:
@@ -119,8 +124,9 @@ def sound_pictures(config: Config, found: scan.Scan, cache: Cache, journal: Jour
         raise UserError(found.broken[:20])
     pictures = found.pictures
     if config.data.skip_broken:
-        pictures = [p for p in pictures if cache.is_sound(p.path, decodes)]
-        unsound = {p.path for p in found.pictures} - {p.path for p in pictures}
+        sound = list(cache.are_sound((p.path for p in found.pictures), decodes))
+        pictures = [p for p, opens in zip(found.pictures, sound, strict=True) if opens]
+        unsound = {p.path for p, opens in zip(found.pictures, sound, strict=True) if not opens}
         for name in sorted({*unsound, *(f.field for f in found.broken)})[:100]:
             journal.event("warning", message=f"skipped {name}, which does not open")
     return pictures
@@ -192,9 +198,13 @@ def _warn_of_words(config: Config, dataset: Dataset, family: Family, journal: Jo
     """What only a tokenizer can tell of captions and of the word to be learnt, which takes its places in them."""
     for said in remarks(family, config.embedding) if config.embedding.token is not None else ():
         journal.event("warning", message=said)
-    too_long = [p for p in dataset.pictures if family.is_too_long(tags.plain(p.caption, p.settings(config.data)))]
+    count = len(dataset.pictures)
+    some = dataset.pictures[:: -(-count // _MOST_COUNTED) or 1]
+    is_too_long = lru_cache(_MOST_COUNTED)(family.is_too_long)
+    too_long = [p for p in some if is_too_long(tags.plain(p.caption, p.settings(config.data)))]
     if too_long:
-        said = f"{len(too_long)} captions are too long and cut off, the first is that of {Path(too_long[0].path).name}"
+        counted = f"{len(too_long)}" if len(some) == count else f"{len(too_long)} of {len(some)}"
+        said = f"{counted} captions are too long and cut off, the first is that of {Path(too_long[0].path).name}"
         journal.event("warning", message=said)
 
 
@@ -261,11 +271,16 @@ def plan(dataset: Dataset, base: Base, rate: float, runtime: Runtime) -> dict[st
     }
 
 
+def _folder(picture: scan.Picture) -> str:
+    """The name of the folder that a picture lies in."""
+    return os.path.basename(os.path.dirname(picture.path))
+
+
 def _folders(pictures: Sequence[scan.Picture]) -> dict[str, dict[str, int]]:
     """Pictures by folder, as kohya's metadata list them."""
     folders: dict[str, dict[str, int]] = {}
     for picture in pictures:
-        entry = folders.setdefault(Path(picture.path).parent.name, {"n_repeats": picture.repeats, "img_count": 0})
+        entry = folders.setdefault(_folder(picture), {"n_repeats": picture.repeats, "img_count": 0})
         entry["img_count"] += 1
     return folders
 
@@ -298,7 +313,7 @@ def metadata_facts(
         "dataset_dirs": _folders(own),
         "class_dirs": _folders([p for p in pictures if p.is_class]),
         "num_class_pictures": len(dataset.order.class_items),
-        "tag_frequency": tag_frequency([(Path(p.path).parent.name, p.caption) for p in own]),
+        "tag_frequency": tag_frequency((_folder(p), p.caption) for p in own),
         "num_shown_per_epoch": len(dataset.order.items),
         "num_batches_per_epoch": dataset.order.num_micro_batches,
         "num_epochs": dataset.num_epochs,

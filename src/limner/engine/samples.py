@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch import Tensor
 from limner.config import Config, defaults
 from limner.config.model import merges
 from limner.data import images, looks, masks, tags
-from limner.data.cache import Cache, Entry, key_of
+from limner.data.buckets import Fit
+from limner.data.cache import Cache, Entry, as_text, key_of, key_of_texts
 from limner.data.dataset import Dataset
+from limner.data.keys import Keys
 from limner.data.scan import settings_of
 from limner.diffusion.draws import posterior_sample, sent
 from limner.engine import loading
@@ -86,8 +89,10 @@ class Samples:
         self._text += [f"layer {base.clip_skip}"] if base.clip_skip > 1 else []
         self._text += [f"chunks {base.text_chunks}"] if base.text_chunks > 1 else []
         self._text += ["weights"] if base.weighted_captions else []
-        self._latent_keys = {v: self._latent_key(v) for v in self._all_variants()} if memory.cache_latents else {}
-        self._text_keys = {c: self._text_key(c) for c in self._all_captions()} if self.caches_text else {}
+        self._has_masks = any(self._masks)
+        self._latent_keys = Keys(variants := self._all_variants(), self._keys_of(variants)) if memory.cache_latents else Keys()
+        self._captions = self._all_captions() if self.caches_text else []
+        self._text_keys = Keys(range(len(self._captions)), map(self._text_key, self._captions))
 
     @property
     def needs_model(self) -> bool:
@@ -102,26 +107,40 @@ class Samples:
     def _text_key(self, caption: str) -> str:
         return key_of("text", caption, self._text, self.runtime.precision)
 
-    def _all_variants(self) -> list[int]:
-        """Every variant that may be shown from the cache, all pictures as they are first."""
+    def _all_variants(self) -> array[int]:
+        """Every variant that may be shown from the cache, ascending: all pictures as they are first."""
         count = len(self._settings)
         most = max(map(looks.num_versions, self._settings), default=1)
-        return [
+        variants = (
             i + (2 * version + mirrored) * count
             for version in range(most)
             for mirrored in (0, 1)
             for i, data in enumerate(self._settings)
             if mirrored <= data.flip and version < looks.num_versions(data)
-        ]
+        )
+        return array("Q", variants)
 
-    def _latent_key(self, variant: int) -> str:
+    def _keys_of(self, variants: Sequence[int]) -> Iterator[str]:
+        contents = Keys(range(len(self._settings)), self.cache.content_hashes(p.path for p in self.dataset.pictures))
+        plain: dict[tuple[Fit, bool], tuple[str, ...]] = {}  # very many share it
+        for variant in variants:
+            which, index = divmod(variant, len(self._settings))
+            fit = self.dataset.fits[index]
+            if self._masks[index] or looks.has_versions(self._settings[index]):
+                texts = self._texts_of(variant)
+            elif (texts := plain.get((fit, bool(which)))) is None:
+                texts = plain[fit, bool(which)] = self._texts_of(variant)
+            yield key_of_texts('"latents"', f'"{contents[index]}"', *texts)
+
+    def _texts_of(self, variant: int) -> tuple[str, ...]:
+        """What else than its content shapes a variant, as keys have it."""
         index, look = self._look(variant)
-        picture, fit, mask = self.dataset.pictures[index], self.dataset.fits[index], self._masks[index]
+        fit, mask = self.dataset.fits[index], self._masks[index]
         facts: list[Any] = ["mirrored"] if look.mirrored else []
         facts += [["cut", *cut]] if (cut := look.cut(fit.bucket, fit.resized)) != fit.crop else []
         facts += [["colour", *look.colour]] if look.colour else []
         facts += [["mask", self.cache.content_hash(mask)]] if mask else []
-        return key_of("latents", self.cache.content_hash(picture.path), fit.bucket, fit.resized, self._vae, *facts)
+        return tuple(map(as_text, (fit.bucket, fit.resized, self._vae, *facts)))
 
     def _look(self, variant: int) -> tuple[int, looks.Look]:
         """(which picture, how it looks)."""
@@ -148,17 +167,14 @@ class Samples:
 
     def fill_texts(self, progress: Progress) -> int:
         """As `fill_latents`, for captions. The text encoder must be loaded."""
-        return self._fill(dict(enumerate(self._text_keys.values())), self._encode_texts, progress)
+        return self._fill(self._text_keys, self._encode_texts, progress)
 
     def missing(self) -> tuple[int, int]:
         """How many latents and captions have no entry yet."""
-        return len(self.cache.missing(self._latent_keys.values())), len(self.cache.missing(self._text_keys.values()))
+        return len(self.cache.missing(self._latent_keys.in_order())), len(self.cache.missing(self._text_keys.in_order()))
 
-    def _fill(self, keys: dict[int, str], encode: Callable[[list[int]], dict[str, Entry]], progress: Progress) -> int:
-        first: dict[str, int] = {}
-        for number, key in keys.items():
-            first.setdefault(key, number)
-        wanted = [first[k] for k in self.cache.missing(first)]
+    def _fill(self, keys: Keys, encode: Callable[[Sequence[int]], dict[str, Entry]], progress: Progress) -> int:
+        wanted = self._wanted(keys)
         self.runtime.barrier()  # nobody writes before everybody has looked: the shares must add up
         mine = wanted[self.runtime.rank :: self.runtime.world]
         size = 16
@@ -168,12 +184,20 @@ class Samples:
         self.runtime.barrier()
         return len(wanted)
 
-    def _encode_pictures(self, variants: list[int]) -> dict[str, Entry]:
+    def _wanted(self, keys: Keys) -> array[int]:
+        """The numbers whose keys have no entry yet, the first of each key."""
+        absent, out = set(self.cache.missing(keys.in_order())), array("Q")
+        for number, key in zip(keys, keys.in_order(), strict=True) if absent else ():
+            if key in absent:
+                absent.remove(key)
+                out.append(number)
+        return out
+
+    def _encode_pictures(self, variants: Sequence[int]) -> dict[str, Entry]:
         return {self._latent_keys[v]: self._encode_picture(v) for v in variants}
 
-    def _encode_texts(self, indices: list[int]) -> dict[str, Entry]:
-        captions = list(self._text_keys)
-        return {self._text_keys[captions[i]]: self._encode_caption(captions[i]) for i in indices}
+    def _encode_texts(self, numbers: Sequence[int]) -> dict[str, Entry]:
+        return {self._text_keys[i]: self._encode_caption(self._captions[i]) for i in numbers}
 
     @torch.no_grad()
     def _encode_picture(self, variant: int) -> Entry:
@@ -249,7 +273,7 @@ class Samples:
 
     def _mask(self, indices: Sequence[int], latents: Sequence[Entry]) -> Tensor | None:
         """How much each place counts, (B, 1, h, w); None where nothing is masked in the whole data set."""
-        if not any(self._masks):
+        if not self._has_masks:
             return None
         rows = []
         for index, entry in zip(indices, latents, strict=True):
@@ -293,9 +317,9 @@ class Samples:
             raise NotStored
 
     def _text_of(self, caption: str) -> Entry:
-        if not self._text_keys:
+        if not self.caches_text:
             return self._encode_caption(caption)
-        key = self._text_keys[caption]
+        key = self._text_key(caption)
         entry = self.cache.get(key)
         if entry is None:
             self._require_model()

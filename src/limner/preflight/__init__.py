@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from limner.config import Config
+from limner.data.scan import scan
 from limner.errors import Finding, UserError
 from limner.machine import Machine
 from limner.preflight import (
@@ -25,7 +26,7 @@ from limner.preflight import (
     versions,
     word,
 )  # fmt: skip
-from limner.preflight.records import Check, Records
+from limner.preflight.records import Check, Look, Records
 
 __all__ = ["Records", "examine"]
 
@@ -64,14 +65,19 @@ CHECKS: tuple[Check, ...] = (
 
 
 def examine(
-    config: Config, machine: Machine | None, *, deep: bool = False, may_follow: Callable[[str], bool] | None = None
+    config: Config,
+    machine: Machine | None,
+    *,
+    deep: bool = False,
+    may_follow: Callable[[str], bool] | None = None,
+    look: Look = scan,
 ) -> tuple[list[Finding], Records]:
     """All findings, errors first, and what was learnt on the way. `deep` decodes every picture; links among the pictures for
-    which `may_follow` is false are errors.
+    which `may_follow` is false are errors. `look` reads the folders.
 
     Of a machine that is not known (yet), nothing is said.
     """
-    records, findings = Records(deep=deep, may_follow=may_follow), []
+    records, findings = Records(deep=deep, may_follow=may_follow, look=look), []
     for check in CHECKS:
         try:
             findings += check(config, machine, records)

@@ -13,7 +13,7 @@ from limner.data.buckets import Buckets
 from limner.data.dataset import assemble, bucket_rule, bucket_rules
 from limner.data.decode import decode
 from limner.data.held_out import parted
-from limner.data.scan import scan, settings_of
+from limner.data.scan import settings_of
 from limner.errors import Finding, UserError
 from limner.formats.base import Base
 from limner.machine import Machine
@@ -22,7 +22,7 @@ from limner.preflight.records import Records
 
 def check_pictures(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     del machine
-    records.scan = found = scan(config.data, records.may_follow)
+    records.scan = found = records.look(config.data, records.may_follow)
     if config.data.skip_broken:
         for finding in found.broken[:50]:
             yield Finding(finding.field, f"{finding.message} It will be skipped.", "", "warning")

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from limner.config import Config
+from limner.config import Config, Data
 from limner.data.dataset import Dataset
-from limner.data.scan import Picture, Scan
+from limner.data.scan import MayFollow, Picture, Scan
+from limner.data.scan import scan as read_folders
 from limner.errors import Finding
 from limner.formats.base import Base
 from limner.formats.footprint import Footprint
 from limner.machine import Machine
+
+Look = Callable[[Data, MayFollow], Scan]
 
 
 @dataclass
@@ -29,6 +32,8 @@ class Records:
     footprint: Footprint | None = None
     deep: bool = False
     may_follow: Callable[[str], bool] | None = None
+    look: Look = read_folders
+    """What reads the folders; the page keeps what it saw of a large one."""
 
 
 Check = Callable[[Config, Machine | None, Records], Iterable[Finding]]

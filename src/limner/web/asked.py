@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -16,15 +17,17 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel
 
 from limner import expect, importing, jobs, launch, machine, preflight, queue, runner, runs
-from limner.config import Config, defaults, files
+from limner.config import Config, Data, defaults, files
 from limner.config.fields import paths, walk
 from limner.config.kohya import Line
+from limner.data.scan import MayFollow, Scan, scan
 from limner.errors import Finding, UserError, printable, wrong
 from limner.machine import Machine
 from limner.preflight import Records
 from limner.sdscripts import assemble
 from limner.web import places
 from limner.web.context import Context
+from limner.web.kept import Kept
 
 Values = Annotated[dict[str, str], Body(embed=True)]
 """The form's value: dotted option name -> typed text, holding only what was set."""
@@ -35,6 +38,10 @@ _describing = threading.Lock()
 def router(context: Context) -> APIRouter:
     """The routes of the form."""
     routes, may_follow = APIRouter(prefix="/api"), partial(places.leads_inside, roots=context.roots)
+    scans = Kept[Scan](0.0, lambda found: {os.path.dirname(p.path) for p in found.pictures}, lambda found: len(found.pictures))
+
+    def look(data: Data, _: MayFollow) -> Scan:
+        return scans.get(data.model_dump_json(), lambda: scan(data, may_follow))
 
     @routes.post("/check")
     def check(values: Values) -> dict[str, Any]:
@@ -42,7 +49,7 @@ def router(context: Context) -> APIRouter:
         try:
             config = config_of(values, context)
             known, unknown = _machine_so_far()
-            findings, records = preflight.examine(config, known, may_follow=may_follow)
+            findings, records = preflight.examine(config, known, may_follow=may_follow, look=look)
         except UserError as error:
             return {"findings": [asdict(f) for f in error.findings], "plan": None, "proposals": {}, "again": False}
         return {

@@ -16,7 +16,7 @@ from limner import runs
 from limner.config.base import Section, Text
 from limner.data import captions, undo
 from limner.data.removal import removal
-from limner.data.survey import Filter, Row, Survey, tag_counts
+from limner.data.survey import Filter, Row, Survey
 from limner.errors import Finding, UserError, printable, wrong
 from limner.web.context import Context
 from limner.web.surveys import Searches, Surveys
@@ -125,8 +125,8 @@ def _reading(routes: APIRouter, state: _State) -> None:
     ) -> Json:
         """A page of the folder's pictures that the filter leaves, with the counts of all."""
         found = state.surveys.get(_view(request))
-        rows = found.chosen(_wanted(request))
-        tags = tag_counts(rows)
+        selection = found.selection(_wanted(request))
+        rows, tags = selection.rows, selection.tags
         return {
             "path": str(found.folder),
             "resolution_px": found.rule.resolution,
@@ -137,8 +137,8 @@ def _reading(routes: APIRouter, state: _State) -> None:
             "pictures": [_row(row) for row in rows[offset : offset + limit]],
             "tags": [{"tag": tag, "count": count} for tag, count in tags[:_MAX_TAGS]],
             "more_tags": max(0, len(tags) - _MAX_TAGS),
-            "buckets": [{"bucket": list(b), "pictures": n, "shown": shown} for b, n, shown in found.bucket_table()],
-            "problems": found.problem_counts(),
+            "buckets": [{"bucket": list(b), "pictures": n, "shown": shown} for b, n, shown in found.bucket_table],
+            "problems": found.problem_counts,
             "broken": [{"name": n, "message": m} for n, m in list(found.broken.items())[:_MAX_SHOWN]],
             "num_broken": len(found.broken),
             **state.history(found.folder),

@@ -8,7 +8,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 from limner import runs
 from limner.config import Config
@@ -20,17 +19,16 @@ from limner.formats.base import base_of
 from limner.pocket import MODELS
 from limner.web import places
 from limner.web.context import Context
+from limner.web.kept import Kept
 
 OPTIONS = frozenset({"model.base"})
 """The options outside [data] that decide how a folder is seen."""
 _FRESH_SECONDS = 5.0
-_KEPT = 4
 _SEARCHES = 2
 _SEARCHED_SECONDS = 30.0
 
 View = Mapping[str, str]
 """Options by dotted name, as typed: `data.path` and what else of [data] is to be seen differently."""
-_Key = tuple[tuple[str, str], ...]
 
 
 class Surveys:
@@ -38,10 +36,7 @@ class Surveys:
 
     def __init__(self, context: Context) -> None:
         self._roots = context.roots
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[_Key, tuple[float, dict[str, int], Survey]] = OrderedDict()
-        self._making: WeakValueDictionary[_Key, threading.Lock] = WeakValueDictionary()  # each lives while somebody holds it
-        self._writes = 0
+        self._kept = Kept[Survey](_FRESH_SECONDS, _folders, lambda found: len(found.rows))
 
     def folder(self, view: View) -> Path:
         """The folder that a view is of. Raises UserError."""
@@ -64,32 +59,11 @@ class Surveys:
         """The folder's survey. Raises UserError."""
         config = self.config(view)
         key = tuple(sorted({**view, "data.path": str(config.data.path)}.items()))
-        with self._lock:
-            making = self._making.setdefault(key, threading.Lock())
-        with making:  # two who ask for the same wait for one scan; nobody waits for another folder's
-            with self._lock:
-                made, writes = self._kept.get(key), self._writes
-            if made is not None and time.monotonic() - made[0] < _FRESH_SECONDS and _times(made[1]) == made[1]:
-                return made[2]
-            found = survey(config, base_of(config.model), self.allowing())
-            folders = {str(found.folder), *(os.path.dirname(row.picture.path) for row in found.rows)}
-            self._keep(key, (time.monotonic(), _times(folders), found), writes)
-            return found
-
-    def _keep(self, key: _Key, made: tuple[float, dict[str, int], Survey], writes: int) -> None:
-        with self._lock:
-            if writes != self._writes:
-                return  # something was written during the scan, which may have missed it
-            self._kept[key] = made
-            self._kept.move_to_end(key)
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
+        return self._kept.get(key, lambda: survey(config, base_of(config.model), self.allowing()))
 
     def forget(self) -> None:
         """Read everything again at the next look: something was written."""
-        with self._lock:
-            self._kept.clear()
-            self._writes += 1
+        self._kept.forget()
 
     def allowing(self) -> Callable[[str | Path], bool]:
         """A function that says whether a file, links followed, lies inside the allowed folders.
@@ -109,14 +83,8 @@ class Surveys:
         return allows
 
 
-def _times(folders: set[str] | dict[str, int]) -> dict[str, int]:
-    out = {}
-    for folder in folders:
-        try:
-            out[folder] = os.stat(folder).st_mtime_ns
-        except OSError:
-            out[folder] = -1
-    return out
+def _folders(found: Survey) -> set[str]:
+    return {str(found.folder), *(os.path.dirname(row.picture.path) for row in found.rows)}
 
 
 class Searches:
