@@ -210,7 +210,9 @@ def count_aside(job: Training, question: Question) -> None:
     """Let the meter count a micro-batch that is computed for nothing else: to count what is compiled it would have to be
     computed otherwise, and a resumed run would differ by rounding."""
     with uncompiled(job.config.speed), job.meter.counting(question.batch):
-        torch.autograd.grad(answer_loss(job, question).sum(), job.params, allow_unused=True)
+        loss = answer_loss(job, question).sum()
+        if loss.requires_grad:
+            torch.autograd.grad(loss, job.params, allow_unused=True)
 
 
 # --- once in a while --------------------------------------------------------------------------------------------------
