@@ -16,6 +16,7 @@ import math
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def encoded(folder: Path, pictures: list[Path], dtype: torch.dtype) -> list[tupl
     out = []
     for path in pictures:
         pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None] / 127.5 - 1
-        latents = vae.encode(pixels).latent_dist
+        latents = vae.encode(pixels).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
         words = path.with_suffix(".txt").read_text(encoding="utf-8")
         tokens = tokenizer(words, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
         scale = vae.config["scaling_factor"]
@@ -97,7 +98,8 @@ def main() -> None:
     pictures = sorted(args.pictures.glob("*.png"), key=lambda p: p.name)
     data = encoded(args.model, pictures, dtype)
     order = Order(range(len(pictures)), [0] * len(pictures), 1, 1, args.seed)
-    alphas = DDPMScheduler.from_pretrained(args.model, subfolder="scheduler").alphas_cumprod
+    scheduler: Any = DDPMScheduler.from_pretrained(args.model, subfolder="scheduler")
+    alphas = scheduler.alphas_cumprod
 
     unet = UNet2DConditionModel.from_pretrained(args.model, subfolder="unet", torch_dtype=dtype).train().requires_grad_(False)
     layers = add_lora(unet, args.rank, args.seed)

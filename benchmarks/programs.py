@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from limner.config import files
-from limner.models.text import clip_tokenizer
 from limner.runs import Run
 
 RANK, SEED, LR = 16, 0, 1e-3
@@ -268,6 +267,8 @@ class DiffusersScript(_Foreign):
 
 def _clip_tokenizer(folder: Path) -> None:
     """CLIP's tokenizer in the two files that every version of transformers reads."""
+    from limner.models.text import clip_tokenizer  # torch comes with it
+
     folder.mkdir(parents=True)
     model = json.loads(clip_tokenizer().backend_tokenizer.to_str())["model"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]

@@ -21,19 +21,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import filelock
 from full_size import pictures
+from limner.formats.header import read_header
 from overhead import machine_words
 from programs import Bare, DiffusersScript, Limner, Program, Reading, SdScripts, Task
 from standings import drawn, summarise, table
 from watch import watch
-
-from limner.formats.header import read_header
 
 _SETTLED = 2
 """Steps that are not counted: the first ones still allocate."""
@@ -54,6 +52,19 @@ def forget(paths: Iterable[Path]) -> None:
         for path in paths:
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def held(lock: Path | None) -> Iterator[None]:
+    """Wait for a lock file as flock(1) does: measurements that take turns by it never meet."""
+    if lock is None:
+        yield
+        return
+    import fcntl  # not on Windows
+
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def run(program: Program, place: Path, task: Task, limit_seconds: float, *, is_cold: bool) -> dict[str, Any]:
@@ -87,7 +98,10 @@ def run(program: Program, place: Path, task: Task, limit_seconds: float, *, is_c
         row["losses_without"] = program.told(seen.lines, "loss_without")
     if output is not None:
         names = read_header(output).tensors
-        row |= {"file_mb": round(output.stat().st_size / 1e6, 1), "layers": sum(".up." in n or "up.weight" in n or "lora_B" in n for n in names)}
+        row |= {
+            "file_mb": round(output.stat().st_size / 1e6, 1),
+            "layers": sum(n.endswith(("up.weight", "lora_B.weight")) for n in names),
+        }
     return row
 
 
@@ -131,12 +145,11 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         "settings": {"side_px": args.side, "batch": 1, "pictures": 16, "steps": args.steps, "rounds": args.rounds},
         "versions": {p.name: p.version() for p in (Limner(), *others)}, "absent": absent, "runs": [],
     }  # fmt: skip
-    taken = filelock.FileLock(args.lock) if args.lock else contextlib.nullcontext()
 
     def note(program: Program, precision: str, number: int | str, steps: int) -> None:
         task = Task(file, folder, data, args.side, precision, steps)
         place = work / precision / program.name.replace(" ", "-")
-        with taken:
+        with held(args.lock):
             row = {"round": number, **run(program, place, task, args.limit, is_cold=number == 0)}
         report["runs"].append(row)
         shown = row.get("failed") or {k: row[k] for k in ("first_step_seconds", "step_seconds", "peak_mib")}

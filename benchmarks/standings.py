@@ -67,7 +67,9 @@ def _losses(rows: Sequence[dict[str, Any]]) -> dict[str, float] | None:
     """How Limner's losses differ from the bare loop's, relative to these, in the longest pair of runs; and for comparison how
     the bare loop's last ones differ from what they are without the LoRA. None where there is no pair."""
     by_place = {(r["round"], r["program"]): r for r in rows if "failed" not in r}
-    pairs = [(r, by_place[number, _BARE]) for (number, n), r in by_place.items() if n == _LIMNER and (number, _BARE) in by_place]
+    pairs = [
+        (r, by_place[number, _BARE]) for (number, n), r in by_place.items() if n == _LIMNER and (number, _BARE) in by_place
+    ]
     if not pairs:
         return None
     mine, bare = max(pairs, key=lambda p: p[1]["steps"])
@@ -97,17 +99,17 @@ def table(report: dict[str, Any]) -> str:
         programs = standing["programs"]
         lines += [
             f"## {precision}", "",
-            "| | steps | s a step | first step, cold | warm | peak MiB | file MB | layers |", "|---|---|---|---|---|---|---|---|",
+            "| | steps | s a step | first step, cold | warm | peak MiB | file MB | layers |",
+            "|---|---|---|---|---|---|---|---|",
             *(_row(n, f) for n, f in programs.items()), "",
             "| Limner's share of | step | first step, cold | warm | peak |", "|---|---|---|---|---|",
             *(_share_row(n, f["limner_share"]) for n, f in programs.items() if n != _LIMNER), "",
         ]  # fmt: skip
         lines += [f"**{n} failed**, {words}\n" for n, f in programs.items() for words in f["failed"]]
         if losses := standing["losses"]:
-            lines += [
-                f"Losses of {losses['steps']} steps, Limner's against the bare loop's: at most "
-                f"{losses['largest_difference']:.1e} apart; what was learnt changes the last ones by {losses['learnt']:.1e}.", "",
-            ]  # fmt: skip
+            apart, learnt = losses["largest_difference"], losses["learnt"]
+            said = f"Losses of {losses['steps']} steps, Limner's against the bare loop's: at most {apart:.1e} apart"
+            lines += [f"{said}; what was learnt changes the last ones by {learnt:.1e}.", ""]
     return "\n".join(lines)
 
 

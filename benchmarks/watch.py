@@ -76,12 +76,16 @@ def watch(
 
 def _read(pipe: BinaryIO, lines: list[tuple[float, str]]) -> None:
     """Stamp each line as it comes; a progress bar ends its lines with a carriage return, or begins them with one."""
-    rest = b""
+    rest = shown = b""
     while read := pipe.read(65536):
         now = time.time()
         *whole, rest = re.split(rb"[\r\n]+", rest + read)
         # the newest drawing of a bar stands without an end until the next one
-        lines += [(now, text.decode(errors="replace")) for text in (*whole, rest) if text.strip()]
+        for text in (*whole, rest):
+            if text.strip() and text != shown:
+                lines.append((now, text.decode(errors="replace")))
+            shown = b""
+        shown = rest
     pipe.close()
 
 
