@@ -50,8 +50,8 @@ class Start:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-class Reading(dict[int, float]):
-    """Finished steps -> when the last of them was told, in seconds since the epoch."""
+Readings = dict[int, float]
+"""Finished steps -> when the last of them was told, in seconds since the epoch."""
 
 
 class Program(Protocol):
@@ -65,7 +65,7 @@ class Program(Protocol):
         """Processes that work for it without being its descendants."""
         ...
 
-    def readings(self, place: Path, lines: list[tuple[float, str]]) -> Reading: ...
+    def readings(self, place: Path, lines: list[tuple[float, str]]) -> Readings: ...
 
     def losses(self, place: Path, lines: list[tuple[float, str]]) -> list[float]:
         """Each step's, of programs that can be told which draws to use."""
@@ -85,13 +85,13 @@ class _Foreign:
     def losses(self, place: Path, lines: list[tuple[float, str]]) -> list[float]:  # noqa: ARG002
         return []
 
-    def readings(self, place: Path, lines: list[tuple[float, str]]) -> Reading:  # noqa: ARG002
+    def readings(self, place: Path, lines: list[tuple[float, str]]) -> Readings:  # noqa: ARG002
         return bar_readings(lines)
 
 
-def bar_readings(lines: list[tuple[float, str]]) -> Reading:
+def bar_readings(lines: list[tuple[float, str]]) -> Readings:
     """When a progress bar that is called steps first showed each count."""
-    out = Reading()
+    out = Readings()
     for when, text in lines:
         if (match := _BAR.search(text)) and int(match[1]):
             out.setdefault(int(match[1]), when)
@@ -130,9 +130,9 @@ class Limner:
         run = self._run(place)
         return [e for e, _ in run.events()] if run else []
 
-    def readings(self, place: Path, lines: list[tuple[float, str]]) -> Reading:  # noqa: ARG002
+    def readings(self, place: Path, lines: list[tuple[float, str]]) -> Readings:  # noqa: ARG002
         # losses are read back at most once a second; each time is followed by a note of the memory
-        return Reading({e["step"]: e["time"] for e in self._events(place) if e["event"] == "memory"})
+        return {e["step"]: e["time"] for e in self._events(place) if e["event"] == "memory"}
 
     def losses(self, place: Path, lines: list[tuple[float, str]]) -> list[float]:  # noqa: ARG002
         return [e["loss"] for e in self._events(place) if e["event"] == "step"]
@@ -169,8 +169,8 @@ class Bare:
                     out[said["step"]] = said[key]
         return out
 
-    def readings(self, place: Path, lines: list[tuple[float, str]]) -> Reading:  # noqa: ARG002
-        return Reading(self.told(lines, "time"))
+    def readings(self, place: Path, lines: list[tuple[float, str]]) -> Readings:  # noqa: ARG002
+        return self.told(lines, "time")
 
     def losses(self, place: Path, lines: list[tuple[float, str]]) -> list[float]:  # noqa: ARG002
         return list(self.told(lines, "loss").values())

@@ -29,7 +29,7 @@ from typing import Any
 from full_size import pictures
 from limner.formats.header import read_header
 from overhead import machine_words
-from programs import Bare, DiffusersScript, Limner, Program, Reading, SdScripts, Task
+from programs import Bare, DiffusersScript, Limner, Program, Readings, SdScripts, Task
 from standings import drawn, summarise, table
 from watch import watch
 
@@ -37,7 +37,7 @@ _SETTLED = 2
 """Steps that are not counted: the first ones still allocate."""
 
 
-def step_seconds(readings: Reading) -> list[float]:
+def step_seconds(readings: Readings) -> list[float]:
     """Of each step after the first ones. Steps told together are all taken to be alike."""
     out = list[float]()
     for (first, began), (last, ended) in pairwise(sorted(readings.items())):

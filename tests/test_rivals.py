@@ -13,7 +13,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
-from programs import Reading, bar_readings  # noqa: E402
+from programs import bar_readings  # noqa: E402
 from rivals import step_seconds  # noqa: E402
 from standings import summarise, table  # noqa: E402
 from watch import watch  # noqa: E402
@@ -40,8 +40,8 @@ def test_a_bar_is_read_when_it_first_shows_a_count():
 
 
 def test_the_first_steps_are_not_counted_and_those_told_together_are_alike():
-    assert step_seconds(Reading({1: 10.0, 2: 15.0, 3: 17.0, 5: 20.0})) == [2.0, 1.5, 1.5]
-    assert step_seconds(Reading({1: 10.0})) == []
+    assert step_seconds({1: 10.0, 2: 15.0, 3: 17.0, 5: 20.0}) == [2.0, 1.5, 1.5]
+    assert step_seconds({1: 10.0}) == []
 
 
 def test_lines_are_stamped_as_they_come_and_bars_without_an_end_too(tmp_path: Path):
