@@ -31,7 +31,7 @@ from limner.formats.header import read_header
 from overhead import machine_words
 from programs import Bare, DiffusersScript, Limner, Program, Readings, SdScripts, Task
 from standings import drawn, summarise, table
-from watch import watch
+from watch import Watched, watch
 
 _SETTLED = 2
 """Steps that are not counted: the first ones still allocate."""
@@ -44,6 +44,15 @@ def step_seconds(readings: Readings) -> list[float]:
         if first >= _SETTLED:
             out += [(ended - began) / (last - first)] * (last - first)
     return out
+
+
+def processor_seconds(readings: Readings, seen: Watched) -> float | None:
+    """Of a step, on average over those that are counted."""
+    counted = [step for step in readings if step >= _SETTLED]
+    if len(counted) < 2:
+        return None
+    first, last = min(counted), max(counted)
+    return round((seen.computed_by(readings[last]) - seen.computed_by(readings[first])) / (last - first), 3)
 
 
 def forget(paths: Iterable[Path]) -> None:
@@ -90,6 +99,8 @@ def run(program: Program, place: Path, task: Task, limit_seconds: float, *, is_c
     row |= {
         "first_step_seconds": round(readings[min(readings)] - seen.began, 2),
         "step_seconds": [round(s, 3) for s in step_seconds(readings)],
+        "processor_first_step_seconds": round(seen.computed_by(readings[min(readings)]), 2),
+        "processor_step_seconds": processor_seconds(readings, seen),
         "peak_mib": seen.peak_mib,
         "losses": program.losses(place, seen.lines),
         "load_before": load,

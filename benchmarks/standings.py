@@ -38,6 +38,8 @@ def _figures(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "step_seconds": spread(s for r in rounds for s in r["step_seconds"]),
         "first_step_cold_seconds": spread((r["first_step_seconds"] for r in rounds if r["is_cold"]), 1),
         "first_step_warm_seconds": spread((r["first_step_seconds"] for r in rounds if not r["is_cold"]), 1),
+        "processor_step_seconds": spread(r["processor_step_seconds"] for r in rounds if r["processor_step_seconds"]),
+        "processor_first_step_warm_seconds": spread((r["processor_first_step_seconds"] for r in rounds if not r["is_cold"]), 1),
         "peak_mib": max((r["peak_mib"] for r in rounds), default=None),
         "file_mb": next((r["file_mb"] for r in well if "file_mb" in r), None),
         "layers": next((r["layers"] for r in well if "layers" in r), None),
@@ -51,16 +53,24 @@ def _shares(rows: Sequence[dict[str, Any]], rounds: Sequence[dict[str, Any]]) ->
     """Limner's figures divided by another's, each pair from the same round."""
     limner = {r["round"]: r for r in rows if r["program"] == _LIMNER and "failed" not in r}
     pairs = [(limner[r["round"]], r) for r in rounds if r["round"] in limner]
+    cold, warm = [p for p in pairs if p[1]["is_cold"]], [p for p in pairs if not p[1]["is_cold"]]
+
+    def share(key: str, among: Iterable[tuple[dict[str, Any], dict[str, Any]]] = pairs) -> Spread | None:
+        both = [(a[key], b[key]) for a, b in among if a[key] and b[key]]
+        return spread(_middle(a) / _middle(b) for a, b in both)
+
     return {
-        "step": spread(
-            statistics.median(a["step_seconds"]) / statistics.median(b["step_seconds"])
-            for a, b in pairs
-            if a["step_seconds"] and b["step_seconds"]
-        ),
-        "first_step_cold": spread(a["first_step_seconds"] / b["first_step_seconds"] for a, b in pairs if b["is_cold"]),
-        "first_step_warm": spread(a["first_step_seconds"] / b["first_step_seconds"] for a, b in pairs if not b["is_cold"]),
-        "peak": spread(a["peak_mib"] / b["peak_mib"] for a, b in pairs),
+        "step": share("step_seconds"),
+        "processor_step": share("processor_step_seconds"),
+        "first_step_cold": share("first_step_seconds", cold),
+        "first_step_warm": share("first_step_seconds", warm),
+        "processor_first_step_warm": share("processor_first_step_seconds", warm),
+        "peak": share("peak_mib"),
     }
+
+
+def _middle(value: float | list[float]) -> float:
+    return statistics.median(value) if isinstance(value, list) else value
 
 
 def _losses(rows: Sequence[dict[str, Any]]) -> dict[str, float] | None:
@@ -91,7 +101,8 @@ def table(report: dict[str, Any]) -> str:
         f"{report['threads']}.", "",
         f"SD 1.5's architecture, {settings['side_px']} px, batch 1, LoRA of rank 16 on the same layers, "
         f"{settings['pictures']} pictures; {settings['rounds']} rounds, {settings['steps']} steps a process, the first two of "
-        "which are not counted. Seconds and shares: least / median / most.", "",
+        "which are not counted. Seconds and shares: least / median / most; of processors: "
+        "seconds that they worked for it.", "",
         *(f"- {name}: {words}" for name, words in versions.items()),
         *(f"- {name}: **not measured**, no checkout was given" for name in report["absent"]), "",
     ]  # fmt: skip
@@ -99,10 +110,11 @@ def table(report: dict[str, Any]) -> str:
         programs = standing["programs"]
         lines += [
             f"## {precision}", "",
-            "| | steps | s a step | first step, cold | warm | peak MiB | file MB | layers |",
-            "|---|---|---|---|---|---|---|---|",
+            "| | steps | s a step | of processors | first step, cold | warm | of processors | peak MiB | file MB | layers |",
+            "|---|---|---|---|---|---|---|---|---|---|",
             *(_row(n, f) for n, f in programs.items()), "",
-            "| Limner's share of | step | first step, cold | warm | peak |", "|---|---|---|---|---|",
+            "| Limner's share of | step | of processors | first step, cold | warm | of processors | peak |",
+            "|---|---|---|---|---|---|---|",
             *(_share_row(n, f["limner_share"]) for n, f in programs.items() if n != _LIMNER), "",
         ]  # fmt: skip
         lines += [f"**{n} failed**, {words}\n" for n, f in programs.items() for words in f["failed"]]
@@ -114,14 +126,14 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _row(name: str, figures: dict[str, Any]) -> str:
-    cells = [figures["steps"], _cell(figures["step_seconds"]), _cell(figures["first_step_cold_seconds"])]
-    cells += [_cell(figures["first_step_warm_seconds"]), *(figures[k] or "-" for k in ("peak_mib", "file_mb", "layers"))]
+    times = ("step", "processor_step", "first_step_cold", "first_step_warm", "processor_first_step_warm")
+    cells = [figures["steps"], *(_cell(figures[f"{k}_seconds"]) for k in times)]
+    cells += [figures[k] or "-" for k in ("peak_mib", "file_mb", "layers")]
     return f"| {name} | {' | '.join(map(str, cells))} |"
 
 
 def _share_row(name: str, shares: dict[str, Spread | None]) -> str:
-    keys = ("step", "first_step_cold", "first_step_warm", "peak")
-    return f"| {name} | {' | '.join(_cell(shares[k], 2) for k in keys)} |"
+    return f"| {name} | {' | '.join(_cell(share, 2) for share in shares.values())} |"
 
 
 def _cell(values: Spread | None, digits: int | None = None) -> str:
@@ -146,7 +158,7 @@ def drawn(report: dict[str, Any]) -> str:
             values = {n: f[key] if isinstance(f[key], list) else [f[key]] * 3 for n, f in well.items() if f[key]}
             if not values:
                 continue
-            parts.append(f'<text x="0" y="{y}" font-weight="bold">{precision}: {title}</text>')
+            parts.append(f'<text x="4" y="{y}" font-weight="bold">{precision}: {title}</text>')
             scale, y = _WIDTH / max(v[2] for v in values.values()), y + 10
             for name, (least, median, most) in values.items():
                 colour = "#2f6f8f" if name == _LIMNER else "#b9c4cb"

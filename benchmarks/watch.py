@@ -1,4 +1,4 @@
-"""A program run and watched: when each line of its output came, and how much memory it and its children held."""
+"""A program run and watched: when each line of its output came, what it and its children held and how much they computed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,18 @@ class Watched:
 
     began: float
     lines: list[tuple[float, str]]
+    computed: list[tuple[float, float]]
+    """(when, processor seconds that all its processes had used by then), as often as it was looked at."""
     peak_mib: int
     """The most that one of its processes ever held, or more if all together were seen to hold more."""
     trouble: str
     """Why it counts as failed; "" if it ended well."""
+
+    def computed_by(self, when: float) -> float:
+        """Processor seconds used until a time, between two looks in proportion."""
+        place = bisect_left(self.computed, (when, 0.0))
+        (t0, c0), (t1, c1) = ((self.began, 0.0), *self.computed)[place], (*self.computed, self.computed[-1])[place]
+        return c1 if t1 <= t0 else c0 + (c1 - c0) * min((when - t0) / (t1 - t0), 1.0)
 
 
 def watch(
@@ -49,15 +58,18 @@ def watch(
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0,
         )  # fmt: skip
     except OSError as error:
-        return Watched(began, [], 0, f"{words[0]} cannot be started: {error.strerror}")
+        return Watched(began, [], [], 0, f"{words[0]} cannot be started: {error.strerror}")
     lines = list[tuple[float, str]]()
     assert process.stdout is not None
     reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
     reader.start()
-    peak, trouble, mine = 0, "", set[psutil.Process]()
+    peak, trouble, used = 0, "", dict[psutil.Process, float]()
+    computed = list[tuple[float, float]]()
     while process.poll() is None or any(map(psutil.pid_exists, others())):
         mine = _family(process.pid, others())
         peak = max(peak, _held(mine))
+        used |= _used(mine)
+        computed.append((time.time(), sum(used.values())))
         if time.time() - began > limit_seconds:
             trouble = f"not done in {limit_seconds:.0f} s"
             for one in mine:
@@ -71,7 +83,7 @@ def watch(
     reader.join(5)
     if not trouble and process.returncode:
         trouble = f"ended with {process.returncode}: " + " / ".join(text for _, text in lines[-6:])
-    return Watched(began, lines, peak, trouble)
+    return Watched(began, lines, computed, peak, trouble)
 
 
 def _read(pipe: BinaryIO, lines: list[tuple[float, str]]) -> None:
@@ -111,3 +123,13 @@ def _held(processes: Iterable[psutil.Process]) -> int:
                 rss, hwm = memory.rss, getattr(memory, "peak_wset", memory.rss)
             now, most = now + rss, max(most, hwm)
     return max(now, most) >> 20
+
+
+def _used(processes: Iterable[psutil.Process]) -> dict[psutil.Process, float]:
+    """Processor seconds of each, without its children."""
+    out = dict[psutil.Process, float]()
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            out[process] = times.user + times.system
+    return out

@@ -16,12 +16,13 @@ sys.path.insert(0, str(BENCHMARKS))
 from programs import bar_readings  # noqa: E402
 from rivals import step_seconds  # noqa: E402
 from standings import summarise, table  # noqa: E402
-from watch import watch  # noqa: E402
+from watch import Watched, watch  # noqa: E402
 
 
 def run(program: str, number: int | str, steps: list[float], first: float, peak: int, **more) -> dict:
     row = {"program": program, "precision": "fp32", "round": number, "is_cold": number == 0, "steps": len(steps) + 2}
-    return row | {"step_seconds": steps, "first_step_seconds": first, "peak_mib": peak, "losses": []} | more
+    row |= {"step_seconds": steps, "first_step_seconds": first, "peak_mib": peak, "losses": []}
+    return row | {"processor_step_seconds": None, "processor_first_step_seconds": first * 2} | more
 
 
 def bare(number: int | str, *words, **more) -> dict:
@@ -60,6 +61,15 @@ def test_the_memory_of_children_counts(tmp_path: Path):
     assert 250 <= watch([sys.executable, "-c", code], tmp_path, {}, 30).peak_mib < 330
 
 
+def test_what_children_compute_counts_and_waiting_does_not(tmp_path: Path):
+    busy = "import time; end = time.process_time() + 1.0\nwhile time.process_time() < end: pass\ntime.sleep(1)"
+    code = f"import subprocess, sys; print('go', flush=True); subprocess.run([sys.executable, '-c', {busy!r}], check=True)"
+    seen = watch([sys.executable, "-c", code], tmp_path, {}, 60)
+    assert 0.95 < seen.computed_by(time.time()) < 1.6 and seen.computed_by(seen.began) == 0
+    looks = Watched(10.0, [], [(12.0, 1.0), (14.0, 3.0)], 0, "")
+    assert [looks.computed_by(t) for t in (10.0, 11.0, 12.0, 13.5, 14.0, 20.0)] == [0.0, 0.5, 1.0, 2.5, 3.0, 3.0]
+
+
 def test_what_cannot_be_started_fails_or_lasts_too_long_is_told(tmp_path: Path):
     assert "cannot be started" in watch(["no-such-program"], tmp_path, {}, 5).trouble
     assert watch([sys.executable, "-c", "print('why'); raise SystemExit(3)"], tmp_path, {}, 30).trouble == "ended with 3: why"
@@ -75,7 +85,8 @@ def test_shares_are_of_pairs_from_one_round():
     ]  # fmt: skip
     programs = summarise(rows)["fp32"]["programs"]
     assert programs["sd-scripts"]["limner_share"] == {
-        "step": [0.5, 0.625, 0.75], "first_step_cold": [0.5] * 3, "first_step_warm": [0.25] * 3, "peak": [0.5, 0.525, 0.55],
+        "step": [0.5, 0.625, 0.75], "processor_step": None, "first_step_cold": [0.5] * 3, "first_step_warm": [0.25] * 3,
+        "processor_first_step_warm": [0.25] * 3, "peak": [0.5, 0.525, 0.55],
     }  # fmt: skip
     assert programs["Limner"]["step_seconds"] == [1.0, 2.0, 4.0] and programs["Limner"]["peak_mib"] == 2200
 
