@@ -163,6 +163,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         with held(args.lock):
             row = {"round": number, **run(program, place, task, args.limit, is_cold=number == 0)}
         report["runs"].append(row)
+        write(report, args.out)
         shown = row.get("failed") or {k: row[k] for k in ("first_step_seconds", "step_seconds", "peak_mib")}
         print(f"{precision} round {number} {program.name}: {shown}", flush=True)
 
@@ -174,6 +175,15 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
             for program in (Limner(), Bare()):
                 note(program, precision, "curve", args.curve_steps)
     return report
+
+
+def write(report: dict[str, Any], out: Path) -> None:
+    """The results so far: what was measured before a run is broken off is not lost."""
+    report["standings"] = summarise(report["runs"])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "rivals.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (out / "rivals.md").write_text(table(report), encoding="utf-8")
+    (out / "rivals.svg").write_text(drawn(report), encoding="utf-8")
 
 
 def main() -> None:
@@ -197,13 +207,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or Path(temporary)).absolute()
         work.mkdir(parents=True, exist_ok=True)
-        report = measure(args, work)
-    report["standings"] = summarise(report["runs"])
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "rivals.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (args.out / "rivals.md").write_text(table(report), encoding="utf-8")
-    (args.out / "rivals.svg").write_text(drawn(report), encoding="utf-8")
-    print(table(report))
+        print(table(measure(args, work)))
 
 
 if __name__ == "__main__":
