@@ -30,8 +30,12 @@ check: .venv/test
 docs: .venv/run
 	$(BIN)/limner config docs docs/reference
 
+# about ten minutes; benchmarks/README.md says how to have sd-scripts and diffusers' script measured beside it
+BENCH ?= --rounds 2 --steps 8 --curve-steps 0
+
 bench: .venv/run
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/rivals.py $(BENCH)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
