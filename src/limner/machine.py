@@ -9,6 +9,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -67,7 +68,7 @@ def describe(home: Path, *, refresh: bool = False) -> Machine:
 
     Raises NoAnswer, which is kept there as well for ASKED_AGAIN_SECONDS: all who ask in that time are given it at once.
     """
-    key = f"{sys.executable} {_torch_version()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {_boot()}"
+    key = f"{sys.executable} {_torch_version()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {platform.node()} {_boot()}"
     path = home / "machine.json"
     cached = None if refresh else disk.read_json(path)
     if isinstance(cached, dict) and cached.get("key") == key:

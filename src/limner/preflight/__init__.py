@@ -20,6 +20,7 @@ from limner.preflight import (
     output,
     pictures,
     sdscripts,
+    targets,
     training,
     versions,
     word,
@@ -58,6 +59,7 @@ CHECKS: tuple[Check, ...] = (
     output.check_logging,
     output.check_output,
     sdscripts.check_sd_scripts,
+    targets.check_target,
 )
 
 
@@ -67,8 +69,10 @@ def examine(
     """All findings, errors first, and what was learnt on the way. `deep` decodes every picture; links among the pictures for
     which `may_follow` is false are errors.
 
-    Of a machine that is not known (yet), nothing is said.
+    Of a machine that is not known (yet), nothing is said; nor of this one, if another trains.
     """
+    if config.launch.target != "local":
+        machine = None
     records, findings = Records(deep=deep, may_follow=may_follow), []
     for check in CHECKS:
         try:
