@@ -210,9 +210,8 @@ class Run:
         if state.status not in LIVE:
             return state
         if self.is_out():
-            return replace(
-                state, status="waiting", phase="", error="its job goes on; the process that follows it is started anew"
-            )
+            said = "its job goes on; the process that follows it is started anew"
+            return replace(state, status="waiting", phase="", error=said)
         return replace(state, status="failed", error=state.error or self._why_dead(state))
 
     def is_out(self) -> bool:

@@ -12,7 +12,7 @@ from limner import disk
 from limner.runs import State
 
 GROWING = ("events.jsonl", "log.txt")
-_FOLDERS = ("samples", "checkpoints", "states")
+_FOLDERS = ("samples", "checkpoints", "states", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Contents:
     """Name -> bytes, of the files that only grow. Looked at first: what an event tells of is there by then."""
     files: dict[str, tuple[int, int]]
     """Path in the folder -> (bytes, time of the last change in ns), of samples, checkpoints and training states that are
-    finished, and the plan."""
+    finished, the plan, and TensorBoard's files."""
 
     def told(self) -> State:
         """The state that the trainer told."""
         return State.of(self.state)
 
     def entries(self, folder: str) -> dict[str, dict[str, tuple[int, int]]]:
-        """The entries of one of the three folders: name -> its files. One that is a file itself has the only path ""."""
+        """The entries of one of these folders: name -> its files. One that is a file itself has the only path ""."""
         found = dict[str, dict[str, tuple[int, int]]]()
         for path, stamp in self.files.items():
             parent, _, rest = path.partition("/")

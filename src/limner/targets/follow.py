@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -89,7 +90,9 @@ class Follower:
             self._job = replace(self._job, is_submitted=True)
             self._job.write(self.run)
         finally:
-            archive.unlink(missing_ok=True)
+            if not is_shared:
+                archive.unlink(missing_ok=True)
+                shutil.rmtree(folder, ignore_errors=True)
         print(f"submitted to {job.target} at {job.where} as {self._job.id}", flush=True)
 
     def _to_its_end(self) -> State:
@@ -164,12 +167,8 @@ class Follower:
             state = replace(self._teller.state, status="stopped", error="")
         else:
             code = found.exit_code if found is not None else None
-            said = (
-                f"the job ended with exit code {code}"
-                if code is not None
-                else f"the job ended: {seen.words or 'no reason told'}"
-            )
-            state = replace(self._teller.state, status="failed", error=said)
+            said = f"exit code {code}" if code is not None else seen.words
+            state = replace(self._teller.state, status="failed", error=f"the job ended: {said}")
         if fault:
             state = replace(state, status="failed", error=f"the job ended, but not all it made was fetched: {fault}")
         if told.status != state.status:
@@ -184,8 +183,8 @@ class Follower:
         for _ in range(_FETCH_TRIES):
             try:
                 found, self._job = self._mirror.catch_up(self._job)
-                if found is not None and found.told().status != "done":
-                    self._mirror.bring_state(found)
+                if found is not None:
+                    self._mirror.bring_rest(found)
                 return found, ""
             except NotReached as error:
                 fault = str(error)

@@ -43,8 +43,10 @@ class Mirror:
         self._events(found.growing["events.jsonl"])
         return found, self._log(job, found.growing["log.txt"])
 
-    def bring_state(self, found: Contents) -> None:
-        """Bring the newest training state, from which the run can be resumed; older ones here go. Raises NotReached."""
+    def bring_rest(self, found: Contents) -> None:
+        """Bring what is needed after the end only: TensorBoard's files and the newest training state, from which the run can
+        be resumed. Older states here go. Raises NotReached."""
+        self._bring_entries("tensorboard", found)
         states = {name: files for name, files in found.entries("states").items() if name.startswith("step-")}
         if not states:
             return

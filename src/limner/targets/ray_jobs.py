@@ -14,7 +14,7 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from limner.config import Launch
 from limner.errors import wrong
@@ -27,6 +27,7 @@ _SECONDS = 30
 _PYTHON = "python"
 """The one that Ray's machines find: that of the environment in which Ray was started there."""
 _GIB = 2**30
+_STATUS: dict[str, Literal["waiting", "running"]] = {"PENDING": "waiting", "RUNNING": "running"}
 
 
 class Dashboard:
@@ -169,8 +170,7 @@ class RayTarget:
         if info is None:
             said = f"Ray at {self._job.where} knows no job {self._job.id}: was the cluster restarted?"
             return Seen("ended", said)
-        status = {"PENDING": "waiting", "RUNNING": "running"}.get(str(info.status.value), "ended")
-        return Seen(status, str(info.message or ""))
+        return Seen(_STATUS.get(info.status.value, "ended"), f"Ray says {info.status.value}: {info.message or ''}")
 
     def stop(self) -> None:
         self._dashboard.stop(self._job.id)

@@ -69,8 +69,8 @@ class SlurmTarget:
     def submit(self, package: Path) -> Job:
         asked = self._launch
         gpus = asked.job_gpus if asked.job_gpus is not None else 0 if asked.device == "cpu" else asked.num_processes
-        options = {"gpus_per_node": gpus or None, "cpus_per_task": asked.job_cpus, "mem_gb": asked.job_memory_gib}
-        options["slurm_partition"] = asked.slurm_partition
+        options: dict[str, Any] = {"cpus_per_task": asked.job_cpus, "mem_gb": asked.job_memory_gib}
+        options |= {"gpus_per_node": gpus or None, "slurm_partition": asked.slurm_partition}
         more = dict(text.split("=", 1) for text in asked.slurm_options)
         try:
             executor = self._submitit.AutoExecutor(folder=self._folder, cluster=self._job.where)

@@ -70,7 +70,8 @@ class Outbox:
     """Lays out what is fetched: files that grow in pieces, so that only what is new is read, and a list of all."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._done = folder, dict.fromkeys(contents.GROWING, 0)
+        self._folder = folder
+        self._done: dict[str, int] = dict.fromkeys(contents.GROWING, 0)
         (folder / OUTBOX).mkdir(exist_ok=True)
 
     def publish(self) -> None:
@@ -135,7 +136,7 @@ def _forget(folder: Path) -> int:
 
 def main(words: list[str]) -> int:
     # all processes of a job are told to end: the trainer, which saves its state, is waited for
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.signal(signal.SIGTERM, lambda *_: None)
     try:
         match words:
             case ["train", folder]:
