@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from starlette.testclient import TestClient
 
 import tiny
-from limner import disk, jobs, queue, runs
+from limner import disk, jobs, queue, runner, runs
 from limner.runs import LIVE, Run
 from limner.settings import Settings
 from limner.web.app import make_app
@@ -125,17 +125,15 @@ def values(home: Path, machine_file: Path, tiny_model: Path, tmp_path: Path, clu
 
 
 @pytest.fixture
-def page(values: dict[str, str]) -> TestClient:
+def page(values: dict[str, str], tmp_path: Path) -> TestClient:
     """Asks the application as its page does."""
     client = TestClient(
-        make_app(Context(Settings(), (), Words())), base_url="http://127.0.0.1", headers={"Origin": "http://127.0.0.1"}
+        make_app(Context(Settings(), (tmp_path.parent,), Words())),
+        base_url="http://127.0.0.1",
+        headers={"Origin": "http://127.0.0.1"},
     )
     assert client.get("/").status_code == 200
     return client
-
-
-def node_jobs(cluster_home: Path) -> list[str]:
-    return sorted(p.name for p in (cluster_home / "jobs").iterdir())
 
 
 def test_from_the_page_sent_over_and_fetched(page: TestClient, values: dict[str, str]) -> None:
@@ -179,8 +177,6 @@ def test_from_the_terminal_stopped_resumed_and_stopped_at_once(values: dict[str,
     assert saved == f"step-{steps[-1]:08}" and not disk.manifest_faults(run.states / saved)
 
     queue.enqueue(run)
-    from limner import runner
-
     runner.ensure_runner()
     until(lambda: run.state().step > steps[-1], run)
     resumed = [e for e, _ in run.events() if e["event"] == "resume"]

@@ -95,8 +95,11 @@ class SlurmTarget:
             alive = runs.is_alive(int(self._job.id), self._job.process_started)
             return Seen("running") if alive else Seen("ended", "its process is gone")
         if time.monotonic() - self._asked > _ASK_SECONDS:
+            self._submitit.SlurmJob.watcher.clear()  # it takes a job's end for final: one that was put back goes on
             word = str(self._slurm_job().get_info(mode="force").get("State", "UNKNOWN"))
             self._asked, self._answer = time.monotonic(), _seen(word)
+            if word.startswith("PREEMPTED") and State.read(Path(self._job.folder) / "state.json").status == "queued":
+                self._answer = Seen("waiting", word)  # as `checkpoint` left it
         return self._answer
 
     def stop(self) -> None:
