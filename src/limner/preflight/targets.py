@@ -13,7 +13,7 @@ from limner.config import Config, Launch
 from limner.errors import Finding
 from limner.machine import Machine
 from limner.preflight.records import Records
-from limner.targets.package import LIMIT_MIB, sent_paths, size_mib, too_much
+from limner.targets.package import is_too_much, sent_paths, too_much
 
 _TARGET = "launch.target"
 _SECONDS = 2.0
@@ -86,5 +86,5 @@ def _reach(config: Config) -> Iterable[Finding]:
     if section.upload != "run" and config.data.subsets is not None:
         said = "the folders that it names are not sent to Ray."
         yield Finding("data.subsets", said, 'Set launch.shared_path, or launch.upload = "run" if all lies there.')
-    if (mib := size_mib([path for _, path in sent_paths(config)])) > LIMIT_MIB:
-        yield Finding("launch.upload", f"{mib:.0f} MiB are too much to be sent to Ray.", too_much())
+    if is_too_much(path for _, path in sent_paths(config)):
+        yield from too_much().findings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from limner.config import Config, Launch
 from limner.config import files as config_files
 from limner.config.base import files_with_strengths
 from limner.config.fields import Option, values
-from limner.errors import wrong
+from limner.errors import UserError, wrong
 from limner.runs import Run, State
 
 LIMIT_MIB = 100
@@ -103,29 +103,39 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def size_mib(paths: Iterator[Path] | list[Path]) -> float:
-    """What files and folders take."""
-    return sum(file.stat().st_size for path in dict.fromkeys(paths) for file in _files(path)) / 2**20
+def is_too_much(paths: Iterable[Path]) -> bool:
+    """Whether files and folders together are more than Ray takes. Looks no further than it must: folders may be huge."""
+    total = 0
+    for path in dict.fromkeys(paths):
+        for file in _files(path):
+            total += file.stat().st_size
+            if total > LIMIT_MIB << 20:
+                return True
+    return False
 
 
-def _files(path: Path) -> list[Path]:
-    return [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path] if path.is_file() else []
+def _files(path: Path) -> Iterator[Path]:
+    return (p for p in path.rglob("*") if p.is_file()) if path.is_dir() else iter([path] if path.is_file() else [])
 
 
 def pack(folder: Path, sent: dict[str, Path], archive: Path) -> None:
     """A zip of the job's folder with what is sent along. Raises UserError if it is larger than Ray takes."""
+    if is_too_much([folder, *sent.values()]):
+        raise too_much()
     # pictures, models and states hardly become smaller
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as out:
         for place, path in {"": folder, **sent}.items():
             for file in _files(path):
                 inner = file.relative_to(path).as_posix() if path.is_dir() else ""
                 out.write(file, "/".join(filter(None, (place, inner))))
-    if (mib := archive.stat().st_size / 2**20) > LIMIT_MIB:
-        raise wrong("launch.upload", f"{mib:.0f} MiB are too much to be sent to Ray.", too_much())
 
 
-def too_much() -> str:
-    return f'Its dashboard takes {LIMIT_MIB} MiB: set launch.shared_path, or launch.upload = "run" if all lies there.'
+def too_much() -> UserError:
+    return wrong(
+        "launch.upload",
+        f"more than {LIMIT_MIB} MiB would be sent to Ray, whose dashboard takes no more.",
+        'Set launch.shared_path, or launch.upload = "run" if all lies there.',
+    )
 
 
 assert set(_TO_TARGETS) <= set(Launch.model_fields)
