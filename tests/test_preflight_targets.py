@@ -111,8 +111,8 @@ def test_what_this_machine_lacks_is_no_fault_of_a_job_elsewhere(dashboard: str) 
 @pytest.mark.parametrize(
     "address",
     [
-        "127.0.0.1:8265", "ftp://a:1", "http://a", "http://a:99999", "http://a:1/x", "http://a:1?x", "http://u@a:1", "http://a b:1",
-        "http://a:1\n", "http://$(id):1", "ray://a:10001",
+        "127.0.0.1:8265", "ftp://a:1", "http://a", "http://a:99999", "http://a:1/x", "http://a:1?x", "http://u@a:1",
+        "http://a b:1", "http://a:1\n", "http://$(id):1", "ray://a:10001",
     ],
 )  # fmt: skip
 def test_an_address_is_a_host_and_a_port(address: str) -> None:
