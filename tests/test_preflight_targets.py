@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from limner import launch, runner, runs
-from limner.config import Config, files
+from limner.config import Config, Launch, files
 from limner.errors import Finding, UserError
 from limner.machine import Device, Machine
 from limner.preflight import examine
 from limner.preflight import targets as checks
+from limner.targets.asked import sbatch_options
 
 CPU = Machine("2.13.0", "cpu", (Device("cpu", "cpu", 0, bf16=False),), 2, 8192, "")
 
@@ -117,7 +118,7 @@ def test_what_this_machine_lacks_is_no_fault_of_a_job_elsewhere(dashboard: str) 
 )  # fmt: skip
 def test_an_address_is_a_host_and_a_port(address: str) -> None:
     with pytest.raises(UserError, match=r"launch\.ray_address"):
-        files.build({}, {"launch.ray_address": address})
+        look(target="ray", ray_address=address)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +126,9 @@ def test_an_address_is_a_host_and_a_port(address: str) -> None:
 )
 def test_sbatch_is_told_nothing_that_names_a_program_or_a_file(text: str) -> None:
     with pytest.raises(UserError, match=r"launch\.slurm_options"):
-        files.build({"launch": {"slurm_options": [text]}}, {})
+        sbatch_options(Launch(slurm_options=(text,)))
     with pytest.raises(UserError, match=r"launch\.slurm_partition"):
-        files.build({}, {"launch.slurm_partition": "a b"})
+        look(target="slurm", slurm_partition="a b")
 
 
 def test_jobs_elsewhere_keep_no_device_busy(home: Path) -> None:

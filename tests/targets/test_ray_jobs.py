@@ -147,7 +147,7 @@ def test_from_the_page_sent_over_and_fetched(page: TestClient, values: dict[str,
     (checkpoint,) = [e for e in run.history() if e["event"] == "checkpoint"]
     assert Path(checkpoint["path"]) == run.checkpoints / "cat.safetensors"
     assert sum(v.abs().sum().item() for v in load_file(run.checkpoints / "cat.safetensors").values()) > 0
-    brief = next(r for r in page.get("/api/runs").json()["runs"] if r["id"] == run.id)
+    brief = page.get("/api/runs").json()["runs"][run.id]
     assert brief["status"] == "done" and brief["sample"] is not None
     assert page.get(f"/api/runs/{run.id}/samples/{brief['sample']}").content.startswith(b"\x89PNG")
     assert page.get(f"/api/runs/{run.id}/checkpoints/cat.safetensors").status_code == 200

@@ -2,47 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Literal
-
-from pydantic import AfterValidator
+from typing import Literal
 
 from limner.config.base import FilePath, Line, Section, Texts, option
 
-SLURM_OPTIONS = (
-    "account", "comment", "constraint", "exclude", "gres", "licenses", "mail-type", "mail-user", "nice", "nodelist", "qos",
-    "reservation",
-)  # fmt: skip
-"""What may be told to sbatch beside what has an option of its own: nothing that names a program or a file."""
-
-_ADDRESS = re.compile(r"https?://([a-z0-9.-]{1,253}|\[[0-9a-f:.]{2,45}\]):\d{1,5}/?", re.IGNORECASE)
-_SLURM_VALUE = re.compile(r"[\w.,:@+=&|()\[\]/-]{1,200}", re.ASCII)
 _ELSEWHERE = "launch.target = ray or launch.target = slurm"
-
-
-def _address(text: str) -> str:
-    """An address of a server, without a slash at its end. Raises ValueError if it says more, or less."""
-    if not _ADDRESS.fullmatch(text) or int(text.rstrip("/").rpartition(":")[2]) > 65535:
-        raise ValueError("must be an address such as http://127.0.0.1:8265")
-    return text.rstrip("/")
-
-
-def _partition(text: str) -> str:
-    """The text itself. Raises ValueError if it is no name of partitions."""
-    if not _SLURM_VALUE.fullmatch(text):
-        raise ValueError("must be a partition's name, or several with commas")
-    return text
-
-
-def _slurm_options(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """The texts themselves. Raises ValueError if one is none that is allowed."""
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if name not in SLURM_OPTIONS:
-            raise ValueError(f"may hold name=value, with one of these names: {', '.join(SLURM_OPTIONS)}")
-        if not equals or not _SLURM_VALUE.fullmatch(value):
-            raise ValueError(f"{name} must have a value without spaces and quotes, such as {name}=normal")
-    return texts
 
 
 class Launch(Section):
@@ -72,9 +36,7 @@ class Launch(Section):
     """Where training runs: on this machine, as a job of a Ray cluster, or as a job of Slurm. All that is followed here is the
     same: progress, samples and finished files come into the run's folder."""
 
-    ray_address: Annotated[Line, AfterValidator(_address)] = option(
-        "http://127.0.0.1:8265", advanced=True, when="launch.target = ray"
-    )
+    ray_address: Line = option("http://127.0.0.1:8265", advanced=True, when="launch.target = ray")
     """The address of the Ray cluster's dashboard, which takes its jobs. Whoever reaches that port can run anything there: keep
     it on 127.0.0.1, and reach a distant one through an SSH tunnel."""
 
@@ -100,14 +62,12 @@ class Launch(Section):
     slurm_cluster: Literal["slurm", "local"] = option("slurm", advanced=True, when="launch.target = slurm")
     """Who runs the job: Slurm, or submitit's stand-in on this machine, to try it out where there is no Slurm."""
 
-    slurm_partition: Annotated[Line, AfterValidator(_partition)] | None = option(
-        None, advanced=True, when="launch.target = slurm"
-    )
+    slurm_partition: Line | None = option(None, advanced=True, when="launch.target = slurm")
     """The partition of Slurm. Its default one when not given."""
 
     slurm_minutes: int = option(720, ge=1, le=1_000_000, unit="minutes", advanced=True, when="launch.target = slurm")
     """How long the job may take. When its time is up, or it must make room for another, it saves its state, goes back into
     the queue and goes on from there, three times at most."""
 
-    slurm_options: Annotated[Texts, AfterValidator(_slurm_options)] = option((), advanced=True, when="launch.target = slurm")
+    slurm_options: Texts = option((), advanced=True, when="launch.target = slurm")
     """More that is told to sbatch, such as "account=physics" and "qos=long"."""

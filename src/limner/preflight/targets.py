@@ -13,6 +13,7 @@ from limner.config import Config, Launch
 from limner.errors import Finding
 from limner.machine import Machine
 from limner.preflight.records import Records
+from limner.targets.asked import address, partition, sbatch_options
 from limner.targets.package import is_too_much, sent_paths, too_much
 
 _TARGET = "launch.target"
@@ -30,6 +31,11 @@ def check_target(config: Config, machine: Machine | None, records: Records) -> I
     if section.trainer != "limner":
         yield Finding(_TARGET, "sd-scripts trains on this machine only.", 'Set it to "local", or launch.trainer = "limner".')
         return
+    if section.target == "ray":
+        address(section)
+    else:
+        partition(section)
+        sbatch_options(section)
     package, extra = _PACKAGES[section.target]
     if find_spec(package) is None:
         said = f"{package} is not installed here, which submits jobs to {section.target}."
@@ -46,7 +52,7 @@ def check_target(config: Config, machine: Machine | None, records: Records) -> I
 
 def _server(section: Launch) -> Iterable[Finding]:
     """Whether Ray's dashboard answers, and how safe it is to talk to it."""
-    request = urllib.request.Request(f"{section.ray_address}/api/version")
+    request = urllib.request.Request(f"{address(section)}/api/version")
     try:
         with urllib.request.urlopen(request, timeout=_SECONDS):
             pass

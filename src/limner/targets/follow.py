@@ -14,6 +14,7 @@ from limner.errors import wrong
 from limner.runs import LIVE, Run, State
 from limner.state import StateTeller
 from limner.targets import package
+from limner.targets.asked import address
 from limner.targets.contents import Contents
 from limner.targets.job import Job, NotReached, Seen, Target
 from limner.targets.mirror import Mirror
@@ -72,7 +73,7 @@ class Follower:
         self.run.drop_requests(before=time.time() - 60)
         sent = package.prepare(self.run, self._config, folder, is_sent=not is_shared)
         job = Job(
-            section.target, section.ray_address if section.target == "ray" else section.slurm_cluster,
+            section.target, address(section) if section.target == "ray" else section.slurm_cluster,
             name if section.target == "ray" else "", str(folder) if is_shared else "", is_shared=is_shared,
         )  # fmt: skip
         archive = folder.with_name("job.zip")

@@ -17,6 +17,7 @@ from limner.config import Launch
 from limner.errors import printable, wrong
 from limner.runs import LIVE, Run, State
 from limner.targets import there
+from limner.targets.asked import partition, sbatch_options
 from limner.targets.job import Files, Job, Seen
 from limner.targets.shared import SharedFiles
 
@@ -70,8 +71,8 @@ class SlurmTarget:
         asked = self._launch
         gpus = asked.job_gpus if asked.job_gpus is not None else 0 if asked.device == "cpu" else asked.num_processes
         options: dict[str, Any] = {"cpus_per_task": asked.job_cpus, "mem_gb": asked.job_memory_gib}
-        options |= {"gpus_per_node": gpus or None, "slurm_partition": asked.slurm_partition}
-        more = dict(text.split("=", 1) for text in asked.slurm_options)
+        options |= {"gpus_per_node": gpus or None, "slurm_partition": partition(asked)}
+        more = sbatch_options(asked)
         try:
             executor = self._submitit.AutoExecutor(folder=self._folder, cluster=self._job.where)
             executor.update_parameters(
