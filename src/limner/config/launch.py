@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from limner.config.base import FilePath, Line, Section, Texts, option
+from limner.config.base import FilePath, Section, Text, Texts, option
 
 _ELSEWHERE = "launch.target = ray or launch.target = slurm"
 
@@ -36,7 +36,7 @@ class Launch(Section):
     """Where training runs: on this machine, as a job of a Ray cluster, or as a job of Slurm. All that is followed here is the
     same: progress, samples and finished files come into the run's folder."""
 
-    ray_address: Line = option("http://127.0.0.1:8265", advanced=True, when="launch.target = ray")
+    ray_address: Text = option("http://127.0.0.1:8265", advanced=True, when="launch.target = ray")
     """The address of the Ray cluster's dashboard, which takes its jobs. Whoever reaches that port can run anything there: keep
     it on 127.0.0.1, and reach a distant one through an SSH tunnel."""
 
@@ -62,7 +62,7 @@ class Launch(Section):
     slurm_cluster: Literal["slurm", "local"] = option("slurm", advanced=True, when="launch.target = slurm")
     """Who runs the job: Slurm, or submitit's stand-in on this machine, to try it out where there is no Slurm."""
 
-    slurm_partition: Line | None = option(None, advanced=True, when="launch.target = slurm")
+    slurm_partition: Text | None = option(None, advanced=True, when="launch.target = slurm")
     """The partition of Slurm. Its default one when not given."""
 
     slurm_minutes: int = option(720, ge=1, le=1_000_000, unit="minutes", advanced=True, when="launch.target = slurm")
