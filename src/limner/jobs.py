@@ -26,6 +26,8 @@ from limner.config import Config
 from limner.runs import LIVE, Run, State
 
 GRACE_SECONDS = 10.0
+_ELSEWHERE_SECONDS = 90.0
+"""The grace of a job elsewhere: what follows it asks for as long as it needs."""
 
 
 def prepare(config: Config) -> Run:
@@ -113,6 +115,8 @@ def stop(run: Run, *, now: bool = False, grace_seconds: float = GRACE_SECONDS) -
     if run.state().status not in LIVE and not run.is_locked():
         return run.state()
     run.request("stop-now" if now else "stop")
+    if run.is_out():
+        grace_seconds = _ELSEWHERE_SECONDS
     if not _gone(run, grace_seconds if now else None):
         _signal(run, lambda pid: psutil.Process(pid).terminate())
         if not _gone(run, grace_seconds):
@@ -122,7 +126,11 @@ def stop(run: Run, *, now: bool = False, grace_seconds: float = GRACE_SECONDS) -
 
 
 def stop_at_once(run: Run) -> None:
-    """End the trainer of a run without asking; the work since its last training state is lost."""
+    """End the trainer of a run without asking; the work since its last training state is lost. A job elsewhere is ended by
+    what follows it."""
+    if run.is_out():
+        run.request("stop-now")
+        return
     _signal(run, kill)
 
 

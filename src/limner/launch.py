@@ -1,7 +1,8 @@
 """From a config to the exact command that trains it: always a list of words, never a shell line.
 
 The trainer's only argument is the run folder; everything else it reads there. Where sd-scripts trains, Limner's part is a
-process that looks after it (`limner.sdscripts`), and takes the trainer's place for all others.
+process that looks after it (`limner.sdscripts`), and takes the trainer's place for all others; so too where a job elsewhere
+does (`limner.targets`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from limner.formats.checkout import python_of
 
 TRAINER = "limner.engine"
 SUPERVISOR = "limner.sdscripts"
+FOLLOWER = "limner.targets"
 
 # glibc gives large blocks back to the system and faults them in again; on a CPU that is a fifth of a full-size training
 # step, and on small models most of it.
@@ -30,6 +32,8 @@ _MALLOC = {
 
 def argv(config: Config, run_path: Path, device: str) -> list[str]:
     """The words of the command. `device` is where it will train: cpu, cuda or mps."""
+    if config.launch.target != "local":
+        return [sys.executable, "-m", FOLLOWER, str(run_path)]
     if config.launch.trainer == "sd-scripts":
         return [sys.executable, "-m", SUPERVISOR, str(run_path)]
     count = config.launch.num_processes
@@ -66,6 +70,8 @@ def environment(config: Config, device: str) -> dict[str, str]:
     if config.launch.trainer == "sd-scripts":
         # rich, which sd-scripts reports through, else breaks its lines at 80 columns
         return out | {"COLUMNS": "160"}
+    if config.launch.target != "local":
+        return out
     if device == "cpu" and sys.platform == "linux":
         out |= {k: v for k, v in _MALLOC.items() if k not in os.environ}
     if config.launch.num_processes > 1 and config.launch.num_threads is None and device == "cpu":

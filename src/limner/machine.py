@@ -9,6 +9,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -86,7 +87,7 @@ def describe(home: Path, *, refresh: bool = False) -> Machine:
 
 def key() -> str:
     """Changes with whatever may change what is known of the machine."""
-    return f"{sys.executable} {_torch_version()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {_boot()}"
+    return f"{sys.executable} {_torch_version()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {platform.node()} {_boot()}"
 
 
 def _ask() -> dict:

@@ -58,8 +58,9 @@ def reorder(ids: Sequence[str]) -> None:
 
 
 def remove(run: Run) -> bool:
-    """Take a run out of the queue: it is `stopped` then. False if it does not wait, or has just been started."""
-    if run.state().status != "waiting":
+    """Take a run out of the queue: it is `stopped` then. False if it does not wait, has just been started, or has a job
+    elsewhere, which has to be stopped."""
+    if run.state().status != "waiting" or run.is_out():
         return False
     with _table() as table, _hold(run):
         state = run.state()

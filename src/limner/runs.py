@@ -31,8 +31,20 @@ from limner.errors import wrong
 
 Status = Literal["queued", "starting", "running", "stopping", "waiting", "done", "failed", "stopped"]
 Phase = Literal[
-    "", "loading", "unpacking", "painting class pictures", "caching", "training", "validating", "sampling", "saving", "working"
+    "",
+    "loading",
+    "unpacking",
+    "painting class pictures",
+    "caching",
+    "training",
+    "validating",
+    "sampling",
+    "saving",
+    "working",
+    "queued elsewhere",
 ]
+JOB_FILE = "target.json"
+"""What is known of the job that trains a run elsewhere (`limner.targets`)."""
 LIVE: tuple[Status, ...] = ("starting", "running", "stopping")
 _CHANGE = re.compile(r"change-[0-9]{1,20}\.toml", re.ASCII)
 _MAX_CHANGE_BYTES = 1 << 20
@@ -76,7 +88,11 @@ class State:
     @staticmethod
     def read(path: Path) -> State:
         """The state in a file; a missing or damaged file reads as queued."""
-        raw = disk.read_json(path)
+        return State.of(disk.read_json(path))
+
+    @staticmethod
+    def of(raw: Any) -> State:
+        """The state in such a file's JSON; what is missing or damaged is as in a new one."""
         known = {}
         for name, default in asdict(State()).items():
             value = raw.get(name) if isinstance(raw, dict) else None
@@ -193,7 +209,15 @@ class Run:
         state = State.read(self.path / "state.json")  # it may have said its last word just before it ended
         if state.status not in LIVE:
             return state
+        if self.is_out():
+            said = "its job goes on; the process that follows it is started anew"
+            return replace(state, status="waiting", phase="", error=said)
         return replace(state, status="failed", error=state.error or self._why_dead(state))
+
+    def is_out(self) -> bool:
+        """Whether a job elsewhere may be training it, be it followed from here or not."""
+        job = disk.read_json(self.path / JOB_FILE)
+        return isinstance(job, dict) and job.get("is_open") is True
 
     def _why_dead(self, state: State) -> str:
         ended = disk.read_json(self.path / "exit.json")
@@ -234,7 +258,7 @@ class Run:
         """The trainer's side: (file name, text) of the pending live changes in order, each consumed by a rename."""
         folder, taken = self.path / "control", list[tuple[str, str]]()
         with contextlib.suppress(FileNotFoundError):
-            names = [e.name for e in os.scandir(folder) if _CHANGE.fullmatch(e.name)]
+            names = [e.name for e in os.scandir(folder) if is_change(e.name)]
             for name in sorted(names, key=lambda n: int(n[7:-5])):
                 with contextlib.suppress(OSError):
                     os.replace(folder / name, folder / f".taken-{name}")
@@ -278,6 +302,11 @@ def is_alive(pid: int, started: float) -> bool:
         return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def is_change(name: str) -> bool:
+    """Whether a request of this name is a live change."""
+    return _CHANGE.fullmatch(name) is not None
 
 
 def _slug(name: str) -> str:

@@ -22,6 +22,7 @@ from limner.preflight import (
     pictures,
     sdscripts,
     speed,
+    targets,
     training,
     versions,
     word,
@@ -61,6 +62,7 @@ CHECKS: tuple[Check, ...] = (
     output.check_logging,
     output.check_output,
     sdscripts.check_sd_scripts,
+    targets.check_target,
 )
 
 
@@ -75,8 +77,10 @@ def examine(
     """All findings, errors first, and what was learnt on the way. `deep` decodes every picture; links among the pictures for
     which `may_follow` is false are errors. `look` reads the folders.
 
-    Of a machine that is not known (yet), nothing is said.
+    Of a machine that is not known (yet), nothing is said; nor of this one, if another trains.
     """
+    if config.launch.target != "local":
+        machine = None
     records, findings = Records(deep=deep, may_follow=may_follow, look=look), []
     for check in CHECKS:
         try:
