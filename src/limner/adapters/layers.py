@@ -208,7 +208,7 @@ class Layer(nn.Module):
         merged = (whole + self.strength * self.delta().float().to(whole.device)).to(base.weight.dtype)
         base.take(merged) if hasattr(base, "take") else base.weight.copy_(merged)
         if base.bias is not None and (change := self.bias_delta()) is not None:
-            base.bias.add_((self.strength * change).to(device, base.bias.dtype))
+            base.bias.add_((self.strength * change).to(base.bias.device, base.bias.dtype))
 
     # --- dropout ---
 
