@@ -20,7 +20,7 @@ LAYERS: dict[str, Any] = {
 }
 
 
-def pieces(base: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+def pieces(base: nn.Module) -> Any:
     """An input, down and up."""
     ones = (1, 1) if isinstance(base, nn.Conv2d) else ()
     return torch.randn(2, 6, 3, 4) if ones else torch.randn(2, 3, 6), torch.randn(2, 6, *ones), torch.randn(5, 2, *ones)
@@ -31,7 +31,7 @@ def formula(base: Any, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Ten
     if not isinstance(base, nn.Conv2d):
         y = torch.einsum("...i,oi->...o", x, base.weight + change)
         return y if base.bias is None else y + base.bias
-    return torch.einsum("bihw,oi->bohw", x, base.weight.flatten(1) + change) + base.bias.view(-1, 1, 1)
+    return torch.einsum("bihw,oi->bohw", x, base.weight.flatten(1) + change) + base.bias[:, None, None]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -42,7 +42,7 @@ def test_values_and_gradients_are_the_formulas(kind: str, channels_last: bool) -
     x, down, up = (t.double() for t in pieces(base))
     if channels_last and x.ndim == 4:
         x = x.contiguous(memory_format=torch.channels_last)
-    given = [t.requires_grad_() for t in (x, down, up)]
+    given: Any = [t.requires_grad_() for t in (x, down, up)]
     assert fused.fits(base)
     y = fused.adapted(base, *given, 0.7)
     torch.testing.assert_close(y, formula(base, *given, 0.7), rtol=1e-12, atol=1e-12)
@@ -54,12 +54,12 @@ def test_values_and_gradients_are_the_formulas(kind: str, channels_last: bool) -
 def test_in_autocast_it_is_within_bf16s_rounding(kind: str) -> None:
     torch.manual_seed(0)
     base = LAYERS[kind]().requires_grad_(False)
-    given = [t.requires_grad_() for t in pieces(base)]
+    given: Any = [t.requires_grad_() for t in pieces(base)]
     with torch.autocast("cpu", torch.bfloat16):
         y = fused.adapted(base, *given, 0.7)
     grad = torch.randn(y.shape)
     found = torch.autograd.grad(y, given, grad.bfloat16())
-    exact = [t.detach().double().requires_grad_() for t in given]
+    exact: Any = [t.detach().double().requires_grad_() for t in given]
     wanted = torch.autograd.grad(formula(base.double(), *exact, 0.7), exact, grad.double())
     assert y.dtype == torch.bfloat16
     for ours, true, own in zip(found, wanted, given, strict=True):

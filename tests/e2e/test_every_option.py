@@ -211,6 +211,7 @@ CASES: dict[str, Case] = {
     "memory.cache_text": Case(False, elsewhere="tests/e2e/test_caches.py"),
     "memory.verify": Case(True, elsewhere="tests/data/test_cache.py"),
     "memory.cache_path": Case("{cache}", elsewhere="tests/e2e/test_caches.py"),
+    "speed.prepack": Case(False, elsewhere="tests/engine/test_fast_paths.py (the same numbers)"),
     "launch.device": Case("cpu", elsewhere="tests/engine/test_launch.py"),
     "launch.trainer": Case("sd-scripts", elsewhere="tests/sdscripts"),
     "launch.sd_scripts": Case("{base}", elsewhere="tests/sdscripts"),

@@ -63,9 +63,9 @@ class _Adapted(torch.autograd.Function):
         kept, hidden, a, b = ctx.saved_tensors
         needs_x, needs_down, needs_up = ctx.needs_input_grad[:3]
         g = _rows(grads[0], ctx.like[1])
-        back = (g @ b).mul_(ctx.scale) if needs_x or needs_down else None
+        back = (g @ b).mul_(ctx.scale)  # (N, rank)
         of_x = _like(torch.mm(g, ctx.whole(g.dtype)).addmm_(back, a), *ctx.like) if needs_x else None
-        of_down = (back.T @ kept).to(ctx.dtypes[0]) if needs_down else None  # type: ignore[union-attr]
+        of_down = (back.T @ kept).to(ctx.dtypes[0]) if needs_down else None
         # in this order it is the faster one on a CPU
         of_up = (hidden.T @ g).mul_(ctx.scale).T.to(ctx.dtypes[1]).contiguous() if needs_up else None
         return of_x, of_down, of_up, None, None, None, None

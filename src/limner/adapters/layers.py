@@ -203,7 +203,7 @@ class Layer(nn.Module):
     @torch.no_grad()
     def merge(self) -> None:
         """Write the change into the base."""
-        base = self.base[0]
+        base: Any = self.base[0]
         whole = self.weight()
         merged = (whole + self.strength * self.delta().float().to(whole.device)).to(base.weight.dtype)
         base.take(merged) if hasattr(base, "take") else base.weight.copy_(merged)
