@@ -44,10 +44,10 @@ def test_values_and_gradients_are_the_formulas(kind: str, channels_last: bool) -
         x = x.contiguous(memory_format=torch.channels_last)
     given: Any = [t.requires_grad_() for t in (x, down, up)]
     assert fused.fits(base)
-    y = fused.adapted(base, *given, 0.7)
-    torch.testing.assert_close(y, formula(base, *given, 0.7), rtol=1e-12, atol=1e-12)
+    y = fused.adapted(base, *given, scale=0.7)
+    torch.testing.assert_close(y, formula(base, *given, scale=0.7), rtol=1e-12, atol=1e-12)
     assert y.is_contiguous() or channels_last
-    assert torch.autograd.gradcheck(lambda *t: fused.adapted(base, *t, 0.7), given)
+    assert torch.autograd.gradcheck(lambda *t: fused.adapted(base, *t, scale=0.7), given)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -56,11 +56,11 @@ def test_in_autocast_it_is_within_bf16s_rounding(kind: str) -> None:
     base = LAYERS[kind]().requires_grad_(False)
     given: Any = [t.requires_grad_() for t in pieces(base)]
     with torch.autocast("cpu", torch.bfloat16):
-        y = fused.adapted(base, *given, 0.7)
+        y = fused.adapted(base, *given, scale=0.7)
     grad = torch.randn(y.shape)
     found = torch.autograd.grad(y, given, grad.bfloat16())
     exact: Any = [t.detach().double().requires_grad_() for t in given]
-    wanted = torch.autograd.grad(formula(base.double(), *exact, 0.7), exact, grad.double())
+    wanted = torch.autograd.grad(formula(base.double(), *exact, scale=0.7), exact, grad.double())
     assert y.dtype == torch.bfloat16
     for ours, true, own in zip(found, wanted, given, strict=True):
         assert ours.dtype == own.dtype and ours.shape == own.shape
@@ -74,7 +74,7 @@ def test_a_quantised_base_and_checkpointing_give_the_same_gradients() -> None:
         base = QuantizedLinear(6, 5, False, "int8")
     base.take(whole)
     x, down, up = (t.requires_grad_() for t in (torch.randn(4, 6), torch.randn(2, 6), torch.randn(5, 2)))
-    y: Any = checkpoint(lambda *t: fused.adapted(base, *t, 0.5), x, down, up, use_reentrant=False)
+    y: Any = checkpoint(lambda *t: fused.adapted(base, *t, scale=0.5), x, down, up, use_reentrant=False)
     found = torch.autograd.grad(y.square().sum(), (x, down, up))
     exact = [t.detach().double().requires_grad_() for t in (x, down, up)]
     weight = base.whole(torch.float64)

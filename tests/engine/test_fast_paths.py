@@ -82,7 +82,8 @@ def test_a_model_that_is_trained_itself_is_left_as_it_is(places):
 def test_a_change_is_merged_into_what_is_laid_out(places):
     """What the model computes afterwards is what it computed with the adapter beside it."""
     job = made(places, True, conv_rank=2)
-    tiny.moved(job.adapter)
+    adapter: Any = job.adapter
+    tiny.moved(adapter)
     family: Any = job.family
     torch.manual_seed(0)
     noisy, cond = torch.randn(1, 4, 16, 16), {"text": torch.randn(1, 77, 16)}
