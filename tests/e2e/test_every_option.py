@@ -219,6 +219,7 @@ CASES: dict[str, Case] = {
     "speed.cuda_graph": Case(True, elsewhere="tests/engine/test_graphs.py and tests/gpu"),
     "speed.channels_last": Case(True, elsewhere="tests/models/test_memory.py"),
     "speed.attention": Case("math", elsewhere="tests/engine/test_attention.py"),
+    "speed.prepack": Case(False, elsewhere="tests/engine/test_fast_paths.py (the same numbers)"),
     "launch.device": Case("cpu", elsewhere="tests/engine/test_launch.py"),
     "launch.trainer": Case("sd-scripts", elsewhere="tests/sdscripts"),
     "launch.sd_scripts": Case("{base}", elsewhere="tests/sdscripts"),

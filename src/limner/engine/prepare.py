@@ -38,6 +38,7 @@ from limner.formats.known import FAMILIES as KNOWN
 from limner.formats.metadata import tag_frequency
 from limner.formats.suited import require_suited, unsuited
 from limner.models import family as families
+from limner.models import prepacked
 from limner.models.family import Family, Keep
 from limner.models.weights import PRECISIONS
 from limner.runs import Phase, Run
@@ -182,6 +183,8 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     adapter = adapters.make(config.adapter, config.embedding)
     adapter.attach(family, config.train.seed)
     starting.go_on(adapter, family, config.adapter, run)
+    if config.speed.prepack and runtime.device.type == "cpu" and not config.memory.swap_blocks:
+        prepacked.pack(family.denoiser)  # now: whatever is trained is marked, and what is merged is merged
     _warn_of_words(config, dataset, family, journal)
     if config.memory.checkpointing:
         family.enable_checkpointing(text=samples.trains_text)
