@@ -2,6 +2,10 @@
 
 import gc
 
+import accelerate
+import torch.distributed.fsdp
+import torch.distributed.tensor
+
 import limner.adapters.layered
 import limner.engine.prepare
 import limner.engine.train

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from limner.config import Config
 from limner.engine.average import Average
 from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizer_state import pack, unpack
+from limner.engine.runtime import Runtime
+from limner.engine.shards import is_sharded, load, local, share_like, whole, whole_like
 from limner.errors import wrong
 from limner.formats.embedding_file import file_name
 from limner.formats.header import read_header
 from limner.formats.metadata import TRIGGER, adapter_metadata, add_hashes, model_spec
 from limner.models.family import Family
-from limner.models.weights import PRECISIONS
+from limner.models.weights import PRECISIONS, Weights
 
 _KEPT_STATES = 2
 
@@ -131,23 +134,36 @@ def save_state(
     """Write everything that resuming at `step` needs, then prune older states."""
 
     def fill(temporary: Path) -> None:
-        weights = {k: v.detach().cpu().contiguous().clone() for k, v in adapter.state_dict().items()}
-        save_file(weights, temporary / "weights.safetensors")
-        tensors, told = pack(optimizer)
-        save_file(tensors, temporary / "optimizer.safetensors")
-        (temporary / "optimizer.json").write_text(json.dumps(told), encoding="utf-8")
-        if average is not None:
-            save_file({str(i): v.cpu() for i, v in enumerate(average.values)}, temporary / "average.safetensors")
+        for name, tensors, told in parts_of_state(adapter, optimizer, average):
+            save_file(tensors, temporary / f"{name}.safetensors")
+            if told is not None:
+                (temporary / f"{name}.json").write_text(json.dumps(told), encoding="utf-8")
         (temporary / "state.json").write_text(json.dumps({"step": step, "version": 2, **extra}), encoding="utf-8")
 
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:08d}"
-    if target.exists() and not disk.manifest_faults(target):
-        return
     disk.write_folder(target, fill)
     if not disk.manifest_faults(target):
         for old in _by_step(folder)[:-_KEPT_STATES]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def has_state(folder: Path, step: int) -> bool:
+    """Whether the whole state of a step is there already."""
+    target = folder / f"step-{step:08d}"
+    return target.exists() and not disk.manifest_faults(target)
+
+
+def parts_of_state(
+    adapter: Adapter, optimizer: torch.optim.Optimizer | OneByOne, average: Average | None
+) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Any] | None]]:
+    """(name, tensors, what is told beside them) of each file, one after the other in memory. Of weights that are shared out
+    among processes, all must go through them."""
+    yield "weights", {k: whole(v.detach()).cpu().contiguous().clone() for k, v in adapter.state_dict().items()}, None
+    yield "optimizer", *pack(optimizer)
+    if average is not None:
+        both = zip(average.values, average.params, strict=True)
+        yield "average", {str(i): whole_like(v, p).cpu() for i, (v, p) in enumerate(both)}, None
 
 
 def _by_step(folder: Path) -> list[Path]:
@@ -180,21 +196,41 @@ def refuse_other_circumstances(saved: dict[str, Any], here: dict[str, Any]) -> N
 
 
 def load_state(
-    path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer | OneByOne, average: Average | None
+    path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer | OneByOne, average: Average | None, runtime: Runtime
 ) -> dict[str, Any]:
-    """Take over a training state; returns its `state.json`. Raises UserError, with nothing changed silently, if a part of
-    it is missing."""
+    """Take over a training state; returns its `state.json`. Processes that do not see its folder (another machine's) are sent
+    it. Raises UserError, with nothing changed silently, if a part of it is missing."""
+    read, read_json = _readers(path, runtime)
     try:
-        facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        adapter.load_state_dict(load_file(path / "weights.safetensors"))
-        told = json.loads((path / "optimizer.json").read_text(encoding="utf-8"))
-        unpack(optimizer, load_file(path / "optimizer.safetensors"), told)
+        facts = read_json("state.json")
+        if runtime.is_sharded:
+            load(adapter.state_dict(), read("weights.safetensors"))
+        else:
+            adapter.load_state_dict(dict(read("weights.safetensors")))
+        unpack(optimizer, read("optimizer.safetensors"), read_json("optimizer.json"))
         if average is not None:
-            saved = load_file(path / "average.safetensors")
-            for i, value in enumerate(average.values):
-                value.copy_(saved[str(i)])
+            saved = read("average.safetensors")
+            for i, (value, p) in enumerate(zip(average.values, average.params, strict=True)):
+                whole_value = saved[str(i)]
+                value.copy_(local(share_like(whole_value, p)) if is_sharded(p) else whole_value)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise wrong(
             str(path), f"the training state lacks a part ({error}).", "Start a new run; its weights are in checkpoints/."
         ) from None
     return facts
+
+
+def _readers(path: Path, runtime: Runtime) -> tuple[Callable[[str], Mapping[str, Tensor]], Callable[[str], Any]]:
+    """What reads a file of tensors, and one of JSON, of a training state's folder."""
+
+    def read_json(name: str) -> Any:
+        return json.loads((path / name).read_text(encoding="utf-8"))
+
+    if not runtime.any(not path.is_dir()):
+        # of weights that are shared out no process needs all at once
+        return (lambda name: Weights([path / name]) if runtime.is_sharded else load_file(path / name)), read_json
+    main = runtime.is_main
+    return (
+        lambda name: runtime.share_tensors(load_file(path / name) if main else None),
+        lambda name: runtime.share(read_json(name) if main else None),
+    )

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from limner import disk
 from limner.adapters.adapter import Adapter
+from limner.adapters.none import NoAdapter
 from limner.changes import Change
 from limner.config import Config
 from limner.config.prompts import Prompt
 from limner.data.dataset import Dataset
 from limner.diffusion.timesteps import Timesteps, timesteps_of
-from limner.engine import checkpoint, live, loading, paint, validation
+from limner.engine import checkpoint, live, loading, paint, shards, validation
 from limner.engine.average import Average, evaluation_weights
 from limner.engine.journal import Journal, diverged
 from limner.engine.objective import batch_loss
@@ -29,6 +30,7 @@ from limner.engine.runtime import Runtime
 from limner.engine.samples import Samples
 from limner.engine.schedules import schedule_factor
 from limner.models.family import Conditioning, Family
+from limner.models.weights import PRECISIONS
 from limner.runs import Run
 
 
@@ -89,16 +91,16 @@ def train(job: Training, first_step: int) -> bool:
     """Run the loop from `first_step` (steps already done). True if it came to the end, False if it was asked to stop."""
     config, runtime, journal, total, step = job.config, job.runtime, job.journal, job.dataset.total_steps, first_step
     journal.say(status="running", phase="training", progress=(step, total), step=step, steps=total)
-    if runtime.any(is_validation_due(job, step) and not has_validation(job, step)):
+    if is_validation_due(job, step) and not runtime.share(has_validation(job, step)):
         validate(job, step)
-    if is_sample_due(job, step) and not has_samples(job, step):
+    if is_sample_due(job, step) and not runtime.share(has_samples(job, step)):
         sample(job, step)
     while step < total:
         measured = move_weights(job, step)
         step += 1
         journal.step(step, *measured)
 
-        requests = job.run.take_requests() if runtime.is_main else []
+        requests = job.run.take_requests() if journal.is_main else []
         changes = live.take(job, step) if runtime.is_main else []
         stop, stop_now, paints, saves, changed = runtime.agree(
             [job.stop_requested() or "stop" in requests, "stop-now" in requests, "sample" in requests, "save" in requests,
@@ -131,7 +133,7 @@ def move_weights(job: Training, step: int) -> tuple[Tensor, Tensor | None, dict[
     moves = not scaler.is_enabled() or any(p.grad is not None for p in job.params)
     if moves:
         scaler.unscale_(optimizer)  # pyright: ignore[reportArgumentType] (in fp16 it is a real one)
-    norm = None if limit == "off" else torch.nn.utils.clip_grad_norm_(job.params, limit)
+    norm = None if limit == "off" else shards.whole(torch.nn.utils.clip_grad_norm_(job.params, limit))
     if moves:
         scaler.step(optimizer)  # pyright: ignore[reportArgumentType]
         scaler.update()
@@ -214,32 +216,52 @@ def save_weights(job: Training, step: int) -> None:
     total = job.dataset.total_steps
     job.journal.flush()
     job.journal.say(phase="saving", step=step)
-    if job.runtime.is_main:
-        folder = checkpoint.output_folder(job.config, job.run.checkpoints)
-        facts = job.facts | {"step": step, "epoch": job.dataset.order.epoch_of(step), "saved_at": time.time()}
+    paths = list[Path]()
+    if job.runtime.is_main or job.runtime.is_sharded:
         with evaluation_weights(job.optimizer, job.params, job.average):
             refuse_non_finite(job, step)
-            path, *others = checkpoint.save_checkpoint(job.config, job.family, job.adapter, folder, facts)
+            paths = _write_weights(job, step)
+    if job.runtime.is_main:
+        path, *others = paths
         for written in (path, *others):
             checkpoint.verify(written)
         job.journal.event("checkpoint", step=step, path=str(path), **({"embedding": str(others[0])} if others else {}))
         if step < total:
             names = [*(n for n in job.written if n != path.name), path.name]
-            job.written = checkpoint.prune_checkpoints(job.config, folder, names)
+            job.written = checkpoint.prune_checkpoints(job.config, path.parent, names)
     job.runtime.barrier()
     job.journal.say(phase="training", progress=(step, total))
+
+
+def _write_weights(job: Training, step: int) -> list[Path]:
+    """Write the weights to use; the main process alone writes, and has the files."""
+    folder = checkpoint.output_folder(job.config, job.run.checkpoints)
+    facts = job.facts | {"step": step, "epoch": job.dataset.order.epoch_of(step), "saved_at": time.time()}
+    if not job.runtime.is_sharded:
+        return checkpoint.save_checkpoint(job.config, job.family, job.adapter, folder, facts)
+    assert isinstance(job.adapter, NoAdapter)
+    with shards.gathered(job.adapter.parts, PRECISIONS[job.config.output.dtype], job.runtime):
+        if not job.runtime.is_main:
+            return []
+        return checkpoint.save_checkpoint(job.config, job.family, job.adapter, folder, facts)
 
 
 def save_state(job: Training, step: int) -> None:
     """Write a training state to resume from."""
     job.journal.flush()
     job.journal.say(phase="saving", step=step)
-    if job.runtime.is_main:
+    is_needed = job.runtime.is_main and not checkpoint.has_state(job.run.states, step)
+    if job.runtime.is_sharded and (is_needed := job.runtime.any(is_needed)) and not job.runtime.is_main:
+        refuse_non_finite(job, step)
+        for _ in checkpoint.parts_of_state(job.adapter, job.optimizer, job.average):
+            pass  # each sends its share to the main process, which writes
+    elif is_needed:
         refuse_non_finite(job, step)
         session = {k: job.facts[k] for k in ("session_id", "started_at")}
         extra = {"written": job.written, "scaler": job.scaler.state_dict(), "session": session}
         extra |= {"data": job.dataset.fingerprint(), "circumstances": job.circumstances()}
         checkpoint.save_state(job.run.states, step, job.adapter, job.optimizer, job.average, extra)
+    if job.runtime.is_main:
         job.journal.event("state", step=step)
     job.runtime.barrier()
     job.journal.say(phase="training", progress=(step, job.dataset.total_steps))
@@ -247,7 +269,8 @@ def save_state(job: Training, step: int) -> None:
 
 def refuse_non_finite(job: Training, step: int) -> None:
     """Never write a weight that is no number."""
-    if not all(bool(torch.isfinite(p).all()) for p in job.params):
+    is_finite = all(bool(torch.isfinite(shards.local(p.detach())).all()) for p in job.params)
+    if job.runtime.any(not is_finite) if job.runtime.is_sharded else not is_finite:
         raise diverged(step, {g["name"]: g["lr"] for g in job.optimizer.param_groups})
 
 
@@ -268,22 +291,35 @@ def sample(job: Training, step: int) -> None:
         return
     job.journal.flush()
     job.journal.say(phase="sampling", progress=(0, len(job.prompts)), step=step)
-    if job.runtime.is_main:
-        with evaluation_weights(job.optimizer, job.params, job.average):
-            paint_previews(job, step)
+    with evaluation_weights(job.optimizer, job.params, job.average):
+        paint_previews(job, step)
     job.runtime.barrier()
     job.journal.say(phase="training", progress=(step, job.dataset.total_steps))
 
 
 def paint_previews(job: Training, step: int) -> None:
-    encoded = job.encoded_prompts
+    """Every process paints its share, in turns; the main one writes the files in the prompts' order.
+
+    With a model that is shared out all compute each picture together.
+    """
+    encoded, runtime, count = job.encoded_prompts, job.runtime, len(job.prompts)
     if job.samples.trains_text:
-        encoded = paint.encode_prompts(job.family, job.runtime, job.prompts)
-    with loading.lent(job.family, "vae", job.family.keep.vae_dtype, job.runtime.device, job.config.model):
-        pictures = paint.paint(job.family, job.runtime, job.prompts, encoded)
-        for i, (prompt, pixels) in enumerate(zip(job.prompts, pictures, strict=True)):
-            path = sample_path(job, step, i)
-            with disk.replacing(path) as temporary:
-                paint.to_image(pixels).save(temporary, format="PNG")
-            job.journal.event("sample", step=step, path=path.name, prompt=prompt.text, seed=prompt.seed)
-            job.journal.say(progress=(i + 1, len(job.prompts)))
+        encoded = paint.encode_prompts(job.family, runtime, job.prompts)
+    together = 1 if runtime.is_sharded else runtime.world
+    with loading.lent(job.family, "vae", job.family.keep.vae_dtype, runtime.device, job.config.model):
+        for first in range(0, count, together):
+            mine = first + (0 if runtime.is_sharded else runtime.rank)
+            painted = None
+            if mine < count:
+                (pixels,) = paint.paint(job.family, runtime, job.prompts[mine : mine + 1], encoded[mine : mine + 1])
+                painted = paint.to_image(pixels)
+            pictures = runtime.shares(painted) if together > 1 else [painted]
+            if not runtime.is_main:
+                continue
+            for i, picture in enumerate(pictures[: count - first], first):
+                assert picture is not None
+                path, prompt = sample_path(job, step, i), job.prompts[i]
+                with disk.replacing(path) as temporary:
+                    picture.save(temporary, format="PNG")
+                job.journal.event("sample", step=step, path=path.name, prompt=prompt.text, seed=prompt.seed)
+                job.journal.say(progress=(i + 1, count))

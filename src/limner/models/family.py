@@ -120,6 +120,10 @@ class Family(Protocol):
         """The denoiser's prediction, of `noisy`'s shape."""
         ...
 
+    def blocks_of(self, denoiser: Any) -> list[nn.Module]:
+        """The denoiser's blocks in order of use, each of which is computed as a whole."""
+        ...
+
     def enable_checkpointing(self, *, text: bool) -> None:
         """Compute activations again in the backward pass: in the denoiser, and in the text encoders if asked."""
         ...
