@@ -52,8 +52,9 @@ def config(model: Path, pictures: Path, /, **sections: dict[str, Any]) -> Config
     }
     for name, values in sections.items():
         given[name] = {**given.get(name, {}), **values}
-    if given["adapter"].get("kind") == "none":
+    if given["adapter"].get("kind") in ("none", "embedding"):
         given["adapter"].pop("rank", None)
+    if given["adapter"].get("kind") == "none":
         given["output"].setdefault("layout", "diffusers")
     return files.build(given, {})
 

@@ -13,7 +13,6 @@ import torch
 from limner import disk, runs
 from limner.adapters import adapter as adapters
 from limner.adapters.embedding import remarks
-from limner.adapters.none import NoAdapter
 from limner.config import Config, defaults
 from limner.config.launch import require_shares
 from limner.config.model import merges
@@ -192,8 +191,8 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     _warn_of_words(config, dataset, family, journal)
     if config.memory.checkpointing:
         family.enable_checkpointing(text=samples.trains_text)
-    if config.launch.shard == "full" and isinstance(adapter, NoAdapter) and runtime.world > 1:
-        shards.shard(family, adapter.parts, runtime)
+    if config.launch.shard == "full" and runtime.world > 1:
+        shards.shard(family, runtime)
         runtime = samples.runtime = replace(runtime, is_sharded=True)
     facts = metadata_facts(config, dataset, family, cache, rate, runtime) if runtime.is_main else {}
     return Training(

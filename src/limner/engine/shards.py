@@ -21,23 +21,24 @@ from limner.models.family import Family
 Tensors = Mapping[str, Tensor]
 
 
-def shard(family: Family, parts: Mapping[str, nn.Module], runtime: Runtime) -> None:
-    """Share out these parts of a loaded model: the denoiser block by block, text encoders as a whole."""
+def shard(family: Family, runtime: Runtime) -> None:
+    """Share out the loaded denoiser, block by block.
+
+    Not text encoders: they are small, and their layers are called one by one, where FSDP2 fetches weights only for the whole.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     mesh = init_device_mesh(runtime.device.type, (runtime.world,))
-    for part in parts.values():
-        # forgotten after use, all of them: weights are swapped between steps (the moving average's), and what a module
-        # still had whole would be the old ones
-        for block in family.blocks_of(part) if part is family.denoiser else ():
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)
-        fully_shard(part, mesh=mesh, reshard_after_forward=True)
-        for module in part.modules():
-            if isinstance(module, FSDPModule):
-                # losses are divided by the pictures of the whole step: gradients are added up, not averaged
-                module.set_gradient_divide_factor(1.0)
-                module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+    # forgotten after use, the outermost weights too: weights are swapped between steps (for the moving average's), and what a
+    # module still had whole would be the old ones
+    for module in (*family.blocks_of(family.denoiser), family.denoiser):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    for module in family.denoiser.modules():
+        if isinstance(module, FSDPModule):
+            # losses are divided by the pictures of the whole step: gradients are added up, not averaged
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -86,23 +87,20 @@ def load(own: Mapping[str, Tensor], state: Tensors) -> None:
 
 
 @contextlib.contextmanager
-def gathered(parts: Mapping[str, nn.Module], dtype: torch.dtype, runtime: Runtime) -> Iterator[None]:
-    """Inside, the main process's `state_dict()` of these parts is whole, on the CPU in `dtype`. All must enter it; one weight
-    after the other is fetched, so that beside the copy nothing more is in memory."""
-    hooks: list[Any] = []
-    for part in parts.values():
-        found: dict[str, Tensor] = {}
-        for name, tensor in part.state_dict().items():
-            there = whole(tensor.detach())
-            if runtime.is_main:
-                found[name] = there.to("cpu", dtype if there.is_floating_point() else there.dtype, copy=True)
+def gathered(model: nn.Module, dtype: torch.dtype, runtime: Runtime) -> Iterator[None]:
+    """Inside, the main process's `model.state_dict()` is whole, on the CPU in `dtype`. All must enter it; one weight after the
+    other is fetched, so that beside the copy nothing more is in memory."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        there = whole(tensor.detach())
+        if runtime.is_main:
+            found[name] = there.to("cpu", dtype if there.is_floating_point() else there.dtype, copy=True)
 
-        def fill(module: nn.Module, state: dict[str, Any], prefix: str, told: Any, found: dict[str, Tensor] = found) -> None:  # noqa: ARG001
-            state.update({prefix + name: tensor for name, tensor in found.items()})
+    def fill(module: nn.Module, state: dict[str, Any], prefix: str, told: Any) -> None:  # noqa: ARG001
+        state.update({prefix + name: tensor for name, tensor in found.items()})
 
-        hooks.append(part.register_state_dict_post_hook(fill))
+    hook = model.register_state_dict_post_hook(fill)
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from limner import disk
 from limner.adapters.adapter import Adapter
-from limner.adapters.none import NoAdapter
 from limner.changes import Change
 from limner.config import Config
 from limner.config.prompts import Prompt
@@ -239,8 +238,7 @@ def _write_weights(job: Training, step: int) -> list[Path]:
     facts = job.facts | {"step": step, "epoch": job.dataset.order.epoch_of(step), "saved_at": time.time()}
     if not job.runtime.is_sharded:
         return checkpoint.save_checkpoint(job.config, job.family, job.adapter, folder, facts)
-    assert isinstance(job.adapter, NoAdapter)
-    with shards.gathered(job.adapter.parts, PRECISIONS[job.config.output.dtype], job.runtime):
+    with shards.gathered(job.family.denoiser, PRECISIONS[job.config.output.dtype], job.runtime):
         if not job.runtime.is_main:
             return []
         return checkpoint.save_checkpoint(job.config, job.family, job.adapter, folder, facts)
