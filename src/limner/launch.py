@@ -17,6 +17,7 @@ from limner.config import Config, Launch
 from limner.config.launch import MAIN_PORT, extra_words, gpus, is_host, most_processes
 from limner.errors import wrong
 from limner.formats.checkout import python_of
+from limner.machine import VISIBLE, visible_gpus
 from limner.runs import Run
 
 TRAINER = "limner.engine"
@@ -104,7 +105,7 @@ def environment(config: Config, device: str) -> dict[str, str]:
     """What the command's environment needs beside the caller's own."""
     out = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if (chosen := gpus(config.launch)) is not None and device != "cpu":
-        out["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, chosen))
+        out |= {"CUDA_VISIBLE_DEVICES": visible_among(chosen), VISIBLE: visible_gpus()}
     if config.launch.trainer == "sd-scripts":
         # rich, which sd-scripts reports through, else breaks its lines at 80 columns
         return out | {"COLUMNS": "160"}
@@ -119,6 +120,12 @@ def environment(config: Config, device: str) -> dict[str, str]:
         # what does not end of itself when another was killed is waited for so long; politely stopped ones are not
         out["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "15"
     return out
+
+
+def visible_among(chosen: Sequence[int]) -> str:
+    """CUDA_VISIBLE_DEVICES for these of the GPUs that are visible here, which may be some of the machine's already."""
+    here = [w.strip() for w in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if w.strip()]
+    return ",".join(here[n] if n < len(here) else str(n) for n in chosen)
 
 
 def shown(words: Sequence[str], env: dict[str, str], folder: str = "") -> str:

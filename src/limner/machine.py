@@ -67,7 +67,7 @@ def describe(home: Path, *, refresh: bool = False) -> Machine:
 
     Raises NoAnswer, which is kept there as well for ASKED_AGAIN_SECONDS: all who ask in that time are given it at once.
     """
-    key = f"{sys.executable} {_torch_version()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {_boot()}"
+    key = f"{sys.executable} {_torch_version()} {visible_gpus()} {_boot()}"
     path = home / "machine.json"
     cached = None if refresh else disk.read_json(path)
     if isinstance(cached, dict) and cached.get("key") == key:
@@ -83,6 +83,15 @@ def describe(home: Path, *, refresh: bool = False) -> Machine:
     with contextlib.suppress(OSError):  # a home that cannot be written is preflight's to report
         disk.write_json(path, {"key": key, **found})
     return _from_json(found)
+
+
+VISIBLE = "LIMNER_VISIBLE_GPUS"
+"""In the environment of a trainer that is given some of the GPUs: what was visible to whoever started it."""
+
+
+def visible_gpus() -> str:
+    """CUDA_VISIBLE_DEVICES as the machine was asked with."""
+    return os.environ.get(VISIBLE) or str(os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def _ask() -> dict:

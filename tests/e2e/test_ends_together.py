@@ -76,8 +76,8 @@ def test_a_killed_process_ends_all(rank, tiny_model, pictures, start):
     assert not run.is_locked() and is_whole(run)
     stop = next(e for e, _ in run.events() if e["event"] == "stop")
     assert stop["error"] == state.error
-    log = run.tail(100_000)
-    assert f"[process {2} of 2] " in log or rank == 1
+    if rank == 0:
+        assert "[process 2 of 2] Traceback" in run.tail(100_000)
 
 
 def test_a_process_that_hangs_is_noticed(tiny_model, pictures, start):
@@ -93,7 +93,7 @@ def test_a_process_that_hangs_is_noticed(tiny_model, pictures, start):
 
 
 def test_a_run_begins_again_from_its_newest_state(tiny_model, pictures, start):
-    sections = {"train": {"steps": 400}, "output": {"state_every_steps": 5}}
+    sections = {"train": {"steps": 200}, "output": {"state_every_steps": 5}}
     run = new_run(config(tiny_model, pictures, launch={"num_processes": 2, "restarts": 2}, **sections))
     process = start(run)
     at_step(run, 6, process)
@@ -108,10 +108,10 @@ def test_a_run_begins_again_from_its_newest_state(tiny_model, pictures, start):
     assert said == ["process 2 of 2 was killed (signal 9); the run is started again (1 of 2)"]
     resumed = [e["step"] for e, _ in run.events() if e["event"] == "resume"]
     assert len(resumed) == 1 and resumed[0] >= 5 and resumed[0] % 5 == 0
-    one = new_run(config(tiny_model, pictures, **{**sections, "train": {"steps": 400, "accumulation": 2}}))
+    one = new_run(config(tiny_model, pictures, **{**sections, "train": {"steps": 200, "accumulation": 2}}))
     assert train(one) == 0
     assert losses(run)[:50] == pytest.approx(losses(one)[:50], rel=1e-4)
-    assert len(losses(run)) == 400
+    assert len(losses(run)) == 200
 
 
 def test_what_the_user_is_to_mend_is_not_tried_again(tiny_model, pictures, start):
@@ -124,12 +124,11 @@ def test_what_the_user_is_to_mend_is_not_tried_again(tiny_model, pictures, start
     assert [e["event"] for e, _ in run.events() if e["event"] == "warning"] == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_launcher_stops_all_with_their_state_saved(number, tiny_model, pictures, start):
+def test_a_signal_to_the_launcher_stops_all_with_their_state_saved(tiny_model, pictures, start):
     run = endless(tiny_model, pictures)
     process = start(run)
     at_step(run, 2, process)
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGTERM)
     assert process.wait(60) == 0, run.tail(20_000)
     state = run.state()
     assert state.status == "stopped"

@@ -131,6 +131,29 @@ def test_steps_that_cannot_be_shared_out_are_refused(tiny_model, pictures):
     assert "3 micro-batches, which 2 processes cannot share out evenly. Use one of 1, 3." in run.state().error
 
 
+@pytest.mark.slow
+def test_a_stop_while_caching_reaches_all(tiny_model, wide_pictures):
+    run = of(tiny_model, wide_pictures, "lora", 2)
+    assert train_together(run, 2, {1: Moment("term", "cache", 1)}) == [0, 0], run.tail()
+    assert (run.state().status, run.state().step) == ("stopped", 0)
+    assert not states(run)
+    assert train_together(run, 2) == [0, 0], run.tail()
+    assert run.state().status == "done" and "[process 2 of 2]" not in (run.path / "events.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_class_pictures_are_painted_by_all(tiny_model, pictures, tmp_path):
+    painted = []
+    for processes in (1, 2):
+        folder = tmp_path / f"classes of {processes}"
+        folder.mkdir()
+        data = {"class_path": str(folder), "class_prompt": "a thing", "class_count": 3}
+        run = of(tiny_model, pictures, "lora", processes, data=data, train={"steps": 1})
+        assert (train_together(run, 2) if processes == 2 else [train(run)]) == [0] * processes, run.tail()
+        painted.append({p.name: p.read_bytes() for p in folder.glob("*.png")})
+    assert len(painted[0]) == 3 and painted[0] == painted[1]
+
+
 def another(run: Run) -> Run:
     """A copy of a run's folder."""
     copy = Run(run.path.with_name(f"{run.id}-copy"))

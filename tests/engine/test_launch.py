@@ -114,7 +114,11 @@ def test_the_environment(monkeypatch):
     assert launch.environment(with_launch(num_threads=5), "cuda") == always | {"OMP_NUM_THREADS": "5"}
     several = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "15"}
     assert launch.environment(with_launch(num_processes=3), "cpu") == always | malloc | several | {"OMP_NUM_THREADS": "2"}
-    assert launch.environment(with_launch(gpu_ids="2, 0"), "cuda") == always | {"CUDA_VISIBLE_DEVICES": "2,0"}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    given = launch.environment(with_launch(gpu_ids="2, 0"), "cuda")
+    assert given == always | {"CUDA_VISIBLE_DEVICES": "2,0", "LIMNER_VISIBLE_GPUS": "None"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-7")
+    assert launch.environment(with_launch(gpu_ids="2,0"), "cuda")["CUDA_VISIBLE_DEVICES"] == "GPU-7,4"
     two = with_launch(num_processes=8, num_machines=2)
     assert launch.environment(two, "cpu")["OMP_NUM_THREADS"] == "2"
     assert launch.environment(with_launch(num_processes=16), "cpu")["OMP_NUM_THREADS"] == "1"

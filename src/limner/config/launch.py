@@ -29,7 +29,7 @@ class Launch(Section):
     gpu_ids: Line | None = option(None, kohya="gpu_ids", advanced=True)
     """Which GPUs of this machine to use, such as "0,2": one for each process. The first ones when not given."""
 
-    shard: Literal["off", "full"] = option("off", advanced=True, when="adapter.kind = none")
+    shard: Literal["off", "full"] = option("off", advanced=True)
     """"full": each process keeps only its share of weights, gradients and optimiser states, and fetches the rest of a layer
     while it computes it (FSDP2). For a whole model that does not fit on one GPU."""
 
