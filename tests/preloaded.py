@@ -2,9 +2,9 @@
 
 import gc
 
-import accelerate
+import accelerate  # noqa: F401
 import torch.distributed.fsdp
-import torch.distributed.tensor
+import torch.distributed.tensor  # noqa: F401
 
 import limner.adapters.layered
 import limner.engine.prepare

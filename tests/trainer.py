@@ -85,7 +85,8 @@ def train_together(
     for rank in range(count):
         near = [r for r in range(count) if r not in others] if rank not in others else [rank]
         environment = {
-            "RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(near.index(rank)), "LOCAL_WORLD_SIZE": str(len(near)),
+            "RANK": str(rank), "WORLD_SIZE": str(count),
+            "LOCAL_RANK": str(near.index(rank)), "LOCAL_WORLD_SIZE": str(len(near)),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
         its = others.get(rank, run)
@@ -110,9 +111,7 @@ def train(run: Run, *moments: Moment | None, seconds: float = 120) -> int:
     return process.exitcode
 
 
-def _train(
-    folder: str, home: str, moments: tuple[Moment | None, ...], environment: dict[str, str] | None = None
-) -> None:
+def _train(folder: str, home: str, moments: tuple[Moment | None, ...], environment: dict[str, str] | None = None) -> None:
     os.environ["LIMNER_HOME"] = home
     os.environ.update(environment or {})
     forked.to_log(str(Path(folder) / "log.txt"))

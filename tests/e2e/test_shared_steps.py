@@ -34,7 +34,8 @@ def of(model: Path, pictures: Path, kind: str, processes: int, **sections) -> Ru
     """A run with four micro-batches in a step, however many processes share them out."""
     given = {name: dict(values) for name, values in KINDS[kind].items()}
     given["train"] = {"steps": 4, "batch_size": 1, "accumulation": 4 // processes, "ema": 0.9}
-    given |= {"launch": {"num_processes": processes}, "data": {"flip": True, "shuffle_tags": True}, "validation": {"share": 0.3}}
+    given |= {"launch": {"num_processes": processes}, "validation": {"share": 0.3}}
+    given["data"] = {"flip": True, "shuffle_tags": True}
     given["sample"] = SMALL
     given["output"] = {"save_every_steps": 2, "state_every_steps": 2}
     for name, values in sections.items():

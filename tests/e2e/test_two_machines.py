@@ -1,4 +1,4 @@
-"""Two machines on the loopback, each with a home of its own: the main one saves, both train, and either may be asked to stop."""
+"""Two machines on the loopback, each with a home of its own: the main one saves, both train, and either may be stopped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def on_two(model: Path, pictures: Path, home: Path, monkeypatch, **sections) -> 
         its.mkdir(exist_ok=True)
         if rank:
             shutil.copy(home / "machine.json", its)
-            pictures = Path(shutil.copytree(pictures, its / "pictures"))
+            pictures = Path(shutil.copytree(pictures, its / "pictures", dirs_exist_ok=True))
         launched = {"num_processes": 2, "num_machines": 2, "machine_rank": rank, "main_process_port": port}
         launched["main_process_ip"] = "127.0.0.1"
         monkeypatch.setenv("LIMNER_HOME", str(its))

@@ -68,7 +68,7 @@ def test_a_machines_name_is_one(host):
 )  # fmt: skip
 def test_no_free_word_reaches_a_launcher(word):
     for device in ("cpu", "cuda"):
-        with pytest.raises(UserError, match="launch.extra"):
+        with pytest.raises(UserError, match=r"launch\.extra"):
             launch.argv(with_launch(num_processes=2, extra=[word]), RUN, device)
 
 

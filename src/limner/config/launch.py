@@ -89,7 +89,9 @@ def extra_words(launch: Launch) -> list[str]:
         name = name.replace("-", "_").replace("__", "--", 1)
         known = ", ".join(EXTRA)
         if name not in EXTRA:
-            raise wrong("launch.extra", f"{text[:80]!r} is not among the arguments that are let through.", f"Those are {known}.")
+            raise wrong(
+                "launch.extra", f"{text[:80]!r} is not among the arguments that are let through.", f"Those are {known}."
+            )
         pattern, said = EXTRA[name]
         if bool(equals) != bool(pattern) or not re.fullmatch(pattern, value, re.ASCII):
             raise wrong("launch.extra", f"{text[:80]!r}: {name} takes {said}.", "Correct or remove it.")

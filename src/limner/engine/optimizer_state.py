@@ -19,7 +19,10 @@ _CONFIGURED = ("params", "name", "lr", "base_lr", "finds_rate")
 
 
 def pack(optimizer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, the rest as JSON). Of weights that are shared out among processes all must ask. Raises TypeError for a state that is neither numbers, texts nor tensors."""
+    """(tensors, the rest as JSON). Of weights that are shared out among processes all must ask.
+
+    Raises TypeError for a state that is neither numbers, texts nor tensors.
+    """
     tensors: dict[str, Tensor] = {}
     told: dict[str, Any] = {"weights": {}, "groups": []}
     for i, (part, p) in enumerate(_weights(optimizer)):

@@ -67,7 +67,10 @@ def find_base(config: Config) -> Base:
 
 def _require_alike(config: Config, runtime: Runtime) -> None:
     """Raises UserError if the machines were given configurations that differ in what decides the numbers."""
-    sections = {name: getattr(config, name).model_dump_json(exclude={"start"}) for name in ("train", "optimizer", "objective", "adapter")}
+    sections = {
+        name: getattr(config, name).model_dump_json(exclude={"start"})
+        for name in ("train", "optimizer", "objective", "adapter")
+    }
     told = runtime.shares(sections | {"launch.num_processes": str(config.launch.num_processes)})
     for name, value in told[0].items():
         if any(other[name] != value for other in told):

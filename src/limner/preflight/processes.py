@@ -111,4 +111,3 @@ def _sharding(config: Config) -> Iterable[Finding]:
         yield Finding(field, said, f"{off}, or set optimizer.kind to one of {', '.join(_SHARDED)}.")
     if config.optimizer.in_backward:
         yield Finding(field, "gradients are added up behind the backward pass.", f"{off}, or optimizer.in_backward to false.")
-
