@@ -44,7 +44,7 @@ def start(run: Run, device: str) -> subprocess.Popen[bytes] | None:
     process before anyone else may write it: the trainer waits for the run's lock.
     """
     config = run.config()
-    words, extra = launch.argv(config, run.path, device, _available(config, device)), launch.environment(config, device)
+    words, extra = launch.argv(config, run.path, device, *_available(config, device)), launch.environment(config, device)
     with contextlib.suppress(filelock.Timeout), run.hold():
         if run.state().status not in ("queued", "waiting"):
             return None
@@ -61,11 +61,13 @@ def start(run: Run, device: str) -> subprocess.Popen[bytes] | None:
     return None
 
 
-def _available(config: Config, device: str) -> int | None:
-    """How many GPUs a run of several processes can have now; None where that is not the question."""
+def _available(config: Config, device: str) -> tuple[int, ...]:
+    """How many GPUs a run of several processes can have now, where that is the question."""
     if device == "cpu" or config.launch.num_processes == 1:
-        return None
-    return len(gpus(config.launch) or ()) or machine.describe(runs.home()).count(device)
+        return ()
+    there = machine.describe(runs.home()).count(device)
+    chosen = gpus(config.launch)
+    return (there if chosen is None else sum(n < there for n in chosen),)
 
 
 def spawn(words: Sequence[str], log: Path, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
