@@ -21,8 +21,9 @@ from typing import Any
 import filelock
 import psutil
 
-from limner import disk, launch, queue, runs
+from limner import disk, launch, machine, queue, runs
 from limner.config import Config
+from limner.config.launch import gpus
 from limner.runs import LIVE, Run, State
 
 GRACE_SECONDS = 10.0
@@ -45,7 +46,7 @@ def start(run: Run, device: str) -> subprocess.Popen[bytes] | None:
     process before anyone else may write it: the trainer waits for the run's lock.
     """
     config = run.config()
-    words, extra = launch.argv(config, run.path, device), launch.environment(config, device)
+    words, extra = launch.argv(config, run.path, device, *_available(config, device)), launch.environment(config, device)
     with contextlib.suppress(filelock.Timeout), run.hold():
         if run.state().status not in ("queued", "waiting"):
             return None
@@ -60,6 +61,15 @@ def start(run: Run, device: str) -> subprocess.Popen[bytes] | None:
             raise
         return process
     return None
+
+
+def _available(config: Config, device: str) -> tuple[int, ...]:
+    """How many GPUs a run of several processes can have now, where that is the question."""
+    if device == "cpu" or config.launch.num_processes == 1:
+        return ()
+    there = machine.describe(runs.home()).count(device)
+    chosen = gpus(config.launch)
+    return (there if chosen is None else sum(n < there for n in chosen),)
 
 
 def spawn(words: Sequence[str], log: Path, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
@@ -136,10 +146,9 @@ def stop_at_once(run: Run) -> None:
 
 def _signal(run: Run, act: Callable[[int], None]) -> None:
     """Do something to the trainer's process, if the pid in its state is still its own and not another's by now."""
-    state = run.state()
-    if runs.is_alive(state.pid, state.process_started):
+    if (pid := run.state().worker) is not None:
         with contextlib.suppress(psutil.Error):
-            act(state.pid)
+            act(pid)
 
 
 def _gone(run: Run, seconds: float | None) -> bool:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import filelock
 
-from limner import runs
+from limner import disk, runs
+from limner.config.launch import require_shares
 from limner.errors import wrong
 from limner.runs import LIVE, Run, State
 
@@ -39,6 +40,18 @@ def enqueue(run: Run) -> None:
         run.drop_requests(before=time.time() + 1)  # nobody has anything to ask of a run that is not live
         _append(table, run)
         run.write_state(State("waiting", step=state.step, steps=state.steps))
+
+
+def set_processes(run: Run, count: int) -> None:
+    """Let a run go on with another number of processes. Raises UserError if they could not share out its steps evenly."""
+    config = run.config()
+    if config.launch.trainer != "limner":
+        raise wrong("processes", "sd-scripts' training states are for one number of processes.", "Leave it out.")
+    if config.launch.num_machines > 1:
+        raise wrong("processes", "the run's processes are shared out among machines.", "Leave it out.")
+    require_shares(config, count)
+    with _hold(run):
+        disk.write_json(run.path / "processes.json", count)
 
 
 def waiting() -> list[str]:

@@ -46,9 +46,16 @@ Phase = Literal[
 JOB_FILE = "target.json"
 """What is known of the job that trains a run elsewhere (`limner.targets`)."""
 LIVE: tuple[Status, ...] = ("starting", "running", "stopping")
+LAUNCHER = "LIMNER_LAUNCHER"
+"""In the environment of processes that a launcher started which has the last word about them: its pid."""
 _CHANGE = re.compile(r"change-[0-9]{1,20}\.toml", re.ASCII)
 _MAX_CHANGE_BYTES = 1 << 20
 REQUESTS = ("stop", "stop-now", "sample", "save")
+
+
+def has_launcher() -> bool:
+    """Whether this process is one of several whose launcher lives, and will say how they ended."""
+    return os.environ.get(LAUNCHER) == str(os.getppid())
 
 
 def home() -> Path:
@@ -82,8 +89,17 @@ class State:
     process_started: float = 0.0
     parent: int = 0
     """The process that started it: of several trainers, the launcher whose exit code tells of them all."""
+    parent_started: float = 0.0
+    """Of several trainers, when the launcher started: as long as it lives it may start them again."""
     error: str = ""
     updated: float = 0.0
+
+    @property
+    def worker(self) -> int | None:
+        """The process that answers for the run now: the trainer, or the launcher of several; None if there is none any more."""
+        if is_alive(self.parent, self.parent_started):
+            return self.parent
+        return self.pid if is_alive(self.pid, self.process_started) else None
 
     @staticmethod
     def read(path: Path) -> State:
@@ -138,6 +154,12 @@ class Run:
         """What was asked. Raises UserError if the file was damaged since."""
         return config_files.read(self.path / "config.toml")
 
+    @property
+    def processes(self) -> int | None:
+        """With how many processes it was last told to go on, in `processes.json`; None if as many as its config says."""
+        raw = disk.read_json(self.path / "processes.json")
+        return raw if type(raw) is int and raw > 0 else None
+
     def plan(self) -> dict[str, Any]:
         """What was derived before the start; {} if it is not there yet."""
         raw = disk.read_json(self.path / "plan.json")
@@ -154,6 +176,8 @@ class Run:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
             me = {"pid": pid, "process_started": process.create_time(), "parent": process.ppid()}
+            if pid == os.getpid() and has_launcher():
+                me["parent_started"] = psutil.Process(process.ppid()).create_time()
             return State("starting", "loading", step=earlier.step, steps=earlier.steps, **me)
         return State("starting", "loading", step=earlier.step, steps=earlier.steps, pid=pid)  # gone already
 
@@ -204,7 +228,7 @@ class Run:
     def state(self) -> State:
         """What is true now, from state.json, exit.json and the process table."""
         state = State.read(self.path / "state.json")
-        if state.status not in LIVE or is_alive(state.pid, state.process_started):
+        if state.status not in LIVE or state.worker is not None:
             return state
         state = State.read(self.path / "state.json")  # it may have said its last word just before it ended
         if state.status not in LIVE:
