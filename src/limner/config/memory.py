@@ -16,6 +16,10 @@ class Memory(Section):
     checkpoint_every: int = option(1, ge=1, le=1000, advanced=True, when="memory.checkpointing")
     """Compute only every so many-th layer again, and keep the activations of the others: less is saved, less time is lost."""
 
+    micro_batch: int | None = option(None, ge=1, le=4096, advanced=True)
+    """Compute a batch in pieces of at most so many pictures: less memory, and what is learnt is the same. The whole batch at
+    once when not given."""
+
     quantize: Literal["off", "fp8", "int8", "nf4"] = option("off", kohya="fp8_base", advanced=True)
     """Store the denoiser's frozen layers in 8 bits (fp8, int8) or in 4 (nf4): half or a quarter of the memory of bf16. A LoRA
     learns beside them all the same, a little less exactly."""
