@@ -89,8 +89,9 @@ class Ledger(TorchDispatchMode):
         for tensor in tree_flatten(out)[0]:
             if isinstance(tensor, Tensor) and tensor.device.type == self.device.type:
                 self._see(tensor)
-        if scratch := scratch_bytes(func, args) if self.device.type == "cpu" else 0:
-            self.forget(self.note(scratch))
+        if self.device.type == "cpu":
+            for event in [self.note(count) for count in scratch_of(func, args, out)]:
+                self.forget(event)
         if self.counting:
             self._count(func, args, kwargs or {})
         return out
@@ -121,15 +122,18 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, torch.Generator) else value
 
 
-def scratch_bytes(func: Any, args: Any) -> int:
-    """What a convolution on a CPU takes while it computes: oneDNN lays input, weight and output out anew."""
+def scratch_of(func: Any, args: Any, out: Any) -> list[int]:
+    """What a convolution on a CPU takes while it computes, bytes: oneDNN lays input, weight and output out anew."""
     packet = func.overloadpacket
     if packet is torch.ops.aten.convolution:
-        images, weight = args[0], args[1]
-        return _num_bytes(images) + _num_bytes(weight)
+        return [_num_bytes(t) for t in (*args[:2], out)]
     if packet is torch.ops.aten.convolution_backward:
-        return sum(_num_bytes(t) for t in args[:3])
-    return 0
+        gradient, images, weight, mask = *args[:3], args[-1]
+        passes = [(gradient, weight, images)] if mask[0] else []
+        passes += [(gradient, images, weight)] if mask[1] else []
+        # one after the other
+        return max(([_num_bytes(t) for t in tensors] for tensors in passes), key=sum, default=[])
+    return []
 
 
 def _num_bytes(tensor: Tensor) -> int:

@@ -37,6 +37,7 @@ from limner.formats.metadata import tag_frequency
 from limner.formats.suited import require_suited, unsuited
 from limner.models import family as families
 from limner.models.family import Family, Keep
+from limner.models.given_back import give_back
 from limner.models.weights import PRECISIONS
 from limner.runs import Phase, Run
 
@@ -176,6 +177,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     _warn_of_words(config, dataset, family, journal)
     if config.memory.checkpointing:
         family.enable_checkpointing(text=samples.trains_text)
+    give_back()  # what loading left behind
     facts = metadata_facts(config, dataset, family, cache, rate, runtime) if runtime.is_main else {}
     return Training(
         config, run, runtime, journal, family, adapter, dataset, samples, rate, facts, prompts, encoded, stop_requested,
