@@ -10,6 +10,10 @@ from limner.config.base import FilePath, Section, option
 class Memory(Section):
     """What to keep in memory, and what to compute once and keep on disk."""
 
+    fit: Literal["off", "auto"] = option("off")
+    """auto: before the start, and again should memory run out, choose the fastest way in which the run fits into memory, from
+    the options below that are left as they are. The log says what was chosen and why."""
+
     checkpointing: bool = option(False, kohya="gradient_checkpointing")
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."""
 

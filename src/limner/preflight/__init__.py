@@ -53,7 +53,7 @@ CHECKS: tuple[Check, ...] = (
     model.check_family,
     training.check_preservation,
     device.check_device,
-    device.check_weights,
+    device.check_estimate,
     training.check_prompts,
     output.check_logging,
     output.check_output,
