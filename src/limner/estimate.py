@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,13 @@ from limner import disk, launch
 from limner.config import Config, files
 from limner.data.dataset import Dataset
 from limner.errors import Finding, UserError
+from limner.formats.base import Base, weight_files
+from limner.formats.known import FAMILIES
 
 _VERSION = 1  # raise it when the same question is answered otherwise
 _SECONDS = 300.0
 _ASKED_AGAIN_SECONDS = 60.0
+_DECIDE = {"model", "adapter", "embedding", "objective", "memory", "sample", "launch", "speed"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def key_of(config: Config, question: Question) -> str:
     train, optimizer = config.train, config.optimizer
     decides: list[Any] = [
         _VERSION, _torch_version(), asdict(question),
-        config.model_dump(mode="json", include={"model", "adapter", "embedding", "objective", "memory", "sample", "launch", "speed"}),
+        config.model_dump(mode="json", include=_DECIDE),
         [train.batch_size, train.accumulation, train.ema, train.ema_device, train.clip_norm == "off"],
         [optimizer.kind, optimizer.class_path, optimizer.arguments, optimizer.in_backward, config.output.dtype],
     ]  # fmt: skip
@@ -166,10 +168,15 @@ def _torch_version() -> str:
         return "none"
 
 
-def question(
-    dataset: Dataset, device: str, precision: str, caches_text: bool, model_files: Iterable[Path]
-) -> Question:
-    """The question for a data set that is planned."""
+def question(dataset: Dataset, base: Base, device: str, precision: str, caches_text: bool) -> Question:
+    """The question for a data set that is planned, and a model that is here."""
+    assert base.path is not None
+    model_files = dict[Path, None]()
+    for part in FAMILIES[base.family].parts:
+        if part in base.others:
+            model_files[base.others[part]] = None
+        elif part not in base.absent:
+            model_files |= dict.fromkeys([base.path] if base.layout == "file" else weight_files(base.path, part))
     sizes = sorted(dataset.bucket_counts())
     return Question(
         device, precision, max(sizes, key=lambda size: size[0] * size[1]), dataset.buckets.resolution, dataset.num_pictures,

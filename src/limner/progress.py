@@ -53,7 +53,9 @@ def say_plan(config: Config, records: Records) -> None:
             parts = ", ".join(f"{name} {mib / 1024:.1f}" for name, mib in phase.parts.items())
             print(f"  {phase.name:<9} {phase.total_mib / 1024:5.1f} GiB: {parts}")
         beside = f", {reckoned.process_mib / 1024:.1f} of it the libraries" if device == "cpu" else ""
-        print(f"At most {reckoned.peak_mib(device) / 1024:.1f} GiB{beside}.", _time_words(reckoned, records.dataset.total_steps))
+        print(
+            f"At most {reckoned.peak_mib(device) / 1024:.1f} GiB{beside}.", _time_words(reckoned, records.dataset.total_steps)
+        )
     elif (weighed := records.footprint) is not None:
         text, vae, denoiser, trained = (
             f"{mib / 1024:.1f}" for mib in (weighed.text_mib, weighed.vae_mib, weighed.denoiser_mib, weighed.trained_mib)

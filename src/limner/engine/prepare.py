@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from limner import disk, runs
+from limner import disk, estimate, fitting, runs
 from limner.adapters import adapter as adapters
 from limner.adapters.embedding import remarks
 from limner.config import Config, defaults
@@ -22,7 +22,7 @@ from limner.data.classes import base_name, num_missing, scan_classes
 from limner.data.dataset import Dataset, assemble
 from limner.data.decode import decode
 from limner.diffusion.timesteps import shift_of, timesteps_of
-from limner.engine import loading, paint, starting
+from limner.engine import fit, loading, paint, starting
 from limner.engine.classes import paint_class_pictures
 from limner.engine.journal import Journal
 from limner.engine.live import prompts_of
@@ -155,13 +155,18 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
         paint_class_pictures(config, family, runtime, missing, watched("painting class pictures"))
         of_class = class_pictures()
     dataset = assemble(config, base, [*own, *of_class])
+    settings = scan.settings_of(config.data, dataset.pictures)
+    fitted = fit.choose(run, config, family, dataset, defaults.caches_text(config, settings), runtime, journal)
+    if fitted is not config:
+        config, family = fitted, families.make(base, keep_of(fitted))
     samples = Samples(config, dataset, family, runtime, cache)
     validation = validation_samples(samples, held)
     prompts = prompts_of(config, run, dataset, base)
     require_suited(prompts, base)  # asked again: before the start the model may not have been here
     rate = defaults.learning_rate(config, base.is_pocket)
     if runtime.is_main:
-        disk.write_json(run.path / "plan.json", plan(dataset, base, rate, runtime))
+        planned = plan(dataset, base, rate, runtime) | _reckoned(config, run, base, dataset, runtime, samples.caches_text)
+        disk.write_json(run.path / "plan.json", planned)
 
     encoded = _encode([samples, *([validation] if validation else [])], prompts, journal, watched("caching"))
     journal.say(phase="loading", steps=dataset.total_steps)
@@ -256,6 +261,16 @@ def plan(dataset: Dataset, base: Base, rate: float, runtime: Runtime) -> dict[st
         "torch": torch.__version__,
         "num_threads": torch.get_num_threads(),
     }
+
+
+def _reckoned(config: Config, run: Run, base: Base, dataset: Dataset, runtime: Runtime, caches_text: bool) -> dict[str, Any]:
+    """What the run was reckoned to take, as far as that was asked before, and the way that memory.fit chose."""
+    try:
+        asked = estimate.question(dataset, base, runtime.device.type, runtime.precision, caches_text)
+        found = estimate.known(runs.home(), config, asked)
+    except UserError:
+        found = None
+    return {"estimate": None if found is None else asdict(found), "fit": fitting.recorded(run)}
 
 
 def _folders(pictures: Sequence[scan.Picture]) -> dict[str, dict[str, int]]:

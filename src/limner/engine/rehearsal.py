@@ -18,8 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from limner.adapters import adapter as adapters
-from limner.config import Config, defaults
-from limner.config.optimizers import facts
+from limner.config import Config
 from limner.config.prompts import Prompt
 from limner.diffusion.process import Flow
 from limner.engine.average import Average
@@ -29,7 +28,6 @@ from limner.engine.optimizer_state import pack
 from limner.engine.optimizers import make_optimizer
 from limner.engine.prepare import keep_of
 from limner.engine.runtime import Runtime
-from limner.errors import UserError
 from limner.formats.base import Base
 from limner.formats.header import TensorInfo
 from limner.formats.single import header_of
@@ -174,7 +172,9 @@ class Rehearsal:
 
     def _step(self, stage: Any, optimizer: Any, params: list[Any]) -> None:
         config, count = self.config, self.config.train.batch_size
-        pieces = [min(config.memory.micro_batch or count, count - at) for at in range(0, count, config.memory.micro_batch or count)]
+        pieces = [
+            min(config.memory.micro_batch or count, count - at) for at in range(0, count, config.memory.micro_batch or count)
+        ]
         for _ in range(config.train.accumulation):
             for size in pieces:
                 loss = self._loss(stage, size)

@@ -10,7 +10,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from math import prod
-from typing import Any
 
 import torch
 from torch.utils._pytree import tree_unflatten

@@ -56,6 +56,10 @@ class Training:
     """Live changes that an earlier trainer of this run made behind the step to resume from: made again at their steps."""
     written: list[str] = field(default_factory=list)
     """Checkpoints written on the way, oldest first."""
+    done: int = 0
+    """The last finished step."""
+    is_moving: bool = False
+    """Some weights may be those of the next step already."""
     timesteps: Timesteps = field(init=False)
     optimizer: torch.optim.Optimizer | OneByOne = field(init=False)
     average: Average | None = field(init=False, default=None)
@@ -88,6 +92,7 @@ class Training:
 def train(job: Training, first_step: int) -> bool:
     """Run the loop from `first_step` (steps already done). True if it came to the end, False if it was asked to stop."""
     config, runtime, journal, total, step = job.config, job.runtime, job.journal, job.dataset.total_steps, first_step
+    job.done = step
     journal.say(status="running", phase="training", progress=(step, total), step=step, steps=total)
     if runtime.any(is_validation_due(job, step) and not has_validation(job, step)):
         validate(job, step)
@@ -96,6 +101,7 @@ def train(job: Training, first_step: int) -> bool:
     while step < total:
         measured = move_weights(job, step)
         step += 1
+        job.done = step
         journal.step(step, *measured)
 
         requests = job.run.take_requests() if runtime.is_main else []
@@ -127,11 +133,13 @@ def move_weights(job: Training, step: int) -> tuple[Tensor, Tensor | None, dict[
     rates = set_learning_rates(optimizer, schedule_factor(job.config.optimizer, step, job.dataset.total_steps))
     if isinstance(optimizer, OneByOne):
         optimizer.now = step
+    job.is_moving = job.config.optimizer.in_backward
     loss = accumulate_gradients(job, step)  # may move the weights already: optimizer.in_backward
     moves = not scaler.is_enabled() or any(p.grad is not None for p in job.params)
     if moves:
         scaler.unscale_(optimizer)  # pyright: ignore[reportArgumentType] (in fp16 it is a real one)
     norm = None if limit == "off" else torch.nn.utils.clip_grad_norm_(job.params, limit)
+    job.is_moving = True
     if moves:
         scaler.step(optimizer)  # pyright: ignore[reportArgumentType]
         scaler.update()
@@ -139,6 +147,7 @@ def move_weights(job: Training, step: int) -> tuple[Tensor, Tensor | None, dict[
     optimizer.zero_grad(set_to_none=True)
     if job.average is not None:
         job.average.update(step)
+    job.is_moving = False
     return loss, norm, rates
 
 
@@ -151,12 +160,14 @@ def accumulate_gradients(job: Training, step: int) -> Tensor:
     position = 0
     for number, indices in enumerate(micro_batches):
         if number % runtime.world == rank:
-            batch = job.samples.batch(indices, step, position)
             job.adapter.begin(step, number)
-            part = batch_loss(job, batch, step).sum() / count
-            if part.requires_grad:  # not if every layer was left out
-                job.scaler.scale(part).backward()
-            loss += part.detach()
+            size = job.config.memory.micro_batch or len(indices)
+            for start in range(0, len(indices), size):
+                batch = job.samples.batch(indices[start : start + size], step, position + start)
+                part = batch_loss(job, batch, step).sum() / count
+                if part.requires_grad:  # not if every layer was left out
+                    job.scaler.scale(part).backward()
+                loss += part.detach()
         position += len(indices)
     runtime.sum_gradients(job.params)
     return runtime.sum_scalar(loss)
@@ -243,6 +254,17 @@ def save_state(job: Training, step: int) -> None:
         job.journal.event("state", step=step)
     job.runtime.barrier()
     job.journal.say(phase="training", progress=(step, job.dataset.total_steps))
+
+
+def keep_last_step(job: Training) -> None:
+    """After memory ran out: save the training state of the last finished step, if its weights are still whole."""
+    job.optimizer.zero_grad(set_to_none=True)
+    if job.is_moving or not job.done:
+        return
+    try:
+        save_state(job, job.done)
+    except (torch.OutOfMemoryError, MemoryError):
+        job.journal.event("warning", message="there was no memory left to save the last step; going on from an older one")
 
 
 def refuse_non_finite(job: Training, step: int) -> None:

@@ -8,9 +8,7 @@ from limner import estimate, runs
 from limner.config import Config, defaults
 from limner.data.scan import settings_of
 from limner.errors import Finding
-from limner.formats.base import Base, weight_files
 from limner.formats.footprint import footprint
-from limner.formats.known import FAMILIES
 from limner.machine import Device, Machine
 from limner.preflight.records import Records
 
@@ -82,7 +80,7 @@ def check_estimate(config: Config, machine: Machine | None, records: Records) ->
             "memory.cache_text", said, "Leave the text encoders untrained, captions as they are, and cache_text on.", "warning"
         )
     if records.dataset is not None:
-        records.question = question_of(config, base, facts, precision, records, caches_text)
+        records.question = estimate.question(records.dataset, base, facts.kind, precision, caches_text)
         records.estimate = estimate.known(runs.home(), config, records.question)
     if records.estimate is not None:
         yield from _too_much(config, facts, records.estimate)
@@ -92,26 +90,15 @@ def check_estimate(config: Config, machine: Machine | None, records: Records) ->
         yield Finding("model.base", said, remedy, "warning")
 
 
-def question_of(
-    config: Config, base: Base, facts: Device, precision: str, records: Records, caches_text: bool
-) -> estimate.Question:
-    """What memory and time depend on, as preflight knows it."""
-    dataset = records.dataset
-    assert dataset is not None and base.path is not None
-    parts = [p for p in FAMILIES[base.family].parts if p not in base.absent]
-    paths = [f for p in parts for f in ([base.others[p]] if p in base.others else [base.path] if base.layout == "file" else weight_files(base.path, p))]
-    return estimate.question(dataset, facts.kind, precision, caches_text, dict.fromkeys(paths))
-
-
 def _too_much(config: Config, facts: Device, reckoned: estimate.Estimate) -> Iterable[Finding]:
     """What is said of a run that needs more than there is."""
     needed, worst = reckoned.peak_mib(facts.kind), reckoned.worst
     if needed <= facts.memory_mib or config.memory.fit == "auto":
         return
     said = f"the run will need about {needed} MiB while {_DOING[worst.name]}, {facts.name} has {facts.memory_mib}."
-    remedy = 'Set memory.fit = "auto", or yourself memory.checkpointing, memory.micro_batch, memory.quantize or a smaller data.resolution.'
+    remedy = 'Set memory.fit = "auto"; or memory.checkpointing, memory.micro_batch, memory.quantize or smaller pictures.'
     if worst.name in ("latents", "sampling"):
-        remedy = 'Set memory.fit = "auto", memory.vae_tiling, or smaller pictures.'
+        remedy = "Set memory.vae_tiling, or take smaller pictures."
     yield Finding("memory.fit", said, remedy, "warning")
 
 
