@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import tiny
 from limner.config import files
 from limner.engine.estimate import phases_of
 from limner.engine.ledger import Ledger
@@ -70,7 +70,11 @@ def test_every_family_can_be_rehearsed(family: str, tmp_path: Path) -> None:
     whole = tiny.loaded(model)
     found = _training(model)
     assert found["weights"] == sum(t.nbytes for t in (*whole.denoiser.parameters(), *whole.denoiser.buffers()))
-    wider = _training(model, 128)
+
+
+def test_what_makes_activations_more_and_less(tmp_path: Path) -> None:
+    model = tiny.build(tmp_path / "model")
+    found, wider = _training(model), _training(model, 128)
     # four times the places: activations grow by that, and where attention is not fused by more
     assert 3 < wider["activations"] / found["activations"] < 17
     batch = _training(model, train__batch_size="4")

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import forked
 import pytest
-import tiny
 import torch
 
+import forked
+import tiny
 import trainer
 from limner.runs import Run
 
@@ -30,8 +30,7 @@ def _short_of_memory(folder: str, home: str, most: int, from_step: int) -> None:
     os.environ["LIMNER_HOME"] = home
     forked.to_log(str(Path(folder) / "log.txt"))
     from limner.engine import __main__ as engine
-    from limner.engine import train
-    from limner.engine import fit
+    from limner.engine import fit, train
 
     original = train.batch_loss
 
@@ -41,7 +40,7 @@ def _short_of_memory(folder: str, home: str, most: int, from_step: int) -> None:
         return original(job, batch, step)
 
     train.batch_loss = limited
-    fit.free_mib = lambda device: 1 << 20  # the first choice is not what is tested here  # noqa: ARG005
+    fit.free_mib = lambda device: 1 << 20  # the first choice is not what is tested here
     os._exit(engine.main(folder))
 
 

@@ -38,7 +38,7 @@ def seconds_of(operations: Mapping[Operation, int], device: torch.device, budget
         rate[1] += _weight(op)
     every = [sum(column) for column in zip(*rates.values(), strict=True)] or [0.0, 1.0]
     for op, count in left.items():
-        seconds, weight = rates[_name(op)] if _name(op) in rates else every
+        seconds, weight = rates.get(_name(op), every)
         total += count * _weight(op) * seconds / max(weight, 1.0)
     return total
 
