@@ -26,7 +26,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _short_of_memory(folder: str, home: str, most: int, from_step: int) -> None:
-    """A trainer whose device has no room for a micro-batch of more than `most` pictures, from a step on."""
+    """A trainer whose device has no room for more than `most` pictures at once, once `from_step` steps are done."""
     os.environ["LIMNER_HOME"] = home
     forked.to_log(str(Path(folder) / "log.txt"))
     from limner.engine import __main__ as engine
@@ -58,10 +58,10 @@ def test_it_goes_on_with_smaller_pieces_and_learns_the_same(model: Path, picture
     run = trainer.new_run(trainer.config(model, pictures, train={"batch_size": 4}, memory={"fit": "auto"}))
     assert _train(run, 2, 6) == 0, run.tail()
     told = [e for e in run.history() if e["event"] == "fit"]
-    assert [(e["step"], e["options"]) for e in told] == [(0, {}), (5, {"memory.micro_batch": 2})]
-    assert any("memory ran out at step 6" in e["message"] for e in run.history() if e["event"] == "warning")
+    assert [(e["step"], e["options"]) for e in told] == [(0, {}), (6, {"memory.micro_batch": 2})]
+    assert any("memory ran out at step 7" in e["message"] for e in run.history() if e["event"] == "warning")
     # nothing was lost: it went on from the step before, and every step was made once
-    assert [e["step"] for e, _ in run.events() if e["event"] == "resume"] == [5]
+    assert [e["step"] for e, _ in run.events() if e["event"] == "resume"] == [6]
     assert [e["step"] for e, _ in run.events() if e["event"] == "step"] == list(range(1, 13))
     assert trainer.losses(run) == pytest.approx(trainer.losses(plain), rel=1e-4)
     assert run.plan()["fit"] == {"memory.micro_batch": 2}
@@ -72,12 +72,12 @@ def test_where_nothing_is_left_it_says_what_to_change(model: Path, pictures: Pat
     run = trainer.new_run(trainer.config(model, pictures, train={"batch_size": 4}, memory=given))
     assert _train(run, 1, 3) == 2
     assert "memory ran out" in run.state().error and "memory.quantize" in run.state().error
-    assert [p.name for p in trainer.states(run)][-1] == "step-00000002"
+    assert [p.name for p in trainer.states(run)][-1] == "step-00000003"
 
 
 def test_as_configured_means_that_the_run_ends(model: Path, pictures: Path) -> None:
     run = trainer.new_run(trainer.config(model, pictures, train={"batch_size": 4}))
     assert _train(run, 2, 4) == 2
     assert 'memory.fit = "auto"' in run.state().error
-    assert [p.name for p in trainer.states(run)][-1] == "step-00000003"
+    assert [p.name for p in trainer.states(run)][-1] == "step-00000004"
     assert not [e for e in run.history() if e["event"] == "fit"]
