@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from limner import disk, runs
+from limner import disk, estimate, fitting, runs
 from limner.adapters import adapter as adapters
 from limner.adapters.embedding import remarks
 from limner.config import Config, defaults
@@ -25,7 +25,7 @@ from limner.data.classes import base_name, num_missing, scan_classes
 from limner.data.dataset import Dataset, assemble
 from limner.data.decode import decode
 from limner.diffusion.timesteps import shift_of, timesteps_of
-from limner.engine import compiled, loading, paint, shards, starting
+from limner.engine import compiled, fit, loading, paint, shards, starting
 from limner.engine.classes import paint_class_pictures
 from limner.engine.journal import Journal
 from limner.engine.live import prompts_of
@@ -41,6 +41,7 @@ from limner.formats.suited import require_suited, unsuited
 from limner.models import family as families
 from limner.models import prepacked
 from limner.models.family import Family, Keep
+from limner.models.given_back import give_back
 from limner.models.weights import PRECISIONS
 from limner.runs import Phase, Run
 
@@ -182,13 +183,18 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     if len(set(runtime.shares(dataset.outline()))) > 1:
         said = "the machines see other pictures or captions."
         raise wrong("data.path", said, "Give each of them the same files.")
+    settings = scan.settings_of(config.data, dataset.pictures)
+    fitted = fit.choose(run, config, family, dataset, defaults.caches_text(config, settings), runtime, journal)
+    if fitted is not config:
+        config, family = fitted, families.make(base, keep_of(fitted))
     samples = Samples(config, dataset, family, runtime, cache)
     validation = validation_samples(samples, held)
     prompts = prompts_of(config, run, dataset, base)
     require_suited(prompts, base)  # asked again: before the start the model may not have been here
     rate = defaults.learning_rate(config, base.is_pocket)
     if journal.is_main:
-        disk.write_json(run.path / "plan.json", plan(dataset, base, rate, runtime))
+        planned = plan(dataset, base, rate, runtime) | _reckoned(config, run, base, dataset, runtime, samples.caches_text)
+        disk.write_json(run.path / "plan.json", planned)
 
     encoded = _encode([samples, *([validation] if validation else [])], prompts, journal, watched("caching"))
     journal.say(phase="loading", steps=dataset.total_steps)
@@ -211,6 +217,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     if config.launch.shard == "full" and runtime.world > 1:
         shards.shard(family, runtime)
         runtime = samples.runtime = replace(runtime, is_sharded=True)
+    give_back()  # what loading left behind
     facts = metadata_facts(config, dataset, family, cache, rate, runtime) if runtime.is_main else {}
     return Training(
         config, run, runtime, journal, family, adapter, dataset, samples, rate, facts, prompts, encoded, stop_requested,
@@ -299,6 +306,16 @@ def plan(dataset: Dataset, base: Base, rate: float, runtime: Runtime) -> dict[st
         "torch": torch.__version__,
         "num_threads": torch.get_num_threads(),
     }
+
+
+def _reckoned(config: Config, run: Run, base: Base, dataset: Dataset, runtime: Runtime, caches_text: bool) -> dict[str, Any]:
+    """What the run was reckoned to take, as far as that was asked before, and the way that memory.fit chose."""
+    try:
+        asked = estimate.question(dataset, base, runtime.device.type, runtime.precision, caches_text)
+        found = estimate.known(runs.home(), config, asked)
+    except UserError:
+        found = None
+    return {"estimate": None if found is None else asdict(found), "fit": fitting.recorded(run)}
 
 
 def _folder(picture: scan.Picture) -> str:

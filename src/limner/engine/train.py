@@ -64,6 +64,10 @@ class Training:
     """Live changes that an earlier trainer of this run made behind the step to resume from: made again at their steps."""
     written: list[str] = field(default_factory=list)
     """Checkpoints written on the way, oldest first."""
+    done: int = 0
+    """The last finished step."""
+    is_moving: bool = False
+    """Some weights may be those of the next step already."""
     timesteps: Timesteps = field(init=False)
     optimizer: torch.optim.Optimizer | OneByOne = field(init=False)
     average: Average | None = field(init=False, default=None)
@@ -122,6 +126,7 @@ def train(job: Training, first_step: int) -> bool:
 def loop(job: Training, first_step: int) -> bool:
     """As `train`; what is being saved may not be done."""
     config, runtime, journal, total, step = job.config, job.runtime, job.journal, job.dataset.total_steps, first_step
+    job.done = step
     journal.say(status="running", phase="training", progress=(step, total), step=step, steps=total)
     if is_validation_due(job, step) and not runtime.share(has_validation(job, step)):
         validate(job, step)
@@ -131,6 +136,7 @@ def loop(job: Training, first_step: int) -> bool:
         measured = move_weights(job, step)
         job.meter.end()
         step += 1
+        job.done = step
         journal.step(step, *measured)
         job.saver.collect()
 
@@ -163,11 +169,13 @@ def move_weights(job: Training, step: int) -> tuple[Tensor, Tensor | None, dict[
     rates = set_learning_rates(optimizer, schedule_factor(job.config.optimizer, step, job.dataset.total_steps))
     if isinstance(optimizer, OneByOne):
         optimizer.now = step
+    job.is_moving = job.config.optimizer.in_backward
     loss = accumulate_gradients(job, step)  # may move the weights already: optimizer.in_backward
     moves = not scaler.is_enabled() or any(p.grad is not None for p in job.params)
     if moves:
         scaler.unscale_(optimizer)  # pyright: ignore[reportArgumentType] (in fp16 it is a real one)
     norm = None if limit == "off" else shards.whole(torch.nn.utils.clip_grad_norm_(job.params, limit))
+    job.is_moving = True
     if moves:
         scaler.step(optimizer)  # pyright: ignore[reportArgumentType]
         scaler.update()
@@ -178,6 +186,7 @@ def move_weights(job: Training, step: int) -> tuple[Tensor, Tensor | None, dict[
         job.graphs.forget_gradients()
     if job.average is not None:
         job.average.update(step)
+    job.is_moving = False
     return loss, norm, rates
 
 
@@ -347,6 +356,18 @@ def saving(job: Training, step: int) -> Iterator[None]:
     yield
     job.runtime.barrier()
     job.journal.say(phase="training", progress=(step, job.dataset.total_steps))
+
+
+def keep_last_step(job: Training) -> None:
+    """After memory ran out: save the training state of the last finished step, if its weights are still whole."""
+    job.optimizer.zero_grad(set_to_none=True)
+    if job.is_moving or not job.done:
+        return
+    job.saves_aside = False  # there is no room for copies, and nothing to go on with meanwhile
+    try:
+        save_state(job, job.done)
+    except (torch.OutOfMemoryError, MemoryError):
+        job.journal.event("warning", message="there was no memory left to save the last step; going on from an older one")
 
 
 def refuse_non_finite(job: Training, step: int) -> None:
