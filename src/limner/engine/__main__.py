@@ -138,7 +138,7 @@ def _train_as_fits(run: Run, journal, flag: StopFlag) -> int:
 
 
 def _train(run: Run, journal, flag: StopFlag) -> int:
-    from limner.engine import checkpoint, fit, prepare, runtime, trackers, train
+    from limner.engine import checkpoint, fit, prepare, runtime, saving, trackers, train
 
     config = run.config()
     if journal.is_main:
@@ -176,7 +176,7 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
                 raise
             reason = printable(f"{type(error).__name__}: {error}", 200)
         if reason:  # out here the step's tensors are forgotten
-            train.keep_last_step(job)
+            saving.keep_last_step(job)
             raise fit.OutOfMemory(reason)
         journal.flush()
     except StopRequested:

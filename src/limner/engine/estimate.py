@@ -17,7 +17,7 @@ from limner.config import Config, files
 from limner.config.prompts import all_prompts
 from limner.engine import (  # noqa: F401 (what a trainer has in memory, this has)
     checkpoint,
-    prepare,
+    fetching,
     trackers,
     train,
 )
@@ -73,7 +73,7 @@ def main(told: dict[str, Any]) -> dict[str, Any]:
 
 
 def scene_of(config: Config, question: dict[str, Any]) -> Scene:
-    base = prepare.find_base(config)
+    base = fetching.find_base(config)
     prompts = all_prompts(config, question["resolution"], base.bucket_step_px)
     width, height = question["bucket"]
     return Scene(

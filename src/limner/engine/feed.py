@@ -24,7 +24,7 @@ from limner.engine.objective import Question, ask
 from limner.engine.samples import NotStored, Samples
 
 if TYPE_CHECKING:
-    from limner.engine.train import Training
+    from limner.engine.training import Training
 
 AHEAD = 2
 """Micro-batches that are made before they are asked for, on a GPU."""

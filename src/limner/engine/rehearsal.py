@@ -22,11 +22,11 @@ from limner.config import Config
 from limner.config.prompts import Prompt
 from limner.diffusion.process import Flow
 from limner.engine.average import Average
+from limner.engine.fetching import keep_of
 from limner.engine.ledger import Ledger
 from limner.engine.objective import prediction_loss, preservation_loss
 from limner.engine.optimizer_state import pack
 from limner.engine.optimizers import make_optimizer
-from limner.engine.prepare import keep_of
 from limner.engine.runtime import Runtime
 from limner.formats.base import Base
 from limner.formats.header import TensorInfo
