@@ -61,6 +61,8 @@ def test_the_weight_can_be_had_saved_and_replaced() -> None:
     prepacked.pack(model)
     assert torch.equal(layer.weight, weight)
     after = model.state_dict()
+    copied = copy.deepcopy(model)[0]
+    assert type(copied) is nn.Conv2d and torch.equal(copied.weight, weight) and copied.padding == (1, 1)
     assert after.keys() == before.keys() and torch.equal(after["0.weight"], weight)
     x = torch.randn(1, 8, 4, 4, requires_grad=True)
     layer(x).sum().backward()

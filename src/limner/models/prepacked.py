@@ -62,6 +62,15 @@ class PackedConv2d(nn.Conv2d):
         arguments = padding, beyond, stride, dilation, 1, "none", [], ""
         return _OPS._convolution_transpose_pointwise(grad, self.back, None, *arguments)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Conv2d:
+        """A copy is a plain layer: laid-out tensors cannot be copied."""
+        with torch.device("meta"):
+            sizes = self.in_channels, self.out_channels, self.kernel_size
+            copied = nn.Conv2d(*sizes, self.stride, self.padding, self.dilation, bias=self.bias is not None)  # type: ignore[arg-type]
+        copied.load_state_dict({name: t.clone() for name, t in self.state_dict().items()}, assign=True)
+        memo[id(self)] = copied
+        return copied.requires_grad_(False).train(self.training)
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "weight"] = self.weight
