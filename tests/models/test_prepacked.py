@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not prepacked._is_supported(), reason="this proc
 
 SIZES = [(1, 8, 8), (3, 9, 12), (2, 7, 6)]
 """Batch, height, width: one layer meets them all."""
-KERNELS = [(3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 0, 1), (5, 1, 2, 1), (3, 1, 2, 2), (3, 2, 0, 1)]
+KERNELS = [(1, 1, 0, 1), (3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 0, 1), (5, 1, 2, 1), (3, 1, 2, 2), (3, 2, 0, 1)]
 """Side, stride, padding, dilation."""
 
 
@@ -61,6 +61,8 @@ def test_the_weight_can_be_had_saved_and_replaced() -> None:
     prepacked.pack(model)
     assert torch.equal(layer.weight, weight)
     after = model.state_dict()
+    copied = copy.deepcopy(model)[0]
+    assert type(copied) is nn.Conv2d and torch.equal(copied.weight, weight) and copied.padding == (1, 1)
     assert after.keys() == before.keys() and torch.equal(after["0.weight"], weight)
     x = torch.randn(1, 8, 4, 4, requires_grad=True)
     layer(x).sum().backward()
@@ -75,7 +77,7 @@ def test_the_weight_can_be_had_saved_and_replaced() -> None:
 
 def test_only_frozen_convolutions_of_the_usual_kind_are_packed() -> None:
     frozen, trained = nn.Conv2d(8, 8, 3).requires_grad_(False), nn.Conv2d(8, 8, 3)
-    others = [nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3, padding="same"), nn.Linear(8, 8)]
+    others = [nn.Conv2d(8, 8, 1, stride=2), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3, padding="same"), nn.Linear(8, 8)]
     others += [nn.Conv2d(8, 8, 3, padding_mode="reflect"), nn.Conv2d(8, 8, 3).half(), nn.Conv2d(8, 8, 3, padding=3)]
     model = nn.ModuleList([frozen, trained, *(o.requires_grad_(False) for o in others)])
     assert prepacked.pack(model) == 1

@@ -30,7 +30,8 @@ def adapted(base: Any, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Ten
     x = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
     is_picture = isinstance(base, nn.Conv2d)
     pieces = down.flatten(1), up.flatten(1), base.bias, whole_of(base)
-    return _Adapted.apply(x, *pieces, scale, is_picture)  # type: ignore[return-value]
+    keeps = not getattr(base, "lies_last", False)
+    return _Adapted.apply(x, *pieces, scale, is_picture, keeps)  # type: ignore[return-value]
 
 
 def whole_of(base: Any) -> Callable[[torch.dtype], Tensor]:
@@ -42,12 +43,13 @@ def whole_of(base: Any) -> Callable[[torch.dtype], Tensor]:
 
 
 class _Adapted(torch.autograd.Function):
-    """x (..., in) -> (..., out); a picture (B, in, H, W) -> (B, out, H, W)."""
+    """x (..., in) -> (..., out); a picture (B, in, H, W) -> (B, out, H, W), in memory as it was if it `keeps`, or else with the
+    channels behind each other."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, down: Tensor, up: Tensor, bias: Tensor | None, whole: Callable[[torch.dtype], Tensor],
-        scale: float, is_picture: bool,
+        scale: float, is_picture: bool, keeps: bool,
     ) -> Tensor:  # fmt: skip
         rows, a, b = _rows(x, is_picture), down.to(x.dtype), up.to(x.dtype)
         hidden = rows @ a.T
@@ -55,7 +57,7 @@ class _Adapted(torch.autograd.Function):
         y.addmm_(hidden, b.T, alpha=scale)
         ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, hidden, a, b)
         ctx.whole, ctx.scale, ctx.dtypes = whole, scale, (down.dtype, up.dtype)
-        ctx.like = x.shape, is_picture, x.is_contiguous()
+        ctx.like = x.shape, is_picture, keeps and x.is_contiguous()
         return _like(y, *ctx.like)
 
     @staticmethod
@@ -68,7 +70,7 @@ class _Adapted(torch.autograd.Function):
         of_down = (back.T @ kept).to(ctx.dtypes[0]) if needs_down else None
         # in this order it is the faster one on a CPU
         of_up = (hidden.T @ g).mul_(ctx.scale).T.to(ctx.dtypes[1]).contiguous() if needs_up else None
-        return of_x, of_down, of_up, None, None, None, None
+        return of_x, of_down, of_up, None, None, None, None, None
 
 
 def _rows(x: Tensor, is_picture: bool) -> Tensor:

@@ -12,6 +12,7 @@ import platform
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 _OPS = torch.ops.mkldnn
@@ -62,9 +63,31 @@ class PackedConv2d(nn.Conv2d):
         arguments = padding, beyond, stride, dilation, 1, "none", [], ""
         return _OPS._convolution_transpose_pointwise(grad, self.back, None, *arguments)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Conv2d:
+        """A copy is a plain layer: laid-out tensors cannot be copied."""
+        with torch.device("meta"):
+            sizes = self.in_channels, self.out_channels, self.kernel_size
+            copied = nn.Conv2d(*sizes, self.stride, self.padding, self.dilation, bias=self.bias is not None)  # type: ignore[arg-type]
+        copied.load_state_dict({name: t.clone() for name, t in self.state_dict().items()}, assign=True)
+        memo[id(self)] = copied
+        return copied.requires_grad_(False).train(self.training)
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "weight"] = self.weight
+
+
+class PointConv2d(nn.Conv2d):
+    """A frozen 1x1 convolution that `pack` has changed into a product of matrices, which needs no layout of its own.
+
+    Its output's channels lie behind each other in memory: packed convolutions are faster with such an input.
+    """
+
+    lies_last = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        points = input.to(self.weight.dtype).permute(0, 2, 3, 1).contiguous()
+        return F.linear(points, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class _Convolution(torch.autograd.Function):
@@ -84,9 +107,12 @@ class _Convolution(torch.autograd.Function):
 def pack(model: nn.Module) -> int:
     """Lay out the frozen convolutions of a model that is on the CPU; returns how many. What is trained stays as it is."""
     layers = [layer for layer in model.modules() if _can_be_packed(layer)] if _is_supported() else []
-    for layer in layers:
+    for layer in layers:  # they are changed in place: adapters hold them
+        if layer.kernel_size == (1, 1):
+            layer.__class__ = PointConv2d
+            continue
         weight = layer._parameters.pop("weight")
-        layer.__class__ = PackedConv2d  # in place: adapters hold the layer
+        layer.__class__ = PackedConv2d
         layer.take(weight.detach())  # type: ignore[operator, union-attr]
     return len(layers)
 
@@ -99,8 +125,10 @@ def _is_supported() -> bool:
 def _can_be_packed(layer: nn.Module) -> bool:
     if type(layer) is not nn.Conv2d or layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return False
-    if any(p.requires_grad or p.device.type != "cpu" for p in layer.parameters()) or layer.kernel_size == (1, 1):
-        return False  # a 1x1 convolution is a product of matrices: the layout that suits it depends on the picture's size
+    if any(p.requires_grad or p.device.type != "cpu" for p in layer.parameters()):
+        return False
+    if layer.kernel_size == (1, 1) and layer.stride != (1, 1):
+        return False
     if any(p > d * (k - 1) for p, d, k in zip(layer.padding, layer.dilation, layer.kernel_size, strict=True)):
         return False
     kind = layer.weight.dtype
