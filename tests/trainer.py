@@ -65,6 +65,7 @@ def launch(run: Run, *moments: Moment | None) -> multiprocessing.process.BasePro
     """Start the trainer of a run; it ends itself at such a moment."""
     # a fork cannot use CUDA; the file is looked at as text, since some tests damage it
     on_gpu = 'device = "cuda"' in (run.path / "config.toml").read_text(encoding="utf-8")
+    forked.start_server()
     context = multiprocessing.get_context("spawn") if on_gpu else forked.CONTEXT
     process = context.Process(target=_train, args=(str(run.path), os.environ["LIMNER_HOME"], moments))
     process.start()
