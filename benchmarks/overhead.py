@@ -1,7 +1,10 @@
 """What Limner's loop costs over the barest loop with the same UNet, LoRA, batch and optimiser.
 
     python benchmarks/overhead.py                  pocket model, 200 alternated blocks of 10 steps; start-up times
-    python benchmarks/overhead.py --model FOLDER   another model (scripts/random_sd15.py makes one of SD 1.5's size)
+    python benchmarks/overhead.py --model FILE     another model (scripts/random_model.py makes one of SD 1.5's size)
+
+Its LoRA is two layers beside each of the same layers, as sd-scripts has it; --precision bf16 has frozen weights in bf16 and
+autocast in both loops.
 
 Blocks alternate in one process, so that the machine's drift meets both alike, and both have batches of the same sizes (the
 last of an epoch is smaller, and a change of shape costs both); the ratio is taken block by block, its 95 % interval by
@@ -35,15 +38,33 @@ def again_in_trainer_environment() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **launch.environment(Config(), "cpu")})
 
 
-def bare_step(unet, optimizer, params, mean, deviation, text, alphas):
+def bare_lora(layers, rank: int) -> list:
+    """A LoRA as it is written down: two small layers beside each layer. Returns what is trained."""
+    import torch
+    from torch import nn
+
+    params = []
+    for base in layers:
+        if isinstance(base, nn.Conv2d):
+            down, up = nn.Conv2d(base.in_channels, rank, 1, bias=False), nn.Conv2d(rank, base.out_channels, 1, bias=False)
+        else:
+            down, up = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
+        torch.nn.init.zeros_(up.weight)
+        base.forward = lambda x, own=base.forward, down=down, up=up: own(x) + up(down(x)) * 1.0
+        params += [down.weight, up.weight]
+    return params
+
+
+def bare_step(unet, optimizer, params, mean, deviation, text, alphas, autocast):
     """One step of a loop with nothing in it that training does not need."""
     import torch
 
     x0 = mean + deviation * torch.randn_like(mean)
     noise, t = torch.randn_like(x0), torch.randint(0, 1000, (len(x0),))
     a = alphas[t].view(-1, 1, 1, 1)
-    pred = unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, encoder_hidden_states=text, return_dict=False)[0]
-    loss = torch.nn.functional.mse_loss(pred, noise)
+    with autocast():
+        pred = unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, encoder_hidden_states=text, return_dict=False)[0]
+    loss = torch.nn.functional.mse_loss(pred.float(), noise)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(params, 1.0)
     optimizer.step()
@@ -51,12 +72,12 @@ def bare_step(unet, optimizer, params, mean, deviation, text, alphas):
     return loss.item()
 
 
-def measure(model: str, blocks: int, block: int, batch: int, resolution: int | None) -> dict:
+def measure(args: argparse.Namespace) -> dict:
     """Seconds a step of each loop, block by block."""
+    model, blocks, block, batch, resolution = args.model, args.blocks, args.block, args.batch, args.resolution
     import torch
 
     from limner import jobs
-    from limner.adapters import adapter as adapters
     from limner.config import files
     from limner.engine import prepare, train
     from limner.engine.journal import Journal
@@ -65,13 +86,15 @@ def measure(model: str, blocks: int, block: int, batch: int, resolution: int | N
     from limner.pocket import PICTURES
 
     raw = {"model": {"base": model}, "data": {"path": str(PICTURES), "trigger": "zibbo"}, "train": {"batch_size": batch}}
+    if args.rank is not None:
+        raw["adapter"] = {"rank": args.rank, "alpha": float(args.rank)}
     raw["train"]["steps"] = (blocks + 1) * block
     raw["output"] = {"state_every_steps": 10_000_000}
     if resolution is not None:
         raw["data"]["resolution"] = resolution
     config = files.build(raw, {})
     run = jobs.prepare(config)
-    runtime = Runtime(torch.device("cpu"), "fp32")
+    runtime = Runtime(torch.device("cpu"), args.precision)
     seen = {"limner": [], "bare": []}
     state = {"steps": 0, "begin": 0.0}
 
@@ -85,18 +108,16 @@ def measure(model: str, blocks: int, block: int, batch: int, resolution: int | N
             seen["limner"].append((now - state["begin"]) / block)
             for step in range(state["steps"] - block, state["steps"]):
                 count = len(job.dataset.order.step(step)[0])
-                bare_step(unet, optimizer, params, mean[:count], deviation[:count], text[:count], alphas)
+                bare_step(unet, optimizer, params, mean[:count], deviation[:count], text[:count], alphas, runtime.autocast)
             state["begin"] = time.perf_counter()
             seen["bare"].append((state["begin"] - now) / block)
         return False
 
     job = prepare.prepare(run, config, runtime, Journal(run, is_main=True), hook)
     family = families.make(job.family.base)
-    family.load("denoiser", torch.float32, runtime.device)
-    other = adapters.make(config.adapter)
-    other.attach(family, 0)
+    family.load("denoiser", runtime.dtype, runtime.device)
     unet, alphas = family.denoiser, family.process.alphas_cumprod
-    params = [p for g in other.parameter_groups(config.optimizer, job.learning_rate) for p in g["params"]]
+    params = bare_lora([t.module for t in family.adapter_targets(convolutions=False)], config.adapter.rank)  # type: ignore
     optimizer = torch.optim.AdamW(params, lr=job.learning_rate, fused=True)
     first = job.samples.batch(range(batch), 0, 0)
     mean, deviation, text = first.mean, first.deviation, first.cond["text"]  # type: ignore[index]
@@ -169,6 +190,8 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=10)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--resolution", type=int)
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     args = parser.parse_args()
     again_in_trainer_environment()
     import torch
@@ -184,11 +207,13 @@ def main() -> None:
             "torch": torch.__version__,
             "model": "pocket" if args.model == "pocket" else Path(args.model).name,
             "batch": args.batch,
-            "loop": summarise(measure(args.model, args.blocks, args.block, args.batch, args.resolution)),
+            "precision": args.precision,
+            "loop": summarise(measure(args)),
         }
         if started is not None:
             report["start_up"] = started
-    path = Path(__file__).parent / "results" / f"overhead-{report['model']}.json"
+    suffix = "" if args.precision == "fp32" else f"-{args.precision}"
+    path = Path(__file__).parent / "results" / f"overhead-{report['model']}{suffix}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))

@@ -2,6 +2,10 @@
 
 import gc
 
+import accelerate  # noqa: F401
+import torch.distributed.fsdp
+import torch.distributed.tensor  # noqa: F401
+
 import limner.adapters.layered
 import limner.engine.prepare
 import limner.engine.train

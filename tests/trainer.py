@@ -10,6 +10,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,9 @@ def config(model: Path, pictures: Path, /, **sections: dict[str, Any]) -> Config
     }
     for name, values in sections.items():
         given[name] = {**given.get(name, {}), **values}
-    if given["adapter"].get("kind") == "none":
+    if given["adapter"].get("kind") in ("none", "embedding"):
         given["adapter"].pop("rank", None)
+    if given["adapter"].get("kind") == "none":
         given["output"].setdefault("layout", "diffusers")
     return files.build(given, {})
 
@@ -72,6 +74,36 @@ def launch(run: Run, *moments: Moment | None) -> multiprocessing.process.BasePro
     return process
 
 
+def train_together(
+    run: Run, count: int, moments: dict[int, Moment] | None = None, seconds: float = 120, others: dict[int, Run] | None = None
+) -> list[int]:
+    """Train a run with so many processes that know one another, started one by one and not by a launcher; returns their exit
+    codes. `moments` by rank; `others` are the run folders of processes on other machines, each alone there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started, others = [], others or {}
+    for rank in range(count):
+        near = [r for r in range(count) if r not in others] if rank not in others else [rank]
+        environment = {
+            "RANK": str(rank), "WORLD_SIZE": str(count),
+            "LOCAL_RANK": str(near.index(rank)), "LOCAL_WORLD_SIZE": str(len(near)),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+        its = others.get(rank, run)
+        home = str(its.path.parents[1])
+        moment = ((moments or {}).get(rank),)
+        started.append(forked.CONTEXT.Process(target=_train, args=(str(its.path), home, moment, environment)))
+        started[-1].start()
+    for process in started:
+        process.join(seconds)
+        if process.exitcode is None:
+            for other in started:
+                other.kill()
+            raise AssertionError(f"still running after {seconds} s: {run.tail()}")
+    return [process.exitcode for process in started]
+
+
 def train(run: Run, *moments: Moment | None, seconds: float = 120) -> int:
     """Train a run until its process ends; returns the exit code, minus the signal for one that was killed."""
     process = launch(run, *moments)
@@ -80,8 +112,9 @@ def train(run: Run, *moments: Moment | None, seconds: float = 120) -> int:
     return process.exitcode
 
 
-def _train(folder: str, home: str, moments: tuple[Moment | None, ...]) -> None:
+def _train(folder: str, home: str, moments: tuple[Moment | None, ...], environment: dict[str, str] | None = None) -> None:
     os.environ["LIMNER_HOME"] = home
+    os.environ.update(environment or {})
     forked.to_log(str(Path(folder) / "log.txt"))
     from limner.engine import __main__ as engine
 

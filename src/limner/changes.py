@@ -8,7 +8,7 @@ from the start, what was changed later is done again at the same step. `config.t
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,8 +118,12 @@ def recorded(run: Run) -> list[Change]:
 
 def config_at(run: Run, step: int | None = None) -> Config:
     """The config with what was changed up to `step`; with all changes if it is not given."""
-    config = run.config()
-    for change in recorded(run):
+    return with_changes(run.config(), recorded(run), step)
+
+
+def with_changes(config: Config, made: Iterable[Change], step: int | None = None) -> Config:
+    """A config with the changes made up to `step`; with all of them if it is not given."""
+    for change in made:
         if step is None or change.step <= step:
             config = changed(config, change.options)
     return config

@@ -21,11 +21,14 @@ from typing import Any
 import filelock
 import psutil
 
-from limner import disk, launch, queue, runs
+from limner import disk, launch, machine, queue, runs
 from limner.config import Config
+from limner.config.launch import gpus
 from limner.runs import LIVE, Run, State
 
 GRACE_SECONDS = 10.0
+_ELSEWHERE_SECONDS = 90.0
+"""The grace of a job elsewhere: what follows it asks for as long as it needs."""
 
 
 def prepare(config: Config) -> Run:
@@ -43,7 +46,7 @@ def start(run: Run, device: str) -> subprocess.Popen[bytes] | None:
     process before anyone else may write it: the trainer waits for the run's lock.
     """
     config = run.config()
-    words, extra = launch.argv(config, run.path, device), launch.environment(config, device)
+    words, extra = launch.argv(config, run.path, device, *_available(config, device)), launch.environment(config, device)
     with contextlib.suppress(filelock.Timeout), run.hold():
         if run.state().status not in ("queued", "waiting"):
             return None
@@ -58,6 +61,15 @@ def start(run: Run, device: str) -> subprocess.Popen[bytes] | None:
             raise
         return process
     return None
+
+
+def _available(config: Config, device: str) -> tuple[int, ...]:
+    """How many GPUs a run of several processes can have now, where that is the question."""
+    if device == "cpu" or config.launch.num_processes == 1:
+        return ()
+    there = machine.describe(runs.home()).count(device)
+    chosen = gpus(config.launch)
+    return (there if chosen is None else sum(n < there for n in chosen),)
 
 
 def spawn(words: Sequence[str], log: Path, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
@@ -113,6 +125,8 @@ def stop(run: Run, *, now: bool = False, grace_seconds: float = GRACE_SECONDS) -
     if run.state().status not in LIVE and not run.is_locked():
         return run.state()
     run.request("stop-now" if now else "stop")
+    if run.is_out():
+        grace_seconds = _ELSEWHERE_SECONDS
     if not _gone(run, grace_seconds if now else None):
         _signal(run, lambda pid: psutil.Process(pid).terminate())
         if not _gone(run, grace_seconds):
@@ -122,16 +136,19 @@ def stop(run: Run, *, now: bool = False, grace_seconds: float = GRACE_SECONDS) -
 
 
 def stop_at_once(run: Run) -> None:
-    """End the trainer of a run without asking; the work since its last training state is lost."""
+    """End the trainer of a run without asking; the work since its last training state is lost. A job elsewhere is ended by
+    what follows it."""
+    if run.is_out():
+        run.request("stop-now")
+        return
     _signal(run, kill)
 
 
 def _signal(run: Run, act: Callable[[int], None]) -> None:
     """Do something to the trainer's process, if the pid in its state is still its own and not another's by now."""
-    state = run.state()
-    if runs.is_alive(state.pid, state.process_started):
+    if (pid := run.state().worker) is not None:
         with contextlib.suppress(psutil.Error):
-            act(state.pid)
+            act(pid)
 
 
 def _gone(run: Run, seconds: float | None) -> bool:

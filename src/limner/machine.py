@@ -9,6 +9,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -86,7 +87,16 @@ def describe(home: Path, *, refresh: bool = False) -> Machine:
 
 def key() -> str:
     """Changes with whatever may change what is known of the machine."""
-    return f"{sys.executable} {_torch_version()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {_boot()}"
+    return f"{sys.executable} {_torch_version()} {visible_gpus()} {platform.node()} {_boot()}"
+
+
+VISIBLE = "LIMNER_VISIBLE_GPUS"
+"""In the environment of a trainer that is given some of the GPUs: what was visible to whoever started it."""
+
+
+def visible_gpus() -> str:
+    """CUDA_VISIBLE_DEVICES as the machine was asked with."""
+    return os.environ.get(VISIBLE) or str(os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def _ask() -> dict:

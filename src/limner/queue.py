@@ -18,7 +18,8 @@ from pathlib import Path
 
 import filelock
 
-from limner import runs
+from limner import disk, runs
+from limner.config.launch import require_shares
 from limner.errors import wrong
 from limner.runs import LIVE, Run, State
 
@@ -41,6 +42,18 @@ def enqueue(run: Run) -> None:
         run.write_state(State("waiting", step=state.step, steps=state.steps))
 
 
+def set_processes(run: Run, count: int) -> None:
+    """Let a run go on with another number of processes. Raises UserError if they could not share out its steps evenly."""
+    config = run.config()
+    if config.launch.trainer != "limner":
+        raise wrong("processes", "sd-scripts' training states are for one number of processes.", "Leave it out.")
+    if config.launch.num_machines > 1:
+        raise wrong("processes", "the run's processes are shared out among machines.", "Leave it out.")
+    require_shares(config, count)
+    with _hold(run):
+        disk.write_json(run.path / "processes.json", count)
+
+
 def waiting() -> list[str]:
     """The ids of all waiting runs, first to start first."""
     with _table() as table:
@@ -58,8 +71,9 @@ def reorder(ids: Sequence[str]) -> None:
 
 
 def remove(run: Run) -> bool:
-    """Take a run out of the queue: it is `stopped` then. False if it does not wait, or has just been started."""
-    if run.state().status != "waiting":
+    """Take a run out of the queue: it is `stopped` then. False if it does not wait, has just been started, or has a job
+    elsewhere, which has to be stopped."""
+    if run.state().status != "waiting" or run.is_out():
         return False
     with _table() as table, _hold(run):
         state = run.state()

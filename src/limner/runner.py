@@ -41,8 +41,12 @@ def ensure_runner(words: Sequence[str] = (sys.executable, "-m", "limner.runner")
 
 
 def device_of(run: Run) -> str:
-    """Where a run trains: cpu, cuda or mps. Raises UserError if its config was damaged, machine.NoAnswer if torch is."""
-    return run.config().launch.device or machine.describe(runs.home()).best().kind
+    """Where a run trains: cpu, cuda or mps, or a job of its own elsewhere, of which there may be many. Raises UserError if its
+    config was damaged, machine.NoAnswer if torch is."""
+    section = run.config().launch
+    if section.target != "local":
+        return f"{section.target}, {run.id}"
+    return section.device or machine.describe(runs.home()).best().kind
 
 
 def live_runs() -> dict[str, Run]:
@@ -125,6 +129,8 @@ class Runner:
         if process is None and said.status in LIVE:  # it ended without a word, and its exit code is not ours to know
             jobs.note_exit(run, said.pid, None)
         del self._trainers[trainer.device]
+        if run.is_out():  # the job elsewhere waits for another to follow it
+            queue.repair()
         self._say(f"{run.id} ended after {self._clock() - trainer.since:.0f} s: {run.state().status}")
 
     def _consider(self, run: Run) -> None:
@@ -160,7 +166,7 @@ class Runner:
 
 def _is_lent_to_a_tool(device: str) -> bool:
     """Whether a tool works on a graphics card now."""
-    if device == "cpu":
+    if device not in ("cuda", "mps"):
         return False
     try:
         with runs.lock_of_tools(device, 0):

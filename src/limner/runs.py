@@ -31,12 +31,31 @@ from limner.errors import wrong
 
 Status = Literal["queued", "starting", "running", "stopping", "waiting", "done", "failed", "stopped"]
 Phase = Literal[
-    "", "loading", "unpacking", "painting class pictures", "caching", "training", "validating", "sampling", "saving", "working"
+    "",
+    "loading",
+    "unpacking",
+    "painting class pictures",
+    "caching",
+    "training",
+    "validating",
+    "sampling",
+    "saving",
+    "working",
+    "queued elsewhere",
 ]
+JOB_FILE = "target.json"
+"""What is known of the job that trains a run elsewhere (`limner.targets`)."""
 LIVE: tuple[Status, ...] = ("starting", "running", "stopping")
+LAUNCHER = "LIMNER_LAUNCHER"
+"""In the environment of processes that a launcher started which has the last word about them: its pid."""
 _CHANGE = re.compile(r"change-[0-9]{1,20}\.toml", re.ASCII)
 _MAX_CHANGE_BYTES = 1 << 20
 REQUESTS = ("stop", "stop-now", "sample", "save")
+
+
+def has_launcher() -> bool:
+    """Whether this process is one of several whose launcher lives, and will say how they ended."""
+    return os.environ.get(LAUNCHER) == str(os.getppid())
 
 
 def home() -> Path:
@@ -70,13 +89,26 @@ class State:
     process_started: float = 0.0
     parent: int = 0
     """The process that started it: of several trainers, the launcher whose exit code tells of them all."""
+    parent_started: float = 0.0
+    """Of several trainers, when the launcher started: as long as it lives it may start them again."""
     error: str = ""
     updated: float = 0.0
+
+    @property
+    def worker(self) -> int | None:
+        """The process that answers for the run now: the trainer, or the launcher of several; None if there is none any more."""
+        if is_alive(self.parent, self.parent_started):
+            return self.parent
+        return self.pid if is_alive(self.pid, self.process_started) else None
 
     @staticmethod
     def read(path: Path) -> State:
         """The state in a file; a missing or damaged file reads as queued."""
-        raw = disk.read_json(path)
+        return State.of(disk.read_json(path))
+
+    @staticmethod
+    def of(raw: Any) -> State:
+        """The state in such a file's JSON; what is missing or damaged is as in a new one."""
         known = {}
         for name, default in asdict(State()).items():
             value = raw.get(name) if isinstance(raw, dict) else None
@@ -122,6 +154,12 @@ class Run:
         """What was asked. Raises UserError if the file was damaged since."""
         return config_files.read(self.path / "config.toml")
 
+    @property
+    def processes(self) -> int | None:
+        """With how many processes it was last told to go on, in `processes.json`; None if as many as its config says."""
+        raw = disk.read_json(self.path / "processes.json")
+        return raw if type(raw) is int and raw > 0 else None
+
     def plan(self) -> dict[str, Any]:
         """What was derived before the start; {} if it is not there yet."""
         raw = disk.read_json(self.path / "plan.json")
@@ -138,6 +176,8 @@ class Run:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
             me = {"pid": pid, "process_started": process.create_time(), "parent": process.ppid()}
+            if pid == os.getpid() and has_launcher():
+                me["parent_started"] = psutil.Process(process.ppid()).create_time()
             return State("starting", "loading", step=earlier.step, steps=earlier.steps, **me)
         return State("starting", "loading", step=earlier.step, steps=earlier.steps, pid=pid)  # gone already
 
@@ -188,12 +228,20 @@ class Run:
     def state(self) -> State:
         """What is true now, from state.json, exit.json and the process table."""
         state = State.read(self.path / "state.json")
-        if state.status not in LIVE or is_alive(state.pid, state.process_started):
+        if state.status not in LIVE or state.worker is not None:
             return state
         state = State.read(self.path / "state.json")  # it may have said its last word just before it ended
         if state.status not in LIVE:
             return state
+        if self.is_out():
+            said = "its job goes on; the process that follows it is started anew"
+            return replace(state, status="waiting", phase="", error=said)
         return replace(state, status="failed", error=state.error or self._why_dead(state))
+
+    def is_out(self) -> bool:
+        """Whether a job elsewhere may be training it, be it followed from here or not."""
+        job = disk.read_json(self.path / JOB_FILE)
+        return isinstance(job, dict) and job.get("is_open") is True
 
     def _why_dead(self, state: State) -> str:
         ended = disk.read_json(self.path / "exit.json")
@@ -234,7 +282,7 @@ class Run:
         """The trainer's side: (file name, text) of the pending live changes in order, each consumed by a rename."""
         folder, taken = self.path / "control", list[tuple[str, str]]()
         with contextlib.suppress(FileNotFoundError):
-            names = [e.name for e in os.scandir(folder) if _CHANGE.fullmatch(e.name)]
+            names = [e.name for e in os.scandir(folder) if is_change(e.name)]
             for name in sorted(names, key=lambda n: int(n[7:-5])):
                 with contextlib.suppress(OSError):
                     os.replace(folder / name, folder / f".taken-{name}")
@@ -278,6 +326,11 @@ def is_alive(pid: int, started: float) -> bool:
         return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def is_change(name: str) -> bool:
+    """Whether a request of this name is a live change."""
+    return _CHANGE.fullmatch(name) is not None
 
 
 def _slug(name: str) -> str:

@@ -290,12 +290,29 @@ def test_a_lycoris_preset_path_with_a_space_stays_whole() -> None:
 
 
 def test_accelerates_own_arguments_are_not_carried_out() -> None:
-    lines = look(
-        extra_accelerate_launch_args="--rdzv_backend c10d; touch x", gpu_ids="0,1", num_machines=2, dynamo_backend="tvm"
-    )[1]
-    keys = ("extra_accelerate_launch_args", "gpu_ids", "num_machines", "dynamo_backend")
+    config, lines = look(extra_accelerate_launch_args="--rdzv_backend c10d; touch x", dynamo_backend="inductor", gpu_ids="0;ls")
+    keys = ("extra_accelerate_launch_args", "gpu_ids", "dynamo_backend")
     assert {lines[key].outcome for key in keys} == {"unsupported"}
-    assert "CUDA_VISIBLE_DEVICES" in lines["gpu_ids"].why
+    assert "rdzv_backend" in lines["extra_accelerate_launch_args"].why
+    assert (config.launch.extra, config.launch.gpu_ids) == ((), None)
+
+
+def test_accelerates_panel_becomes_options() -> None:
+    extra = "--machine_rank 1 --main_process_ip=10.0.0.1 --monitor_interval 2 --num_processes=4 --enable-cpu-affinity"
+    config, lines = look(extra_accelerate_launch_args=extra, gpu_ids="2, 3", num_machines=2, main_process_port=29511)
+    section = config.launch
+    assert (section.machine_rank, section.main_process_ip, section.num_processes) == (1, "10.0.0.1", 4)
+    assert section.extra == ("--monitor_interval=2", "--enable_cpu_affinity")
+    assert (section.gpu_ids, section.num_machines, section.main_process_port) == ("2,3", 2, 29511)
+    assert lines["extra_accelerate_launch_args"].outcome == "converted"
+    assert {lines[key].outcome for key in ("gpu_ids", "num_machines", "main_process_port")} == {"taken"}
+
+
+@pytest.mark.parametrize("text", ["--monitor_interval=1;ls", "evil.py", "--rdzv_conf=../x", "--main_process_port=0x1", "-m os"])
+def test_no_word_of_accelerates_arguments_goes_through_unread(text: str) -> None:
+    config, lines = look(extra_accelerate_launch_args=text)
+    assert lines["extra_accelerate_launch_args"].outcome == "unsupported"
+    assert config.launch == Config().launch
 
 
 def test_dynamo_compiles_blocks() -> None:

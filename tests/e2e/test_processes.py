@@ -20,6 +20,9 @@ def test_two_processes_train_what_one_accumulates(tiny_model, pictures):
     assert progress.follow(two) == 0, two.tail(20_000)
     argv = disk.read_json(two.path / "command.json")["argv"]
     assert "--nproc_per_node=2" in argv
+    until = time.monotonic() + 60
+    while not (two.path / "exit.json").exists() and time.monotonic() < until:
+        time.sleep(0.1)  # the run is done before its launcher is gone
     assert disk.read_json(two.path / "exit.json")["code"] == 0
     assert two.state().status == "done" and two.plan()["num_processes"] == 2
     cached = [e for e, _ in two.events() if e["event"] == "cached"]

@@ -203,11 +203,12 @@ class Layer(nn.Module):
     @torch.no_grad()
     def merge(self) -> None:
         """Write the change into the base."""
-        base = self.base[0]
-        device = base.weight.device
-        base.weight.copy_((self.weight() + self.strength * self.delta().float().to(device)).to(base.weight.dtype))
+        base: Any = self.base[0]
+        whole = self.weight()
+        merged = (whole + self.strength * self.delta().float().to(whole.device)).to(base.weight.dtype)
+        base.take(merged) if hasattr(base, "take") else base.weight.copy_(merged)
         if base.bias is not None and (change := self.bias_delta()) is not None:
-            base.bias.add_((self.strength * change).to(device, base.bias.dtype))
+            base.bias.add_((self.strength * change).to(base.bias.device, base.bias.dtype))
 
     # --- dropout ---
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limner.adapters import fused
 from limner.adapters.layers import Layer, Sizes, Tensors, kaiming
 from limner.config import Lora
 
@@ -46,19 +47,26 @@ class LoraLayer(Layer):
         return self.scale * (self.masked(self.lora_up.flatten(1)) @ self.lora_down.flatten(1)).view(self.sizes.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.plain(x)
         if self.left_out:
-            return y
-        return y + self.update(x, self.lora_down, self.lora_up) * (self.scale * self.strength)
+            return self.plain(x)
+        scale = self.scale * self.strength
+        if self.rank_mask is None and not self.drops and fused.fits(self.base[0]):
+            return fused.adapted(self.base[0], x, self.lora_down, self.lora_up, scale)
+        return self.plain(x) + self.update(x, self.lora_down, self.lora_up) * scale
 
     def update(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         hidden = self.through(x, down)
         is_linear = up.ndim == 2
         if self.rank_mask is not None:
             hidden = hidden * self.rank_mask.view(-1 if is_linear else (-1, 1, 1)).to(hidden.dtype)
-        if self.dropout and self.moment is not None:
+        if self.drops:
             hidden = hidden * self.kept(hidden)
         return F.linear(hidden, up) if is_linear else F.conv2d(hidden, up)
+
+    @property
+    def drops(self) -> bool:
+        """Whether single values are left out just now."""
+        return self.dropout > 0 and self.moment is not None
 
     def kept(self, hidden: Tensor) -> Tensor:
         """Which of these values are kept, scaled to keep their mean. Drawn on the device, there are many; from a seed of its

@@ -52,11 +52,19 @@ def runs_stop(name: str, *, now: bool = False) -> int:
 
 
 @runs_app.command(name="resume")
-def runs_resume(name: str) -> int:
-    """Go on with a stopped or failed run from its newest training state."""
-    from limner import runs
+def runs_resume(name: str, *, processes: int | None = None) -> int:
+    """Go on with a stopped or failed run from its newest training state.
 
-    return follow_to_its_end(runs.find(name))
+    Parameters
+    ----------
+    processes: Train with so many processes from now on. Each step sees the same pictures, whatever their number.
+    """
+    from limner import queue, runs
+
+    run = runs.find(name)
+    if processes is not None:
+        queue.set_processes(run, processes)
+    return follow_to_its_end(run)
 
 
 @runs_app.command(name="queue")

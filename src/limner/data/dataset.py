@@ -53,6 +53,11 @@ class Dataset:
         digest.update(b"]" if self.pictures else b"[]")
         return digest.hexdigest()
 
+    def outline(self) -> str:
+        """A hash of what is shown when, wherever the files lie."""
+        facts = [(p.caption, p.repeats, p.width, p.height, f.bucket) for p, f in zip(self.pictures, self.fits, strict=True)]
+        return hashlib.sha256(repr((facts, self.total_steps)).encode("utf-8", "surrogatepass")).hexdigest()
+
     @property
     def num_epochs(self) -> int:
         """Epochs that are begun in all the steps."""

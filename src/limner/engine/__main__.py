@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import TextIO
 
 import filelock
 import psutil
 
 from limner import changes, disk, machine, runs
 from limner.config import defaults
+from limner.engine.together import called, leave_reason
 from limner.errors import StopRequested, UserError, printable
 from limner.runs import Run
+
+
+class Prefixed(io.TextIOBase):
+    """A stream that begins every line with who speaks."""
+
+    def __init__(self, stream: TextIO, prefix: str) -> None:
+        self._stream, self._prefix, self._is_new = stream, prefix, True
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines(keepends=True):
+            self._stream.write(self._prefix + line if self._is_new else line)
+            self._is_new = line.endswith("\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
 
 
 class StopFlag:
@@ -35,13 +57,19 @@ def main(folder: str) -> int:
     """Train the run in `folder`, from its newest training state if it has one. Returns the exit code."""
     flag = StopFlag()
     run = Run(Path(folder).absolute())
-    is_main = os.environ.get("RANK", "0") == "0"
+    rank = int(os.environ.get("RANK", "0"))
+    is_main = os.environ.get("LOCAL_RANK", str(rank)) == "0"  # of this machine
+    if rank:
+        prefix = f"[{called(rank, int(os.environ['WORLD_SIZE']))}] "
+        sys.stdout, sys.stderr = Prefixed(sys.stdout, prefix), Prefixed(sys.stderr, prefix)
     lock = run.hold()
     try:
         if is_main:
             lock.acquire()
     except filelock.Timeout:
-        print(f"error: {run.id} is being trained by another process already.", file=sys.stderr)
+        said = f"{run.id} is being trained by another process already."
+        print(f"error: {said}", file=sys.stderr)
+        leave_reason(said, 2, is_echo=False)
         return 2
     try:
         if is_main:
@@ -62,12 +90,16 @@ def main(folder: str) -> int:
         return _failed(journal, str(error), error.exit_code)
     except Exception as error:
         traceback.print_exc()
-        return _failed(journal, explain(error), 1)
+        from limner.engine.runtime import lost
+
+        return _failed(journal, lost(error) or explain(error), 1, is_echo=bool(lost(error)))
     finally:
         lock.release()
 
 
-def _failed(journal, reason: str, code: int) -> int:
+def _failed(journal, reason: str, code: int, *, is_echo: bool = False) -> int:
+    if leave_reason(reason, code, is_echo=is_echo):
+        return code
     try:
         journal.say(status="failed", phase="", error=reason)
         journal.event("stop", step=journal.state.step, status="failed", error=reason)
@@ -94,12 +126,9 @@ def explain(error: Exception) -> str:
 def _train(run: Run, journal, flag: StopFlag) -> int:
     from limner.engine import checkpoint, prepare, runtime, trackers, train
 
-    path, faults = checkpoint.newest_state(run.states)
-    first_step = checkpoint.step_of(path) if path is not None else 0
-    config = changes.config_at(run, first_step)
+    config = run.config()
     if journal.is_main:
         run.end_last_line()
-        journal.trackers = trackers.make(config, run)
         for folder in (run.path, run.states, run.samples, run.checkpoints):
             disk.sweep(folder)  # not output.path: another run may be writing there
     if config.launch.num_threads is not None:
@@ -109,18 +138,27 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
     here = machine.describe(runs.home())
     device = here.kind(config.launch.device)
     facts = here.first(device)
-    process = runtime.start(device, defaults.precision(config, device, facts is not None and facts.bf16))
+    precision = defaults.precision(config, device, facts is not None and facts.bf16)
+    process = runtime.start(device, precision, config.launch.timeout_seconds)
+    # where several machines train, the main one's folder alone has states and changes
+    path, faults, made = process.share((*checkpoint.newest_state(run.states), changes.recorded(run)))
+    first_step = checkpoint.step_of(path) if path is not None else 0
+    config = changes.with_changes(config, made, first_step)
+    if process.is_main:
+        journal.trackers = trackers.make(config, run)
+    if process.is_main and process.world != config.launch.num_processes:
+        said = f"trained by {process.world} instead of {config.launch.num_processes} processes; each step is the same"
+        journal.event("warning", message=said)
     try:
         job = prepare.prepare(run, config, process, journal, lambda: flag.is_set)
-        job.pending = [c for c in changes.recorded(run) if c.step > first_step]
+        job.pending = [c for c in made if c.step > first_step]
         _resume(run, job, path, faults, checkpoint, journal)
         finished = train.train(job, first_step)
         journal.flush()
     except StopRequested:
         finished = False  # while caching: nothing to save, what is cached stays
         run.take_requests()
-    finally:
-        process.close()
+    process.close()  # not if it failed: another may be gone, and would be waited for
     status = "done" if finished else "stopped"
     journal.say(status=status, phase="", progress=(journal.state.step, journal.state.steps))
     journal.event("stop", step=journal.state.step, status=status)
@@ -136,7 +174,7 @@ def _resume(run: Run, job, path: Path | None, faults: list[str], checkpoint, jou
         began = any(event.get("event") == "start" for event, _ in run.events())
         journal.event("resume" if began else "start", step=0, steps=job.dataset.total_steps)
         return
-    facts = checkpoint.load_state(path, job.adapter, job.optimizer, job.average)
+    facts = checkpoint.load_state(path, job.adapter, job.optimizer, job.average, job.runtime)
     job.written = list(facts.get("written", []))
     if facts.get("scaler"):
         job.scaler.load_state_dict(facts["scaler"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from limner.config import Config
 from limner.engine.average import Average
 from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizer_state import pack, unpack
+from limner.engine.runtime import Runtime
 from limner.engine.saving import Copies
+from limner.engine.shards import is_sharded, load, local, share_like, whole, whole_like
 from limner.errors import wrong
 from limner.formats.embedding_file import file_name
 from limner.formats.header import read_header
 from limner.formats.metadata import TRIGGER, adapter_metadata, add_hashes, model_spec
 from limner.models.family import Family
-from limner.models.weights import PRECISIONS
+from limner.models.weights import PRECISIONS, Weights
 
 _KEPT_STATES = 2
 
@@ -143,40 +145,46 @@ def verify(path: Path) -> None:
 # --- training states --------------------------------------------------------------------------------------------------
 
 
-def state_writer(
-    folder: Path,
-    step: int,
-    adapter: Adapter,
-    optimizer: torch.optim.Optimizer | OneByOne,
-    average: Average | None,
-    extra: dict[str, Any],
-) -> Callable[[], None]:
-    """Copies everything that resuming at `step` needs; returns what writes it, then prunes older states."""
-    copies = Copies()
-    weights = {k: copies.take(v) for k, v in adapter.state_dict().items()}
-    tensors, told = pack(optimizer, copies.take)
-    averages = {str(i): copies.take(v) for i, v in enumerate(average.values)} if average is not None else None
+Part = tuple[str, dict[str, Tensor], dict[str, Any] | None]
+"""A file of a state: its name, its tensors, and what is told beside them."""
+
+
+def save_state(folder: Path, step: int, parts: Iterable[Part], extra: dict[str, Any], copies: Copies) -> None:
+    """Write everything that resuming at `step` needs, then prune older states. `parts` are of `parts_of_state`, all made before
+    or each when it is written; their tensors are `copies`."""
 
     def fill(temporary: Path) -> None:
-        save_file(weights, temporary / "weights.safetensors")
-        save_file(tensors, temporary / "optimizer.safetensors")
-        (temporary / "optimizer.json").write_text(json.dumps(told), encoding="utf-8")
-        if averages is not None:
-            save_file(averages, temporary / "average.safetensors")
+        for name, tensors, told in parts:
+            copies.wait()
+            save_file(tensors, temporary / f"{name}.safetensors")
+            if told is not None:
+                (temporary / f"{name}.json").write_text(json.dumps(told), encoding="utf-8")
         (temporary / "state.json").write_text(json.dumps({"step": step, "version": 2, **extra}), encoding="utf-8")
 
-    def write() -> None:
-        copies.wait()
-        folder.mkdir(parents=True, exist_ok=True)
-        target = folder / f"step-{step:08d}"
-        if target.exists() and not disk.manifest_faults(target):
-            return
-        disk.write_folder(target, fill)
-        if not disk.manifest_faults(target):
-            for old in _by_step(folder)[:-_KEPT_STATES]:
-                shutil.rmtree(old, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{step:08d}"
+    disk.write_folder(target, fill)
+    if not disk.manifest_faults(target):
+        for old in _by_step(folder)[:-_KEPT_STATES]:
+            shutil.rmtree(old, ignore_errors=True)
 
-    return write
+
+def has_state(folder: Path, step: int) -> bool:
+    """Whether the whole state of a step is there already."""
+    target = folder / f"step-{step:08d}"
+    return target.exists() and not disk.manifest_faults(target)
+
+
+def parts_of_state(
+    adapter: Adapter, optimizer: torch.optim.Optimizer | OneByOne, average: Average | None, copies: Copies
+) -> Iterator[Part]:
+    """The files of a state, one after the other in memory. Of weights that are shared out among processes, all must go through
+    them."""
+    yield "weights", {k: copies.take(whole(v.detach())) for k, v in adapter.state_dict().items()}, None
+    yield "optimizer", *pack(optimizer, copies.take)
+    if average is not None:
+        both = zip(average.values, average.params, strict=True)
+        yield "average", {str(i): copies.take(whole_like(v, p)) for i, (v, p) in enumerate(both)}, None
 
 
 def _by_step(folder: Path) -> list[Path]:
@@ -209,21 +217,41 @@ def refuse_other_circumstances(saved: dict[str, Any], here: dict[str, Any]) -> N
 
 
 def load_state(
-    path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer | OneByOne, average: Average | None
+    path: Path, adapter: Adapter, optimizer: torch.optim.Optimizer | OneByOne, average: Average | None, runtime: Runtime
 ) -> dict[str, Any]:
-    """Take over a training state; returns its `state.json`. Raises UserError, with nothing changed silently, if a part of
-    it is missing."""
+    """Take over a training state; returns its `state.json`. Processes that do not see its folder (another machine's) are sent
+    it. Raises UserError, with nothing changed silently, if a part of it is missing."""
+    read, read_json = _readers(path, runtime)
     try:
-        facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        adapter.load_state_dict(load_file(path / "weights.safetensors"))
-        told = json.loads((path / "optimizer.json").read_text(encoding="utf-8"))
-        unpack(optimizer, load_file(path / "optimizer.safetensors"), told)
+        facts = read_json("state.json")
+        if runtime.is_sharded:
+            load(adapter.state_dict(), read("weights.safetensors"))
+        else:
+            adapter.load_state_dict(dict(read("weights.safetensors")))
+        unpack(optimizer, read("optimizer.safetensors"), read_json("optimizer.json"))
         if average is not None:
-            saved = load_file(path / "average.safetensors")
-            for i, value in enumerate(average.values):
-                value.copy_(saved[str(i)])
+            saved = read("average.safetensors")
+            for i, (value, p) in enumerate(zip(average.values, average.params, strict=True)):
+                whole_value = saved[str(i)]
+                value.copy_(local(share_like(whole_value, p)) if is_sharded(p) else whole_value)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise wrong(
             str(path), f"the training state lacks a part ({error}).", "Start a new run; its weights are in checkpoints/."
         ) from None
     return facts
+
+
+def _readers(path: Path, runtime: Runtime) -> tuple[Callable[[str], Mapping[str, Tensor]], Callable[[str], Any]]:
+    """What reads a file of tensors, and one of JSON, of a training state's folder."""
+
+    def read_json(name: str) -> Any:
+        return json.loads((path / name).read_text(encoding="utf-8"))
+
+    if not runtime.any(not path.is_dir()):
+        # of weights that are shared out no process needs all at once
+        return (lambda name: Weights([path / name]) if runtime.is_sharded else load_file(path / name)), read_json
+    main = runtime.is_main
+    return (
+        lambda name: runtime.share_tensors(load_file(path / name) if main else None),
+        lambda name: runtime.share(read_json(name) if main else None),
+    )

@@ -24,9 +24,9 @@ def paint_class_pictures(config: Config, family: Family, runtime: Runtime, count
     """
     folder, base = config.data.class_path, family.base
     assert folder is not None
-    numbers = free_numbers(folder, count)
+    numbers, (share, shares) = free_numbers(folder, count), runtime.sharers(folder)
     runtime.barrier()  # nobody paints before everybody has looked
-    numbers = numbers[runtime.rank :: runtime.world]
+    numbers = numbers[share::shares]
     side = bucket_rule(config, base).resolution // base.bucket_step_px * base.bucket_step_px
     prompts = [prompt_of(config, side, n) for n in numbers]
     require_suited(prompts[:1], base)
@@ -37,13 +37,14 @@ def paint_class_pictures(config: Config, family: Family, runtime: Runtime, count
     loading.load(family, "denoiser", runtime.dtype, runtime.device, config.model)
     family.load("vae", family.keep.vae_dtype, runtime.device)
     name = painter(config.model, base.path)
-    for done, (number, prompt) in enumerate(zip(numbers, prompts, strict=True), 1):
-        pixels = next(paint.paint(family, runtime, [prompt], encoded))
-        mark = PngInfo()
-        mark.add_text(MARK, json.dumps({"base": name, "prompt": prompt.text, "seed": prompt.seed}))
-        with disk.replacing(painted_path(folder, number)) as temporary:
-            paint.to_image(pixels).save(temporary, format="PNG", pnginfo=mark)
-        progress(done, len(numbers))
+    for turn in range(runtime.most(len(numbers))):
+        for number, prompt in zip(numbers[turn : turn + 1], prompts[turn : turn + 1], strict=True):
+            pixels = next(paint.paint(family, runtime, [prompt], encoded))
+            mark = PngInfo()
+            mark.add_text(MARK, json.dumps({"base": name, "prompt": prompt.text, "seed": prompt.seed}))
+            with disk.replacing(painted_path(folder, number)) as temporary:
+                paint.to_image(pixels).save(temporary, format="PNG", pnginfo=mark)
+        progress(min(turn + 1, len(numbers)), len(numbers))  # in step with the others
     family.free("vae")
     family.free("denoiser")
     runtime.barrier()

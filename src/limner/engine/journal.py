@@ -22,7 +22,7 @@ _FLUSH_SECONDS = 1.0
 
 
 class Journal(StateTeller):
-    """The main process's record of a run. In other processes it is silent."""
+    """The record of a run that a machine's first process keeps, the main one on the main machine. In others it is silent."""
 
     def __init__(self, run: Run, *, is_main: bool) -> None:
         super().__init__(run, is_silent=not is_main)

@@ -7,11 +7,13 @@ own way. What is saved here is what lay there: every entry of every weight's sta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from limner.engine.shards import is_sharded, share_like, whole
 
 _CONFIGURED = ("params", "name", "lr", "base_lr", "finds_rate")
 
@@ -22,7 +24,10 @@ def on_cpu(tensor: Tensor) -> Tensor:
 
 
 def pack(optimizer: Any, copied: Callable[[Tensor], Tensor] = on_cpu) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(copies of its tensors, the rest as JSON). Raises TypeError for a state that is neither numbers, texts nor tensors."""
+    """(copies of its tensors, the rest as JSON). Of weights that are shared out among processes all must ask.
+
+    Raises TypeError for a state that is neither numbers, texts nor tensors.
+    """
     tensors: dict[str, Tensor] = {}
     told: dict[str, Any] = {"weights": {}, "groups": []}
     for i, (part, p) in enumerate(_weights(optimizer)):
@@ -34,7 +39,7 @@ def pack(optimizer: Any, copied: Callable[[Tensor], Tensor] = on_cpu) -> tuple[d
     return tensors, told
 
 
-def unpack(optimizer: Any, tensors: dict[str, Tensor], told: dict[str, Any]) -> None:
+def unpack(optimizer: Any, tensors: Mapping[str, Tensor], told: dict[str, Any]) -> None:
     """Take over what `pack` gave; learning rates stay as configured. Raises KeyError or ValueError if it does not fit."""
     weights, groups = list(_weights(optimizer)), optimizer.param_groups
     if len(told["groups"]) != len(groups) or any(int(i) >= len(weights) for i in told["weights"]):
@@ -57,7 +62,7 @@ def _weights(optimizer: Any):
 
 def _packed(value: Any, key: str, tensors: dict[str, Tensor], copied: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[key] = copied(value)
+        tensors[key] = copied(whole(value))
         # counts lie on the CPU beside weights on a device; bitsandbytes' paged tensors lie in both
         place = "paged" if getattr(value, "is_paged", False) else value.device.type
         # a product of matrices may differ in its last bit with how they lie in memory
@@ -72,13 +77,15 @@ def _packed(value: Any, key: str, tensors: dict[str, Tensor], copied: Callable[[
     raise TypeError(f"a state of type {type(value).__name__} ({key}) cannot be saved")
 
 
-def _unpacked(value: Any, tensors: dict[str, Tensor], p: Tensor, optimizer: Any) -> Any:
+def _unpacked(value: Any, tensors: Mapping[str, Tensor], p: Tensor, optimizer: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
         saved = tensors[value["tensor"]]
         if value["place"] == "paged":
             return optimizer.get_state_buffer(p, dtype=saved.dtype).copy_(saved)
+        if is_sharded(p) and saved.shape == p.shape:
+            return share_like(saved, p)
         device = torch.device("cpu") if value["place"] == "cpu" else p.device
         strides = value["strides"] or saved.stride()
         return torch.empty_strided(saved.shape, strides, dtype=saved.dtype, device=device).copy_(saved)

@@ -16,6 +16,7 @@ from limner import disk, runs
 from limner.adapters import adapter as adapters
 from limner.adapters.embedding import remarks
 from limner.config import Config, defaults
+from limner.config.launch import require_shares
 from limner.config.model import merges
 from limner.config.prompts import Prompt
 from limner.data import archives, held_out, scan, tags
@@ -24,7 +25,7 @@ from limner.data.classes import base_name, num_missing, scan_classes
 from limner.data.dataset import Dataset, assemble
 from limner.data.decode import decode
 from limner.diffusion.timesteps import shift_of, timesteps_of
-from limner.engine import compiled, loading, paint, starting
+from limner.engine import compiled, loading, paint, shards, starting
 from limner.engine.classes import paint_class_pictures
 from limner.engine.journal import Journal
 from limner.engine.live import prompts_of
@@ -38,6 +39,7 @@ from limner.formats.known import FAMILIES as KNOWN
 from limner.formats.metadata import tag_frequency
 from limner.formats.suited import require_suited, unsuited
 from limner.models import family as families
+from limner.models import prepacked
 from limner.models.family import Family, Keep
 from limner.models.weights import PRECISIONS
 from limner.runs import Phase, Run
@@ -67,6 +69,18 @@ def find_base(config: Config) -> Base:
     if base.prediction == "flow":
         return base
     return replace(base, text_chunks=section.text_chunks, weighted_captions=config.data.weighted_captions)
+
+
+def _require_alike(config: Config, runtime: Runtime) -> None:
+    """Raises UserError if the machines were given configurations that differ in what decides the numbers."""
+    sections = {
+        name: getattr(config, name).model_dump_json(exclude={"start"})
+        for name in ("train", "optimizer", "objective", "adapter")
+    }
+    told = runtime.shares(sections | {"launch.num_processes": str(config.launch.num_processes)})
+    for name, value in told[0].items():
+        if any(other[name] != value for other in told):
+            raise wrong(name, "it is not the same on all machines.", "Start the same configuration on each of them.")
 
 
 def keep_of(config: Config) -> Keep:
@@ -144,6 +158,8 @@ def decodes(path: str) -> bool:
 def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_requested: Callable[[], bool]) -> Training:
     """Load, encode, attach; afterwards only what the loop needs is in memory."""
     journal.say(status="running", phase="loading")
+    require_shares(config, runtime.world)
+    _require_alike(config, runtime)
     base = find_base(config)
     cache = Cache(config.memory.cache_path or runs.home() / "cache", verify=config.memory.verify)
     family = families.make(base, keep_of(config))
@@ -163,12 +179,15 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
         paint_class_pictures(config, family, runtime, missing, watched("painting class pictures"))
         of_class = class_pictures()
     dataset = assemble(config, base, [*own, *of_class])
+    if len(set(runtime.shares(dataset.outline()))) > 1:
+        said = "the machines see other pictures or captions."
+        raise wrong("data.path", said, "Give each of them the same files.")
     samples = Samples(config, dataset, family, runtime, cache)
     validation = validation_samples(samples, held)
     prompts = prompts_of(config, run, dataset, base)
     require_suited(prompts, base)  # asked again: before the start the model may not have been here
     rate = defaults.learning_rate(config, base.is_pocket)
-    if runtime.is_main:
+    if journal.is_main:
         disk.write_json(run.path / "plan.json", plan(dataset, base, rate, runtime))
 
     encoded = _encode([samples, *([validation] if validation else [])], prompts, journal, watched("caching"))
@@ -182,16 +201,27 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     adapter = adapters.make(config.adapter, config.embedding)
     adapter.attach(family, config.train.seed)
     starting.go_on(adapter, family, config.adapter, run)
+    if is_prepacked(config, runtime.device):
+        prepacked.pack(family.denoiser)  # now: whatever is trained is marked, and what is merged is merged
     _warn_of_words(config, dataset, family, journal)
     if config.memory.checkpointing:
         family.enable_checkpointing(text=samples.trains_text)
     if config.speed.compile != "off":
         compiled.compile_blocks(family, config.speed, dataset)
+    if config.launch.shard == "full" and runtime.world > 1:
+        shards.shard(family, runtime)
+        runtime = samples.runtime = replace(runtime, is_sharded=True)
     facts = metadata_facts(config, dataset, family, cache, rate, runtime) if runtime.is_main else {}
     return Training(
         config, run, runtime, journal, family, adapter, dataset, samples, rate, facts, prompts, encoded, stop_requested,
         validation,
     )  # fmt: skip
+
+
+def is_prepacked(config: Config, device: torch.device) -> bool:
+    """Whether frozen layers are laid out for the CPU's kernels; what is compiled, swapped or shared out must stay as it is."""
+    stays = config.speed.compile != "off" or config.memory.swap_blocks or config.launch.shard != "off"
+    return config.speed.prepack and device.type == "cpu" and not stays
 
 
 def _warn_of_words(config: Config, dataset: Dataset, family: Family, journal: Journal) -> None:
@@ -215,9 +245,9 @@ def _watched(
 
     def progress(done: int, total: int) -> None:
         journal.say(phase=phase, progress=(done, total))
-        if runtime.world > 1:
-            return  # several processes stop together, which they can only do in the loop
-        if stop_requested() or run.is_asked_to_stop():
+        if phase == "unpacking" and runtime.world > 1:
+            return  # one of them unpacks, and only together can they stop
+        if runtime.any(stop_requested() or run.is_asked_to_stop()):
             raise StopRequested
 
     return progress

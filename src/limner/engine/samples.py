@@ -175,11 +175,14 @@ class Samples:
 
     def _fill(self, keys: Keys, encode: Callable[[Sequence[int]], dict[str, Entry]], progress: Progress) -> int:
         wanted = self._wanted(keys)
+        share, shares = self.runtime.sharers(self.cache.folder)
         self.runtime.barrier()  # nobody writes before everybody has looked: the shares must add up
-        mine = wanted[self.runtime.rank :: self.runtime.world]
+        mine = wanted[share::shares]
         size = 16
-        for start in range(0, len(mine), size):
-            self.cache.put(encode(mine[start : start + size]))
+        # turn by turn together, so that a stop is agreed on and no process waits long for another
+        for start in range(0, self.runtime.most(len(mine)), size):
+            if start < len(mine):
+                self.cache.put(encode(mine[start : start + size]))
             progress(min(start + size, len(mine)), len(mine))
         self.runtime.barrier()
         return len(wanted)

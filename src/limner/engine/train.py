@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from limner.config import Config
 from limner.config.prompts import Prompt
 from limner.data.dataset import Dataset
 from limner.diffusion.timesteps import Timesteps, timesteps_of
-from limner.engine import checkpoint, graphs, hints, live, loading, paint, validation
+from limner.engine import checkpoint, graphs, hints, live, loading, paint, shards, validation
 from limner.engine.attention import attending_by
 from limner.engine.average import Average, evaluation_weights
 from limner.engine.compiled import uncompiled
@@ -32,9 +33,10 @@ from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizers import make_optimizer, set_learning_rates
 from limner.engine.runtime import Runtime
 from limner.engine.samples import Samples
-from limner.engine.saving import Saver, Told, fits_aside
+from limner.engine.saving import Copies, Saver, Told, fits_aside
 from limner.engine.schedules import schedule_factor
 from limner.models.family import Conditioning, Family
+from limner.models.weights import PRECISIONS
 from limner.runs import Run
 
 
@@ -121,9 +123,9 @@ def loop(job: Training, first_step: int) -> bool:
     """As `train`; what is being saved may not be done."""
     config, runtime, journal, total, step = job.config, job.runtime, job.journal, job.dataset.total_steps, first_step
     journal.say(status="running", phase="training", progress=(step, total), step=step, steps=total)
-    if runtime.any(is_validation_due(job, step) and not has_validation(job, step)):
+    if is_validation_due(job, step) and not runtime.share(has_validation(job, step)):
         validate(job, step)
-    if is_sample_due(job, step) and not has_samples(job, step):
+    if is_sample_due(job, step) and not runtime.share(has_samples(job, step)):
         sample(job, step)
     while step < total:
         measured = move_weights(job, step)
@@ -132,7 +134,7 @@ def loop(job: Training, first_step: int) -> bool:
         journal.step(step, *measured)
         job.saver.collect()
 
-        requests = job.run.take_requests() if runtime.is_main else []
+        requests = job.run.take_requests() if journal.is_main else []
         changes = live.take(job, step) if runtime.is_main else []
         stop, stop_now, paints, saves, changed = runtime.agree(
             [job.stop_requested() or "stop" in requests, "stop-now" in requests, "sample" in requests, "save" in requests,
@@ -165,7 +167,7 @@ def move_weights(job: Training, step: int) -> tuple[Tensor, Tensor | None, dict[
     moves = not scaler.is_enabled() or any(p.grad is not None for p in job.params)
     if moves:
         scaler.unscale_(optimizer)  # pyright: ignore[reportArgumentType] (in fp16 it is a real one)
-    norm = None if limit == "off" else torch.nn.utils.clip_grad_norm_(job.params, limit)
+    norm = None if limit == "off" else shards.whole(torch.nn.utils.clip_grad_norm_(job.params, limit))
     if moves:
         scaler.step(optimizer)  # pyright: ignore[reportArgumentType]
         scaler.update()
@@ -265,45 +267,67 @@ def sample_path(job: Training, step: int, number: int) -> Path:
 def save_weights(job: Training, step: int) -> None:
     """Save a checkpoint and prune older ones."""
     with saving(job, step):
-        if not job.runtime.is_main:
+        if not (job.runtime.is_main or job.runtime.is_sharded):
             return
-        config, folder = job.config, checkpoint.output_folder(job.config, job.run.checkpoints)
-        facts = job.facts | {"step": step, "epoch": job.dataset.order.epoch_of(step), "saved_at": time.time()}
-        with evaluation_weights(job.optimizer, job.params, job.average):
+        with evaluation_weights(job.optimizer, job.params, job.average), whole_model(job):
             refuse_non_finite(job, step)
-            writers = checkpoint.checkpoint_writers(config, job.family, job.adapter, folder, facts)
-            path, *others = writers
-            superfluous = list[str]()
-            if step < job.dataset.total_steps:
-                job.written = [*(n for n in job.written if n != path.name), path.name]
-                superfluous = checkpoint.superfluous(config, job.written)
-                job.written = job.written[len(superfluous) :]
+            if job.runtime.is_main:
+                write_weights(job, step)
 
-            def write() -> Told:
-                for write_one in writers.values():
-                    write_one()
-                for written in writers:
-                    checkpoint.verify(written)
-                checkpoint.delete_checkpoints(config, folder, superfluous)
-                beside = {"embedding": str(others[0])} if others else {}
-                return {"kind": "checkpoint", "step": step, "path": str(path), **beside}
 
-            job.saver.do(write, aside=job.saves_aside)
+def write_weights(job: Training, step: int) -> None:
+    """The main process's part of it: aside, or now."""
+    config, folder = job.config, checkpoint.output_folder(job.config, job.run.checkpoints)
+    facts = job.facts | {"step": step, "epoch": job.dataset.order.epoch_of(step), "saved_at": time.time()}
+    writers = checkpoint.checkpoint_writers(config, job.family, job.adapter, folder, facts)
+    path, *others = writers
+    superfluous = list[str]()
+    if step < job.dataset.total_steps:
+        job.written = [*(n for n in job.written if n != path.name), path.name]
+        superfluous = checkpoint.superfluous(config, job.written)
+        job.written = job.written[len(superfluous) :]
+
+    def write() -> Told:
+        for write_one in writers.values():
+            write_one()
+        for written in writers:
+            checkpoint.verify(written)
+        checkpoint.delete_checkpoints(config, folder, superfluous)
+        beside = {"embedding": str(others[0])} if others else {}
+        return {"kind": "checkpoint", "step": step, "path": str(path), **beside}
+
+    job.saver.do(write, aside=job.saves_aside)
+
+
+def whole_model(job: Training) -> AbstractContextManager[None]:
+    """Inside, the main process has the whole of a model that is shared out."""
+    if not job.runtime.is_sharded:
+        return nullcontext()
+    return shards.gathered(job.family.denoiser, PRECISIONS[job.config.output.dtype], job.runtime)
 
 
 def save_state(job: Training, step: int) -> None:
     """Save a training state to resume from."""
+    runtime = job.runtime
     with saving(job, step):
-        if not job.runtime.is_main:
+        is_needed = runtime.is_main and not checkpoint.has_state(job.run.states, step)
+        is_needed = runtime.any(is_needed) if runtime.is_sharded else is_needed
+        copies, parts = Copies(), iter(list[checkpoint.Part]())
+        if is_needed:
+            refuse_non_finite(job, step)
+            parts = checkpoint.parts_of_state(job.adapter, job.optimizer, job.average, copies)
+        if not runtime.is_main:
+            deque(parts, maxlen=0)  # each sends its share to the main process, which writes
             return
-        refuse_non_finite(job, step)
+        if job.saves_aside:
+            parts = iter(list(parts))
         session = {k: job.facts[k] for k in ("session_id", "started_at")}
         extra = {"written": job.written, "scaler": job.scaler.state_dict(), "session": session}
         extra |= {"data": job.dataset.fingerprint(), "circumstances": job.circumstances()}
-        write_state = checkpoint.state_writer(job.run.states, step, job.adapter, job.optimizer, job.average, extra)
 
         def write() -> Told:
-            write_state()
+            if is_needed:
+                checkpoint.save_state(job.run.states, step, parts, extra, copies)
             return {"kind": "state", "step": step}
 
         job.saver.do(write, aside=job.saves_aside)
@@ -327,7 +351,8 @@ def saving(job: Training, step: int) -> Iterator[None]:
 
 def refuse_non_finite(job: Training, step: int) -> None:
     """Never write a weight that is no number."""
-    if not bool(torch.stack([torch.isfinite(p).all() for p in job.params]).all()):
+    is_finite = bool(torch.stack([torch.isfinite(shards.local(p.detach())).all() for p in job.params]).all())
+    if job.runtime.any(not is_finite) if job.runtime.is_sharded else not is_finite:
         raise diverged(step, {g["name"]: g["lr"] for g in job.optimizer.param_groups})
 
 
@@ -350,22 +375,35 @@ def sample(job: Training, step: int) -> None:
     job.saver.collect(wait=True)
     job.journal.flush()
     job.journal.say(phase="sampling", progress=(0, len(job.prompts)), step=step)
-    if job.runtime.is_main:
-        with evaluation_weights(job.optimizer, job.params, job.average), uncompiled(job.config.speed):
-            paint_previews(job, step)
+    with evaluation_weights(job.optimizer, job.params, job.average), uncompiled(job.config.speed):
+        paint_previews(job, step)
     job.runtime.barrier()
     job.journal.say(phase="training", progress=(step, job.dataset.total_steps))
 
 
 def paint_previews(job: Training, step: int) -> None:
-    encoded = job.encoded_prompts
+    """Every process paints its share, in turns; the main one writes the files in the prompts' order.
+
+    With a model that is shared out all compute each picture together.
+    """
+    encoded, runtime, count = job.encoded_prompts, job.runtime, len(job.prompts)
     if job.samples.trains_text:
-        encoded = paint.encode_prompts(job.family, job.runtime, job.prompts)
-    with loading.lent(job.family, "vae", job.family.keep.vae_dtype, job.runtime.device, job.config.model):
-        pictures = paint.paint(job.family, job.runtime, job.prompts, encoded)
-        for i, (prompt, pixels) in enumerate(zip(job.prompts, pictures, strict=True)):
-            path = sample_path(job, step, i)
-            with disk.replacing(path) as temporary:
-                paint.to_image(pixels).save(temporary, format="PNG")
-            job.journal.event("sample", step=step, path=path.name, prompt=prompt.text, seed=prompt.seed)
-            job.journal.say(progress=(i + 1, len(job.prompts)))
+        encoded = paint.encode_prompts(job.family, runtime, job.prompts)
+    together = 1 if runtime.is_sharded else runtime.world
+    with loading.lent(job.family, "vae", job.family.keep.vae_dtype, runtime.device, job.config.model):
+        for first in range(0, count, together):
+            mine = first + (0 if runtime.is_sharded else runtime.rank)
+            painted = None
+            if mine < count:
+                (pixels,) = paint.paint(job.family, runtime, job.prompts[mine : mine + 1], encoded[mine : mine + 1])
+                painted = paint.to_image(pixels)
+            pictures = runtime.shares(painted) if together > 1 else [painted]
+            if not runtime.is_main:
+                continue
+            for i, picture in enumerate(pictures[: count - first], first):
+                assert picture is not None
+                path, prompt = sample_path(job, step, i), job.prompts[i]
+                with disk.replacing(path) as temporary:
+                    picture.save(temporary, format="PNG")
+                job.journal.event("sample", step=step, path=path.name, prompt=prompt.text, seed=prompt.seed)
+                job.journal.say(progress=(i + 1, count))

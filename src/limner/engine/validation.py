@@ -53,11 +53,16 @@ def measure(job: Training) -> float:
     count = len(samples.dataset.pictures)
     losses = torch.zeros(count, NUM_TIMESTEPS, device=runtime.device)
     together = max(1, min(NUM_TIMESTEPS, job.config.train.batch_size))
-    for picture in range(runtime.rank, count, runtime.world):
+    # of a model that is shared out all compute equally often, and what is done twice counts once
+    turns = count + (-count % runtime.world if runtime.is_sharded else 0)
+    for turn in range(runtime.rank, turns, runtime.world):
+        picture = min(turn, count - 1)
         for first in range(0, NUM_TIMESTEPS, together):
             places = range(first, min(first + together, NUM_TIMESTEPS))
             batch = samples.batch([picture] * len(places), 0, 0)
-            losses[picture, first : places.stop] = _plain_loss(job, batch, picture, places, chosen)
+            found = _plain_loss(job, batch, picture, places, chosen)
+            if turn == picture:
+                losses[picture, first : places.stop] = found
         job.journal.say(phase="validating", progress=(picture + 1, count))
     # in float64 and in one order, so that the number of processes changes nothing
     return float(runtime.sum_scalar(losses).double().mean())

@@ -7,8 +7,8 @@ through the layers to what is trained before them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
@@ -43,7 +43,11 @@ class QuantizedLinear(nn.Linear):
 
     def whole(self, dtype: torch.dtype) -> Tensor:
         """The weight as it counts, (out, in)."""
-        return _whole(self.weight, self.scale, (self.out_features, self.in_features), dtype)
+        return self.held()(dtype)
+
+    def held(self) -> Callable[[torch.dtype], Tensor]:
+        """As `whole`, of the numbers that lie here now."""
+        return partial(_whole, self.weight, self.scale, (self.out_features, self.in_features))
 
     def forward(self, input: Tensor) -> Tensor:
         kind = input.device.type

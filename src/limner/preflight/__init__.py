@@ -20,8 +20,10 @@ from limner.preflight import (
     optimizer,
     output,
     pictures,
+    processes,
     sdscripts,
     speed,
+    targets,
     training,
     versions,
     word,
@@ -56,11 +58,13 @@ CHECKS: tuple[Check, ...] = (
     model.check_family,
     training.check_preservation,
     device.check_device,
+    processes.check_processes,
     device.check_weights,
     training.check_prompts,
     output.check_logging,
     output.check_output,
     sdscripts.check_sd_scripts,
+    targets.check_target,
 )
 
 
@@ -75,8 +79,10 @@ def examine(
     """All findings, errors first, and what was learnt on the way. `deep` decodes every picture; links among the pictures for
     which `may_follow` is false are errors. `look` reads the folders.
 
-    Of a machine that is not known (yet), nothing is said.
+    Of a machine that is not known (yet), nothing is said; nor of this one, if another trains.
     """
+    if config.launch.target != "local":
+        machine = None
     records, findings = Records(deep=deep, may_follow=may_follow, look=look), []
     for check in CHECKS:
         try:

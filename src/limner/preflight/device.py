@@ -34,7 +34,7 @@ def check_device(config: Config, machine: Machine | None, records: Records) -> I
         yield Finding("train.precision", "fp16 is hundreds of times slower than fp32 on a CPU.", 'Use "bf16" or "fp32".')
     if precision == "bf16" and not facts.bf16:
         yield Finding("train.precision", f"{facts.name} has no bf16.", 'Use "fp16" or "fp32".')
-    count = config.launch.num_processes
+    count = config.launch.num_processes // config.launch.num_machines
     if device == "cpu" and count > machine.cores:
         yield Finding("launch.num_processes", f"{count} processes on {machine.cores} cores.", f"Use at most {machine.cores}.")
     if device != "cpu" and count > machine.count(device):

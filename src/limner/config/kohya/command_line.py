@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from limner.config.kohya.arguments import SCRIPT
+from limner.config.kohya.reader import ACCELERATE
 from limner.config.kohya.report import Report
 from limner.config.kohya.scripts import SCRIPTS, arguments
 from limner.errors import wrong
@@ -18,7 +19,6 @@ _ACCELERATE_FLAGS = {
 }  # fmt: skip
 """Flags of `accelerate launch` that take no value."""
 _LINE_END = re.compile(r"[ \t]*(?:\n|\Z)")
-_TAKEN = {"num_processes", "num_cpu_threads_per_process"}
 _COMPILING = {"dynamo_backend", "dynamo_mode", "dynamo_use_fullgraph", "dynamo_use_dynamic"}
 """Taken under names that tell them from those of sd-scripts."""
 
@@ -101,7 +101,7 @@ def _launcher(words: list[str], report: Report) -> dict[str, Any]:
         elif "=" in word:
             report.say(word, None, "idle", why="It is a variable of the environment.")
     for name, value in said.items():
-        if name in _TAKEN:
+        if name in ACCELERATE:
             out[name] = value
         elif name in _COMPILING:
             out[f"accelerate.{name}"] = value

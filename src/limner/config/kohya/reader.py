@@ -16,7 +16,10 @@ from limner.config.kohya.report import Outcome, Report
 from limner.config.kohya.scripts import Script, accepts, arguments
 from limner.errors import UserError, printable
 
-ACCELERATE = ("num_processes", "num_cpu_threads_per_process")
+ACCELERATE = (
+    "num_processes", "num_cpu_threads_per_process", "num_machines", "machine_rank", "main_process_ip", "main_process_port",
+    "gpu_ids",
+)  # fmt: skip
 """Flags of `accelerate launch` that are options of Limner."""
 _MOST = 10**18
 _MOST_PARTS = 200

@@ -1,10 +1,14 @@
-"""Keys of the GUI about where and how the trainer is started. Limner starts its own; nothing of these texts is carried out."""
+"""Keys of the GUI about where and how the trainer is started. Limner starts its own; no text of these reaches its command."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from limner.config.files import shown
 from limner.config.kohya.computing import BACKENDS, BLOCKS, OFF, OTHER
 from limner.config.kohya.gui.form import Form
+from limner.config.launch import Launch, extra_words, gpus
+from limner.errors import UserError
 
 _EXTRA = "extra_accelerate_launch_args"
 _FORM_THREADS = 2  # what the form begins with, whatever the machine
@@ -32,9 +36,11 @@ KEYS = (
 
 
 def read_launch(form: Form) -> None:
-    """Account for them, and take the number of processes and threads."""
+    """Account for them, and take the numbers of processes, machines and threads, and the GPUs."""
     _counts(form)
-    _started_otherwise(form)
+    _gpus(form)
+    _extra(form)
+    _compiling(form)
     _tokens(form)
     if form.raw.get("resume_from_huggingface") is False:
         form.idle("resume_from_huggingface", "It is off.")
@@ -48,16 +54,6 @@ def read_launch(form: Form) -> None:
     for key, why in _USED_ELSEWHERE.items():
         if key in form.raw:
             form.idle(key, why)
-
-
-def _started_otherwise(form: Form) -> None:
-    if gpus := form.text("gpu_ids"):
-        form.refuse("gpu_ids", f"Start Limner with CUDA_VISIBLE_DEVICES={shown(gpus)} in its environment.")
-    if (port := form.number("main_process_port", whole=True)) is not None:
-        form.idle("main_process_port", "0 is off." if port == 0 else "Limner takes a free port by itself.")
-    _compiling(form)
-    if form.text(_EXTRA) is not None:
-        form.refuse(_EXTRA, "They are for accelerate's own command, which Limner makes itself; nothing of it is carried out.")
 
 
 def _compiling(form: Form) -> None:
@@ -93,25 +89,99 @@ def _tokens(form: Form) -> None:
 
 
 def _counts(form: Form) -> None:
-    processes = form.number("num_processes", whole=True)
-    if processes is not None and 1 <= processes <= 1024:
-        form.set("launch.num_processes", processes)
-        form.take("num_processes", "launch.num_processes")
-    elif processes is not None:
-        form.refuse("num_processes", f"{shown(processes)} is not from 1 to 1024; it was left out.")
+    _whole(form, "num_processes", "launch.num_processes", 1024)
     if (several := form.flag("multi_gpu")) is not None:
         why = "It is not ticked." if not several else "launch.num_processes alone says how many GPUs are used."
         form.idle("multi_gpu", why)
-    if (machines := form.number("num_machines", whole=True)) is not None:
-        if machines > 1:
-            form.refuse("num_machines", "Limner trains on one machine.")
-        else:
-            form.idle("num_machines", "One machine is what Limner uses.")
+    _whole(form, "num_machines", "launch.num_machines", 1024)
+    if (port := form.number("main_process_port", whole=True)) == 0:
+        form.idle("main_process_port", "0 is off.")
+    elif port is not None:
+        _whole(form, "main_process_port", "launch.main_process_port", 65_000)
     threads = form.number("num_cpu_threads_per_process", whole=True)
     if threads == _FORM_THREADS:
         form.idle("num_cpu_threads_per_process", "2 is what the form begins with; PyTorch chooses for this machine.")
-    elif threads is not None and 1 <= threads <= 4096:
-        form.set("launch.num_threads", threads)
-        form.take("num_cpu_threads_per_process", "launch.num_threads")
-    elif threads is not None:
-        form.refuse("num_cpu_threads_per_process", f"{shown(threads)} is not from 1 to 4096; it was left out.")
+    else:
+        _whole(form, "num_cpu_threads_per_process", "launch.num_threads", 4096)
+
+
+def _whole(form: Form, key: str, option: str, most: int) -> None:
+    """Take a number from 1 to `most`."""
+    value = form.number(key, whole=True)
+    if value is not None and 1 <= value <= most:
+        form.set(option, value)
+        form.take(key, option)
+    elif value is not None:
+        form.refuse(key, f"{shown(value)} is not from 1 to {most}; it was left out.")
+
+
+def _gpus(form: Form) -> None:
+    text = form.text("gpu_ids")
+    if text is None:
+        return
+    try:
+        chosen = gpus(Launch(gpu_ids=text))
+    except (ValueError, UserError):
+        form.refuse("gpu_ids", f"{shown(text)} is no list of GPUs; it was left out.")
+        return
+    if chosen is None:
+        form.idle("gpu_ids", "All are used where nothing is said.")
+    else:
+        form.set("launch.gpu_ids", ",".join(map(str, chosen)))
+        form.take("gpu_ids", "launch.gpu_ids")
+
+
+_OPTIONS = {
+    "num_processes": "num_processes", "num_machines": "num_machines", "machine_rank": "machine_rank",
+    "main_process_ip": "main_process_ip", "main_process_port": "main_process_port", "gpu_ids": "gpu_ids",
+    "num_cpu_threads_per_process": "num_threads",
+}  # fmt: skip
+"""Arguments of `accelerate launch` -> the option of [launch] that is the same."""
+
+
+def _extra(form: Form) -> None:
+    """Take what is an option, or among the arguments that are let through; nothing else is carried out."""
+    text = form.text(_EXTRA)
+    if text is None:
+        return
+    taken, let_through, left = list[str](), list[str](), list[str]()
+    for name, value in _arguments(text):
+        option = _OPTIONS.get(name)
+        try:
+            if option is not None:
+                typed = int(value) if option not in ("main_process_ip", "gpu_ids") else value
+                Launch.model_validate({option: typed})
+                form.set(f"launch.{option}", typed)
+                taken.append(f"launch.{option}")
+            else:
+                word = f"--{name}" + (f"={value}" if value else "")
+                let_through += extra_words(Launch(extra=(word,)))
+        except (ValueError, UserError):
+            left.append(name)
+    if let_through:
+        form.set("launch.extra", let_through)
+        taken.append("launch.extra")
+    if left:
+        named = ", ".join(shown(name) for name in dict.fromkeys(left))
+        form.refuse(_EXTRA, f"They are for accelerate's own command, which Limner makes itself; left out: {named}.")
+    else:
+        form.convert(_EXTRA, *taken, why="Each of them by itself.")
+
+
+def _arguments(text: str) -> Iterator[tuple[str, str]]:
+    """(name, value) of each argument in a text; a word that belongs to none is a name of its own."""
+    name = ""
+    for word in text.replace('"', " ").replace("'", " ").split():
+        if word.startswith("--"):
+            if name:
+                yield name, ""
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            if equals:
+                yield name, value
+                name = ""
+        else:
+            yield (name, word) if name else (word, "")
+            name = ""
+    if name:
+        yield name, ""

@@ -1,0 +1,107 @@
+"""Frozen convolutions on a CPU whose weights lie as oneDNN's kernels want them.
+
+torch hands oneDNN a weight as files have it, and oneDNN lays it out anew in every call: at small feature maps that takes longer
+than the products. Laid out once, twice over: for the output, and for the gradient of the input, which is a convolution of the
+output's gradient with the weight turned round (stride 1) or a transposed convolution (others). The numbers are the same; sums
+may be taken in another order. What was laid out before is not kept. A layout fits every size of picture and batch.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_OPS = torch.ops.mkldnn
+
+
+class PackedConv2d(nn.Conv2d):
+    """A frozen convolution that `pack` has changed. Its `weight` is made whole for whoever asks for it."""
+
+    there: Tensor
+    """The weight as it lies for the output."""
+    back: Tensor | None
+    """... and for the input's gradient; None until there is one."""
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.whole(self.there.dtype)
+
+    def take(self, weight: Tensor) -> None:
+        """Lay out a whole weight."""
+        self.there = _OPS._reorder_convolution_weight(weight, self.padding, self.stride, self.dilation, 1)
+        self.back = None
+
+    def whole(self, dtype: torch.dtype) -> Tensor:
+        """The weight as it counts, (out, in, ...)."""
+        return self.there.to_dense().to(dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        # in the weight's precision, which is the run's
+        return _Convolution.apply(input.to(self.there.dtype), self)  # type: ignore[return-value]
+
+    def towards_input(self, grad: Tensor, size: torch.Size) -> Tensor:
+        """The gradient of an input of this size."""
+        padding, stride, dilation = self.padding, self.stride, self.dilation
+        if stride == (1, 1):
+            # what the padding left out at one end of the kernel is there at the other
+            padding = [d * (k - 1) - int(p) for d, k, p in zip(dilation, self.kernel_size, padding, strict=True)]
+            if self.back is None:
+                turned = self.weight.flip(2, 3).transpose(0, 1).contiguous()
+                self.back = _OPS._reorder_convolution_weight(turned, padding, stride, dilation, 1)
+            return _OPS._convolution_pointwise(grad, self.back, None, padding, stride, dilation, 1, "none", [], "")
+        reached = [
+            (n - 1) * s - 2 * int(p) + d * (k - 1) + 1
+            for n, s, p, d, k in zip(grad.shape[2:], stride, padding, dilation, self.kernel_size, strict=True)
+        ]
+        beyond = [wanted - n for wanted, n in zip(size[2:], reached, strict=True)]
+        if self.back is None:
+            self.back = _OPS._reorder_convolution_transpose_weight(self.weight, padding, beyond, stride, dilation, 1)
+        arguments = padding, beyond, stride, dilation, 1, "none", [], ""
+        return _OPS._convolution_transpose_pointwise(grad, self.back, None, *arguments)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = self.weight
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution whose weight is not trained: nothing of the input is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: PackedConv2d) -> Tensor:
+        ctx.layer, ctx.size = layer, x.shape
+        arguments = layer.padding, layer.stride, layer.dilation, 1, "none", [], ""
+        return _OPS._convolution_pointwise(x, layer.there, layer.bias, *arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.layer.towards_input(grads[0].contiguous(), ctx.size), None
+
+
+def pack(model: nn.Module) -> int:
+    """Lay out the frozen convolutions of a model that is on the CPU; returns how many. What is trained stays as it is."""
+    layers = [layer for layer in model.modules() if _can_be_packed(layer)] if _is_supported() else []
+    for layer in layers:
+        weight = layer._parameters.pop("weight")
+        layer.__class__ = PackedConv2d  # in place: adapters hold the layer
+        layer.take(weight.detach())  # type: ignore[operator, union-attr]
+    return len(layers)
+
+
+def _is_supported() -> bool:
+    """Whether this processor's kernels are oneDNN's own, which these layouts are of."""
+    return torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _can_be_packed(layer: nn.Module) -> bool:
+    if type(layer) is not nn.Conv2d or layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return False
+    if any(p.requires_grad or p.device.type != "cpu" for p in layer.parameters()) or layer.kernel_size == (1, 1):
+        return False  # a 1x1 convolution is a product of matrices: the layout that suits it depends on the picture's size
+    if any(p > d * (k - 1) for p, d, k in zip(layer.padding, layer.dilation, layer.kernel_size, strict=True)):
+        return False
+    kind = layer.weight.dtype
+    return kind == torch.float32 or (kind == torch.bfloat16 and bool(_OPS._is_mkldnn_bf16_supported()))

@@ -1,0 +1,83 @@
+"""Convolutions laid out once compute what torch's own do, for every size of picture and batch, and give their weight back."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from limner.models import prepacked
+
+pytestmark = pytest.mark.skipif(not prepacked._is_supported(), reason="this processor's kernels are not oneDNN's own")
+
+SIZES = [(1, 8, 8), (3, 9, 12), (2, 7, 6)]
+"""Batch, height, width: one layer meets them all."""
+KERNELS = [(3, 1, 1, 1), (3, 2, 1, 1), (3, 1, 0, 1), (5, 1, 2, 1), (3, 1, 2, 2), (3, 2, 0, 1)]
+"""Side, stride, padding, dilation."""
+
+
+def reference(layer: nn.Conv2d, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and gradient of the input, in float64."""
+    x = x.double().requires_grad_()
+    bias = None if layer.bias is None else layer.bias.double()
+    y = F.conv2d(x, layer.weight.double(), bias, layer.stride, layer.padding, layer.dilation)
+    return y.detach(), torch.autograd.grad(y, x, grad.double())[0]
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    return float((found.detach().double() - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+def test_a_packed_layer_computes_what_it_did(kernel: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("no bf16 here")
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 24, *kernel).to(dtype).requires_grad_(False)
+    whole = copy.deepcopy(layer)
+    assert prepacked.pack(nn.Sequential(layer)) == 1
+    for n, h, w in SIZES:
+        x = torch.randn(n, 16, h, w).to(dtype)
+        ours = x.clone().requires_grad_()
+        y = layer(ours)
+        grad = torch.randn_like(y)
+        (of_x,) = torch.autograd.grad(y, ours, grad)
+        wanted, wanted_of_x = reference(whole, x, grad)
+        limit = 1e-6 if dtype == torch.float32 else 4e-3
+        assert y.shape == wanted.shape and of_x.shape == x.shape
+        assert error(y.detach(), wanted) < limit and error(of_x, wanted_of_x) < limit
+
+
+def test_the_weight_can_be_had_saved_and_replaced() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
+    model, weight = nn.Sequential(layer), layer.weight.clone()
+    before = model.state_dict()
+    prepacked.pack(model)
+    assert torch.equal(layer.weight, weight)
+    after = model.state_dict()
+    assert after.keys() == before.keys() and torch.equal(after["0.weight"], weight)
+    x = torch.randn(1, 8, 4, 4, requires_grad=True)
+    layer(x).sum().backward()
+    packed: Any = layer
+    packed.take(weight * 2)
+    other = torch.randn(1, 8, 4, 4, requires_grad=True)
+    (of_x,) = torch.autograd.grad(layer(other).sum(), other)
+    assert x.grad is not None and error(of_x, 2 * x.grad.double()) < 1e-6
+    wanted = F.conv2d(other.detach().double(), 2 * weight.double(), packed.bias.double(), padding=1)
+    assert error(layer(other), wanted) < 1e-6
+
+
+def test_only_frozen_convolutions_of_the_usual_kind_are_packed() -> None:
+    frozen, trained = nn.Conv2d(8, 8, 3).requires_grad_(False), nn.Conv2d(8, 8, 3)
+    others = [nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 3, padding="same"), nn.Linear(8, 8)]
+    others += [nn.Conv2d(8, 8, 3, padding_mode="reflect"), nn.Conv2d(8, 8, 3).half(), nn.Conv2d(8, 8, 3, padding=3)]
+    model = nn.ModuleList([frozen, trained, *(o.requires_grad_(False) for o in others)])
+    assert prepacked.pack(model) == 1
+    assert type(frozen) is prepacked.PackedConv2d and type(trained) is nn.Conv2d
+    assert "weight" not in frozen._parameters  # it is not kept twice
