@@ -10,7 +10,6 @@ import atexit
 import functools
 import inspect
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import pickle
 import select
@@ -26,8 +25,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["preloaded"])
+CAN_FORK = os.name != "nt"
+CONTEXT: Any = multiprocessing.get_context("forkserver" if CAN_FORK else "spawn")
+if CAN_FORK:
+    CONTEXT.set_forkserver_preload(["preloaded"])
 # the server knows of sys.path only this; and it must find what it is to load, else it says nothing and has nothing ready
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 
@@ -47,11 +48,15 @@ def to_log(path: str) -> None:
 @functools.cache
 def start_server() -> None:
     """Start the server of forked processes with the allocator's settings of a trainer, which are read at a program's start."""
+    if not CAN_FORK:
+        return
+    from multiprocessing import forkserver
+
     from limner.launch import _MALLOC
 
     before = {name: os.environ.get(name) for name in _MALLOC}
     os.environ |= _MALLOC
-    multiprocessing.forkserver.ensure_running()
+    forkserver.ensure_running()
     for name, value in before.items():
         del os.environ[name]
         if value is not None:
@@ -104,7 +109,10 @@ class Popen(subprocess.Popen[Any]):
 
 @contextmanager
 def forks() -> Iterator[None]:
-    """Fork what would be started with `python -m limner...`."""
+    """Fork what would be started with `python -m limner...` (on Windows, start it)."""
+    if not CAN_FORK:
+        yield
+        return
     before, subprocess.Popen = subprocess.Popen, Popen  # type: ignore[misc]
     try:
         yield
