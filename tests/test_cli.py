@@ -113,7 +113,7 @@ def test_mistakes_are_refused_in_words(words: list[str], named: str, tmp_path: P
 
 
 def test_the_whole_path_by_words(project: Path):
-    done = started("train", project / "run.toml", "--sample.prompts", "a picture --s 2")
+    done = limner("train", project / "run.toml", "--sample.prompts", "a picture --s 2")
     assert done.returncode == 0, done.stderr
     assert "Done: 3 steps." in done.stdout
     run = runs.find("last")

@@ -500,8 +500,9 @@ def test_every_family_uses_or_refuses_each_option(places, family):
         case, kind = CASES[option.path], _kind_of(option.path, option.tags)[0]
         if option.path in ("model.base", "adapter.start", "model.merge", "data.class_count"):
             continue  # files of one family, or made once for all
-        without = _config(places, family, kind, case.beside)
-        having = _config(places, family, kind, case.beside, {option.section: {option.name: case.value}})
+        short = beside(train={"steps": 2})  # the second is the first that sees what was learnt
+        without = _config(places, family, kind, short, case.beside)
+        having = _config(places, family, kind, short, case.beside, {option.section: {option.name: case.value}})
         findings = [*preflight.examine(having, None)[0], *preflight.examine(without, None)[0]]
         asked = {option.path, *(f"{section}.{name}" for section, values in case.beside.items() for name in values)}
         if any(f.severity == "error" or (f.field in asked and is_refusal(f)) for f in findings):
