@@ -42,11 +42,11 @@ PHASES = (
     ("limner.engine.samples", "Samples.__post_init__"),
     ("limner.engine.prepare", "_encode"),
     ("limner.engine.prepare", "_warn_of_words"),
-    ("limner.engine.prepare", "metadata_facts"),
+    ("limner.engine.facts", "metadata_facts"),
     ("limner.engine.prepare", "prepare"),
     ("limner.engine.train", "move_weights"),
-    ("limner.engine.train", "save_weights"),
-    ("limner.engine.train", "save_state"),
+    ("limner.engine.saving", "save_weights"),
+    ("limner.engine.saving", "save_state"),
 )
 
 
@@ -155,7 +155,7 @@ class Caching:
         from limner.data.cache import Cache
         from limner.data.dataset import assemble
         from limner.data.scan import scan
-        from limner.engine.prepare import find_base, keep_of
+        from limner.engine.fetching import find_base, keep_of
         from limner.models import family as families
 
         self.root, self.count, self.cpu = root, count, torch.device("cpu")

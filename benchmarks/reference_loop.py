@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from limner.config import files
-from limner.engine.prepare import find_base, keep_of
+from limner.engine.fetching import find_base, keep_of
 from limner.models import family as families
 
 _WARM_STEPS = 5

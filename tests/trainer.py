@@ -170,7 +170,7 @@ def _poison() -> None:
     """Multiply what is trained by so much that the next loss is no number any more."""
     import gc
 
-    from limner.engine.train import Training
+    from limner.engine.training import Training
 
     (job,) = (o for o in gc.get_objects() if isinstance(o, Training))
     for p in job.params:

@@ -14,6 +14,7 @@ from limner import disk, jobs, queue, runner
 from limner.config import Config
 from limner.engine.hints import SENTENCES
 from limner.errors import UserError, printable
+from limner.estimate import Estimate
 from limner.preflight import Records
 from limner.runs import LIVE, Run, State
 
@@ -48,11 +49,26 @@ def say_plan(config: Config, records: Records) -> None:
     pictures = f"{records.dataset.num_pictures} pictures{f' and {classes} class pictures' if classes else ''}"
     print(f"{records.base.family} · {what} · {pictures} in {buckets} at {records.dataset.buckets.resolution} px"
           f" · {records.dataset.total_steps} steps of {config.train.batch_size * config.train.accumulation}")  # fmt: skip
-    if (weighed := records.footprint) is not None:
+    if (reckoned := records.estimate) is not None and records.question is not None:
+        device = records.question.device
+        for phase in reckoned.phases:
+            parts = ", ".join(f"{name} {mib / 1024:.1f}" for name, mib in phase.parts.items())
+            print(f"  {phase.name:<9} {phase.total_mib / 1024:5.1f} GiB: {parts}")
+        beside = f", {reckoned.process_mib / 1024:.1f} of it the libraries" if device == "cpu" else ""
+        print(
+            f"At most {reckoned.peak_mib(device) / 1024:.1f} GiB{beside}.", _time_words(reckoned, records.dataset.total_steps)
+        )
+    elif (weighed := records.footprint) is not None:
         text, vae, denoiser, trained = (
             f"{mib / 1024:.1f}" for mib in (weighed.text_mib, weighed.vae_mib, weighed.denoiser_mib, weighed.trained_mib)
         )
         print(f"Weights in GiB: text {text}, then VAE {vae}, then the denoiser {denoiser} and what is trained {trained}.")
+
+
+def _time_words(reckoned: Estimate, steps: int) -> str:
+    if reckoned.seconds_per_step is None:
+        return ""
+    return f"About {reckoned.seconds_per_step:.2f} s a step, {duration(reckoned.seconds_per_step * steps)} for all."
 
 
 def saved_files(event: dict) -> list[str]:

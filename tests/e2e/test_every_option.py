@@ -201,6 +201,8 @@ CASES: dict[str, Case] = {
     "objective.input_perturbation_random": Case(True, beside=beside(objective={"input_perturbation": 0.5})),
     "objective.preserve": Case(1.0, beside=beside(data={"trigger": "picture", "class_words": ["dog"]})),
     "objective.prior_weight": Case(9.0, beside=CLASSES),
+    "memory.fit": Case("auto", elsewhere="tests/engine/test_out_of_memory.py"),
+    "memory.micro_batch": Case(1, elsewhere="tests/engine/test_out_of_memory.py (the same numbers)"),
     "memory.checkpointing": Case(True, elsewhere="tests/models/test_memory.py (the same numbers in less memory)"),
     "memory.checkpoint_every": Case(2, elsewhere="tests/models/test_memory.py"),
     "memory.quantize": Case("int8"),

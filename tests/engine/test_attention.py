@@ -12,7 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import tiny
 from limner.engine.attention import attending_by
-from limner.engine.train import Training, accumulate_gradients
+from limner.engine.train import accumulate_gradients
+from limner.engine.training import Training
 
 FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 MATH = "aten::_scaled_dot_product_attention_math"

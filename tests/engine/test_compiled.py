@@ -16,7 +16,8 @@ import tiny
 import trainer
 from limner.config import files
 from limner.engine.compiled import num_shapes, uncompiled
-from limner.engine.train import Training, move_weights
+from limner.engine.train import move_weights
+from limner.engine.training import Training
 
 LORA = {"rank": 2, "conv_rank": 2}
 

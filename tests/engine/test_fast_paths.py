@@ -17,6 +17,7 @@ from limner.engine import train
 from limner.engine.journal import Journal
 from limner.engine.prepare import prepare
 from limner.engine.runtime import Runtime
+from limner.engine.training import Training
 from limner.models import prepacked
 
 STEPS = 50
@@ -29,7 +30,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return tiny.build(root / "sd1"), tiny.pictures(root / "pictures")
 
 
-def made(places: tuple[Path, Path], prepack: bool, precision: str = "fp32", **adapter: Any) -> train.Training:
+def made(places: tuple[Path, Path], prepack: bool, precision: str = "fp32", **adapter: Any) -> Training:
     given: dict[str, Any] = {
         "model": {"base": str(places[0])},
         "data": {"path": str(places[1]), "resolution": 32, "bucket_min_px": 16, "bucket_step_px": 8},
@@ -44,11 +45,11 @@ def made(places: tuple[Path, Path], prepack: bool, precision: str = "fp32", **ad
     return prepare(run, config, Runtime(torch.device("cpu"), precision), Journal(run, is_main=True), lambda: False)
 
 
-def losses(job: train.Training) -> list[float]:
+def losses(job: Training) -> list[float]:
     return [float(train.move_weights(job, step)[0]) for step in range(STEPS)]
 
 
-def kinds(job: train.Training) -> set[type]:
+def kinds(job: Training) -> set[type]:
     """What the wider convolutions of the denoiser are."""
     return {type(m) for m in job.family.denoiser.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)}
 

@@ -19,7 +19,8 @@ from limner.engine.feed import Feed, places, tensors_of
 from limner.engine.journal import Journal
 from limner.engine.prepare import prepare
 from limner.engine.runtime import Runtime
-from limner.engine.train import Training, train
+from limner.engine.train import train
+from limner.engine.training import Training
 
 CPU = torch.device("cpu")
 

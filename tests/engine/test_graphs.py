@@ -17,9 +17,11 @@ from limner.config import files
 from limner.engine import graphs
 from limner.engine.feed import Feed, places
 from limner.engine.journal import Journal
+from limner.engine.objective import learn
 from limner.engine.prepare import prepare
 from limner.engine.runtime import Runtime
-from limner.engine.train import Training, learn, move_weights
+from limner.engine.train import move_weights
+from limner.engine.training import Training
 
 CPU = torch.device("cpu")
 

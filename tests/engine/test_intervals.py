@@ -11,8 +11,8 @@ import torch
 from limner import runs
 from limner.config import Config
 from limner.data.plan import Order
+from limner.engine.due import is_due
 from limner.engine.journal import Journal
-from limner.engine.train import is_due
 from limner.errors import UserError
 
 

@@ -15,7 +15,8 @@ from limner.engine import prepare
 from limner.engine.journal import Journal
 from limner.engine.objective import batch_loss, loss_at
 from limner.engine.runtime import Runtime
-from limner.engine.train import Training, accumulate_gradients
+from limner.engine.train import accumulate_gradients
+from limner.engine.training import Training
 from limner.randomness import mix
 
 STEP, SEED = 4, 7

@@ -13,8 +13,10 @@ from test_feed import job_for
 
 import tiny
 from limner.engine import checkpoint
-from limner.engine.saving import MOST_BYTES, Copies, Saver, fits_aside
-from limner.engine.train import Training, move_weights, save_state, save_weights, train
+from limner.engine.aside import MOST_BYTES, Copies, Saver, fits_aside
+from limner.engine.saving import save_state, save_weights
+from limner.engine.train import move_weights, train
+from limner.engine.training import Training
 
 
 @pytest.fixture(scope="module")

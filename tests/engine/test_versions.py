@@ -17,7 +17,7 @@ from limner.data.cache import Cache
 from limner.data.dataset import assemble
 from limner.data.looks import Look, colour_matrix
 from limner.data.scan import scan
-from limner.engine.prepare import find_base, keep_of
+from limner.engine.fetching import find_base, keep_of
 from limner.engine.runtime import Runtime
 from limner.engine.samples import Samples
 from limner.models import family as families

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from limner.config import files
 from limner.config.prompts import Prompt
-from limner.engine import paint, prepare, sampling
+from limner.engine import fetching, paint, sampling
 from limner.engine.runtime import Runtime
 from limner.formats.base import recognise
 from limner.formats.header import read_header
@@ -45,7 +45,7 @@ def last_alpha(family: families.Family) -> float:
 
 
 def base_for(model: Path, **objective):
-    return prepare.find_base(files.build({"model": {"base": str(model)}, "objective": objective}, {}))
+    return fetching.find_base(files.build({"model": {"base": str(model)}, "objective": objective}, {}))
 
 
 def test_the_process_ends_in_noise_where_the_model_says_so_or_it_is_asked_for(model, said):

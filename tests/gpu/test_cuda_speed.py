@@ -17,7 +17,9 @@ from limner.engine.feed import Feed, places, tensors_of
 from limner.engine.journal import Journal
 from limner.engine.prepare import prepare
 from limner.engine.runtime import Runtime
-from limner.engine.train import Training, move_weights, save_state, save_weights
+from limner.engine.saving import save_state, save_weights
+from limner.engine.train import move_weights
+from limner.engine.training import Training
 
 FAMILIES = ("sd1", "sdxl", "sd3", "flux")
 

@@ -235,7 +235,7 @@ def test_a_device_that_cannot_be_used_is_no_fault_of_the_model(folder: Path):
 
 def test_keep_is_what_the_configuration_says():
     from limner.config import files
-    from limner.engine.prepare import keep_of
+    from limner.engine.fetching import keep_of
 
     given = {"memory": {"quantize": "int8", "swap_blocks": 3, "checkpoint_every": 2, "vae_dtype": "bf16", "vae_tiling": True}}
     assert keep_of(files.build(given, {})) == Keep("int8", 3, 2, torch.bfloat16, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -70,12 +71,21 @@ def train(*words: Options) -> int:
 
 
 @app.command
-def check(*words: Options, deep: bool = False) -> int:
-    """Find everything that is wrong with a configuration before the start. --deep decodes every picture."""
-    from limner import preflight, progress
+def check(*words: Options, deep: bool = False, quick: bool = False) -> int:
+    """Find everything that is wrong with a configuration before the start, and reckon its memory and time.
+
+    --deep decodes every picture; --quick reckons nothing.
+    """
+    from limner import estimate, preflight, progress, runs
 
     config = load(words)
-    findings, records = preflight.examine(config, _machine(), deep=deep)
+    found = _machine()
+    findings, records = preflight.examine(config, found, deep=deep)
+    if not quick and records.question is not None and not any(f.severity == "error" for f in findings):
+        print("Reckoning memory and time ...", file=sys.stderr)
+        with contextlib.suppress(UserError):  # it is kept, and told by the next look
+            estimate.ask(runs.home(), config, records.question)
+        findings, records = preflight.examine(config, found)
     failed = _report(findings)
     if not failed:
         progress.say_plan(config, records)

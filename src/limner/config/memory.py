@@ -10,11 +10,19 @@ from limner.config.base import FilePath, Section, option
 class Memory(Section):
     """What to keep in memory, and what to compute once and keep on disk."""
 
+    fit: Literal["off", "auto"] = option("off")
+    """auto: before the start, and again should memory run out, choose the fastest way in which the run fits into memory, from
+    the options below that are left as they are. The log says what was chosen and why."""
+
     checkpointing: bool = option(False, kohya="gradient_checkpointing")
     """Compute activations again in the backward pass instead of keeping them: less memory, about a third slower."""
 
     checkpoint_every: int = option(1, ge=1, le=1000, advanced=True, when="memory.checkpointing")
     """Compute only every so many-th layer again, and keep the activations of the others: less is saved, less time is lost."""
+
+    micro_batch: int | None = option(None, ge=1, le=4096, advanced=True)
+    """Compute a batch in pieces of at most so many pictures: less memory, and what is learnt is the same. The whole batch at
+    once when not given."""
 
     quantize: Literal["off", "fp8", "int8", "nf4"] = option("off", kohya="fp8_base", advanced=True)
     """Store the denoiser's frozen layers in 8 bits (fp8, int8) or in 4 (nf4): half or a quarter of the memory of bf16. A LoRA

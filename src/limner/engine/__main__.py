@@ -13,7 +13,7 @@ from typing import TextIO
 import filelock
 import psutil
 
-from limner import changes, disk, machine, runs
+from limner import changes, disk, fitting, machine, runs
 from limner.config import defaults
 from limner.engine.together import called, leave_reason
 from limner.errors import StopRequested, UserError, printable
@@ -83,7 +83,7 @@ def main(folder: str) -> int:
         lock.release()
         return 1
     try:
-        return _train(run, journal, flag)
+        return _train_as_fits(run, journal, flag)
     except UserError as error:
         for finding in error.findings:
             print(finding, file=sys.stderr)
@@ -123,8 +123,22 @@ def explain(error: Exception) -> str:
     return f"{words}. The log has the details."
 
 
+def _train_as_fits(run: Run, journal, flag: StopFlag) -> int:
+    """Train; when memory runs out, go on in a smaller way from the last finished step."""
+    from limner.engine import fit
+    from limner.models.given_back import give_back
+
+    while True:
+        try:
+            return _train(run, journal, flag)
+        except fit.OutOfMemory as error:
+            reason = printable(str(error), 200)
+        fit.step_down(run, changes.config_at(run), journal, reason)  # out here, where nothing refers to the step any more
+        give_back()
+
+
 def _train(run: Run, journal, flag: StopFlag) -> int:
-    from limner.engine import checkpoint, prepare, runtime, trackers, train
+    from limner.engine import checkpoint, fit, prepare, runtime, saving, trackers, train
 
     config = run.config()
     if journal.is_main:
@@ -141,9 +155,10 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
     precision = defaults.precision(config, device, facts is not None and facts.bf16)
     process = runtime.start(device, precision, config.launch.timeout_seconds)
     # where several machines train, the main one's folder alone has states and changes
-    path, faults, made = process.share((*checkpoint.newest_state(run.states), changes.recorded(run)))
+    there = process.share((*checkpoint.newest_state(run.states), changes.recorded(run), fitting.recorded(run)))
+    path, faults, made, way = there
     first_step = checkpoint.step_of(path) if path is not None else 0
-    config = changes.with_changes(config, made, first_step)
+    config = fitting.laid_over(changes.with_changes(config, made, first_step), way or {})
     if process.is_main:
         journal.trackers = trackers.make(config, run)
     if process.is_main and process.world != config.launch.num_processes:
@@ -153,7 +168,16 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
         job = prepare.prepare(run, config, process, journal, lambda: flag.is_set)
         job.pending = [c for c in made if c.step > first_step]
         _resume(run, job, path, faults, checkpoint, journal)
-        finished = train.train(job, first_step)
+        finished, reason = False, ""
+        try:
+            finished = train.train(job, first_step)
+        except Exception as error:
+            if process.world > 1 or not fit.is_out_of_memory(error):
+                raise
+            reason = printable(f"{type(error).__name__}: {error}", 200)
+        if reason:  # out here the step's tensors are forgotten
+            saving.keep_last_step(job)
+            raise fit.OutOfMemory(reason)
         journal.flush()
     except StopRequested:
         finished = False  # while caching: nothing to save, what is cached stays

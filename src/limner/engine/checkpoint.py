@@ -17,11 +17,11 @@ from limner import disk
 from limner.adapters.adapter import Adapter
 from limner.adapters.together import Together
 from limner.config import Config
+from limner.engine.aside import Copies
 from limner.engine.average import Average
 from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizer_state import pack, unpack
 from limner.engine.runtime import Runtime
-from limner.engine.saving import Copies
 from limner.engine.shards import is_sharded, load, local, share_like, whole, whole_like
 from limner.errors import wrong
 from limner.formats.embedding_file import file_name

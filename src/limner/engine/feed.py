@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from limner.config import Memory
 from limner.data.cache import Cache
 from limner.engine.objective import Question, ask
 from limner.engine.samples import NotStored, Samples
 
 if TYPE_CHECKING:
-    from limner.engine.train import Training
+    from limner.engine.training import Training
 
 AHEAD = 2
 """Micro-batches that are made before they are asked for, on a GPU."""
@@ -45,7 +46,14 @@ def places(job: Training, step: int) -> list[Place]:
     micro_batches = job.dataset.order.step(step)
     starts = accumulate(map(len, micro_batches), initial=0)
     every = [Place(step, number, *there) for number, there in enumerate(zip(micro_batches, starts, strict=False))]
-    return every[job.runtime.rank :: job.runtime.world]
+    return [piece for place in every[job.runtime.rank :: job.runtime.world] for piece in pieces(place, job.config.memory)]
+
+
+def pieces(place: Place, memory: Memory) -> list[Place]:
+    """A micro-batch as it is computed: in pieces of memory.micro_batch."""
+    size = memory.micro_batch or len(place.indices)
+    starts = range(0, len(place.indices), size)
+    return [Place(*place[:2], place.indices[start : start + size], place.position + start) for start in starts]
 
 
 class Feed:

@@ -19,7 +19,7 @@ from limner.formats.suited import require_suited
 from limner.runs import Run
 
 if TYPE_CHECKING:
-    from limner.engine.train import Training
+    from limner.engine.training import Training
 
 
 def prompts_of(config: Config, run: Run, dataset: Dataset, base: Base) -> list[Prompt]:

@@ -10,12 +10,13 @@ from torch import Tensor
 from limner.diffusion.loss import huber_threshold, per_sample_loss
 from limner.diffusion.noise import training_noise
 from limner.diffusion.weighting import timestep_weight
+from limner.engine.attention import attending_by
 from limner.engine.compiled import uncompiled
 from limner.engine.samples import Batch, draw_latents
 from limner.models.family import Conditioning
 
 if TYPE_CHECKING:
-    from limner.engine.train import Training
+    from limner.engine.training import Training
 
 
 class Question(NamedTuple):
@@ -83,3 +84,12 @@ def preservation_loss(job: Training, noisy: Tensor, t: Tensor, cond: Conditionin
         wanted = job.family.predict(noisy, t, cond)
     with job.runtime.autocast():
         return per_sample_loss(job.family.predict(noisy, t, cond), wanted)
+
+
+def learn(job: Training, question: Question, count: int | Tensor) -> Tensor:
+    """Forward and backward over a micro-batch; returns its share of the loss, a mean over `count` pictures."""
+    with attending_by(job.config.speed.attention):
+        part = answer_loss(job, question).sum() / count
+        if part.requires_grad:  # not if every layer was left out
+            job.scaler.scale(part).backward()
+    return part.detach()

@@ -16,7 +16,7 @@ from limner.adapters.embedding import PREFIX, EmbeddingAdapter
 from limner.adapters.layered import LayerAdapter
 from limner.config import Config, Embedding, files
 from limner.config.prompts import all_prompts
-from limner.engine import paint, prepare
+from limner.engine import fetching, paint
 from limner.engine.runtime import Runtime
 from limner.errors import wrong
 from limner.formats.base import Base
@@ -31,7 +31,7 @@ from limner.models.family import Family
 
 def load_whole(config: Config, runtime: Runtime) -> Family:
     """All parts of a config's base model, on the device."""
-    family = families.make(prepare.find_base(config))
+    family = families.make(fetching.find_base(config))
     family.load("text", runtime.dtype, runtime.device)
     family.load("denoiser", runtime.dtype, runtime.device)
     family.load("vae", torch.float32, runtime.device)
@@ -97,7 +97,7 @@ def paint_one(
     config = files.build({"model": {"base": model}, "sample": sample}, {})
     kind = device or best_device()
     runtime = Runtime(torch.device(kind), "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "fp32")
-    base = prepare.find_base(config)
+    base = fetching.find_base(config)
     prompts = all_prompts(config, base.resolution_px, base.bucket_step_px)
     require_suited(prompts, base)
     family = families.make(base if lora is None else _as_taught(base, lora))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,13 @@ from limner.data.dataset import assemble
 from limner.data.scan import Picture
 from limner.diffusion.draws import generator
 from limner.diffusion.process import Discrete, Process
+from limner.engine.average import evaluation_weights
+from limner.engine.compiled import uncompiled
 from limner.engine.objective import loss_at
 from limner.engine.samples import Batch, Samples
 
 if TYPE_CHECKING:
-    from limner.engine.train import Training
+    from limner.engine.training import Training
 
 NUM_TIMESTEPS = 4
 
@@ -74,3 +77,15 @@ def _plain_loss(job: Training, batch: Batch, picture: int, places: range, chosen
     noise = torch.stack([torch.randn(x0.shape[1:], generator=generator(seed, "validation", picture, k)) for k in places])
     t = torch.tensor([chosen[k] for k in places], device=x0.device)
     return loss_at(job, batch, noise.to(x0.device, x0.dtype), t)
+
+
+def validate(job: Training, step: int) -> None:
+    """Measure the loss on the held-out pictures with the weights that a checkpoint of this step would hold."""
+    job.saver.collect(wait=True)
+    job.journal.flush()
+    job.journal.say(phase="validating", step=step)
+    with evaluation_weights(job.optimizer, job.params, job.average), uncompiled(job.config.speed):
+        loss = measure(job)
+    if math.isfinite(loss):
+        job.journal.event("validation", step=step, loss=loss)
+    job.journal.say(phase="training", progress=(step, job.dataset.total_steps))

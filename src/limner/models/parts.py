@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from limner.formats.original import vae_names
 from limner.models import saving, targets
 from limner.models.encoders import TextEncoder
 from limner.models.family import Conditioning, Keep, Part, Target
+from limner.models.given_back import give_back
 from limner.models.quantized import replace_linears
 from limner.models.swapping import BlockSwap
 from limner.models.weights import Weights, fill, placed
@@ -229,9 +229,7 @@ class Parts:
             del self.vae
         else:
             self.text_encoders.clear()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
 
     def has(self, part: Part) -> bool:
         return bool(self.text_encoders) if part == "text" else hasattr(self, part)

@@ -59,7 +59,7 @@ CHECKS: tuple[Check, ...] = (
     training.check_preservation,
     device.check_device,
     processes.check_processes,
-    device.check_weights,
+    device.check_estimate,
     training.check_prompts,
     output.check_logging,
     output.check_output,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from limner import estimate, runs
 from limner.config import Config, defaults
 from limner.data.scan import settings_of
 from limner.errors import Finding
 from limner.formats.footprint import footprint
-from limner.machine import Machine
+from limner.machine import Device, Machine
 from limner.preflight.records import Records
 
 
@@ -61,10 +62,10 @@ def check_memory(config: Config, machine: Machine | None, records: Records) -> I
             yield Finding("memory.swap_blocks", "there is no GPU to swap to.", "Set it to 0.")
 
 
-def check_weights(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
-    """Whether the weights alone fit on the device."""
+def check_estimate(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    """Whether the run fits into memory: as it was reckoned, or else whether its weights alone do."""
     base = records.base
-    if base is None or base.path is None or machine is None:
+    if base is None or base.path is None or machine is None or config.launch.trainer != "limner":
         return
     facts = machine.first(machine.kind(config.launch.device))
     if facts is None or not facts.memory_mib:
@@ -72,12 +73,39 @@ def check_weights(config: Config, machine: Machine | None, records: Records) -> 
     settings = settings_of(config.data, records.scan.pictures if records.scan is not None else ())
     precision = defaults.precision(config, facts.kind, facts.bf16)
     records.footprint = weighed = footprint(config, base, precision, settings)
-    if base.t5 and not defaults.caches_text(config, settings):
+    caches_text = defaults.caches_text(config, settings)
+    if base.t5 and not caches_text:
         said = f"all text encoders stay in memory beside the denoiser, T5 among them: {weighed.text_mib} MiB."
         yield Finding(
             "memory.cache_text", said, "Leave the text encoders untrained, captions as they are, and cache_text on.", "warning"
         )
-    if weighed.most_mib > facts.memory_mib and not config.memory.swap_blocks:
+    if records.dataset is not None:
+        records.question = estimate.question(records.dataset, base, facts.kind, precision, caches_text)
+        records.estimate = estimate.known(runs.home(), config, records.question)
+    if records.estimate is not None:
+        yield from _too_much(config, facts, records.estimate)
+    elif weighed.most_mib > facts.memory_mib and not config.memory.swap_blocks and config.memory.fit == "off":
         said = f"the weights alone take {weighed.most_mib} MiB, {facts.name} has {facts.memory_mib}."
         remedy = "Set memory.quantize (fp8 or nf4), memory.swap_blocks, or a lower adapter.rank."
         yield Finding("model.base", said, remedy, "warning")
+
+
+def _too_much(config: Config, facts: Device, reckoned: estimate.Estimate) -> Iterable[Finding]:
+    """What is said of a run that needs more than there is."""
+    needed, worst = reckoned.peak_mib(facts.kind), reckoned.worst
+    if needed <= facts.memory_mib or config.memory.fit == "auto":
+        return
+    said = f"the run will need about {needed} MiB while {_DOING[worst.name]}, {facts.name} has {facts.memory_mib}."
+    remedy = 'Set memory.fit = "auto"; or memory.checkpointing, memory.micro_batch, memory.quantize or smaller pictures.'
+    if worst.name in ("latents", "sampling"):
+        remedy = "Set memory.vae_tiling, or take smaller pictures."
+    yield Finding("memory.fit", said, remedy, "warning")
+
+
+_DOING = {
+    "captions": "encoding captions",
+    "latents": "encoding pictures",
+    "training": "training",
+    "saving": "saving",
+    "sampling": "painting",
+}

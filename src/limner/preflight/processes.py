@@ -109,5 +109,8 @@ def _sharding(config: Config) -> Iterable[Finding]:
     if config.optimizer.kind not in _SHARDED:
         said = f"{config.optimizer.kind} is not known to move a weight by its slices."
         yield Finding(field, said, f"{off}, or set optimizer.kind to one of {', '.join(_SHARDED)}.")
+    if config.memory.micro_batch is not None or config.memory.fit == "auto":
+        said = "processes that share a model compute in step; pieces of a batch may be more in one than in another."
+        yield Finding("memory.micro_batch", said, f'Leave it out, with memory.fit = "off"; or set {field} to "off".')
     if config.optimizer.in_backward:
         yield Finding(field, "gradients are added up behind the backward pass.", f"{off}, or optimizer.in_backward to false.")

@@ -10,6 +10,7 @@ from limner.data.dataset import Dataset
 from limner.data.scan import MayFollow, Picture, Scan
 from limner.data.scan import scan as read_folders
 from limner.errors import Finding
+from limner.estimate import Estimate, Question
 from limner.formats.base import Base
 from limner.formats.footprint import Footprint
 from limner.machine import Machine
@@ -30,6 +31,10 @@ class Records:
     """Those that the base model will paint: as they will be, under names that they will not have."""
     dataset: Dataset | None = None
     footprint: Footprint | None = None
+    question: Question | None = None
+    """What to ask `limner.estimate` beside the configuration."""
+    estimate: Estimate | None = None
+    """Its answer, where that is known."""
     deep: bool = False
     may_follow: Callable[[str], bool] | None = None
     look: Look = read_folders

@@ -31,6 +31,9 @@ def check_target(config: Config, machine: Machine | None, records: Records) -> I
     if section.trainer != "limner":
         yield Finding(_TARGET, "sd-scripts trains on this machine only.", 'Set it to "local", or launch.trainer = "limner".')
         return
+    if section.num_machines > 1:
+        said = f"a job of {section.target} trains on one machine."
+        yield Finding("launch.num_machines", said, 'Set it to 1, or launch.target = "local" on each of the machines.')
     if section.target == "ray":
         address(section)
     else:

@@ -63,14 +63,14 @@ def _asked(model: Mapping[str, Any], prompt: str, section: str) -> tuple[Config,
 def _painted(config: Config, prompts: list[Prompt]) -> Image.Image:
     import torch
 
-    from limner.engine import loading, paint, prepare
+    from limner.engine import fetching, loading, paint
     from limner.engine.runtime import Runtime
     from limner.engine.sampling import best_device
     from limner.models import family as families
 
     kind = best_device()
     runtime = Runtime(torch.device(kind), "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "fp32")
-    family = families.make(prepare.find_base(config))
+    family = families.make(fetching.find_base(config))
     # one part after the other: together they need not fit
     loading.load(family, "text", runtime.dtype, runtime.device, config.model)
     encoded = paint.encode_prompts(family, runtime, prompts)

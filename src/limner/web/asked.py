@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body
 from pydantic import BaseModel
 
-from limner import expect, importing, jobs, launch, machine, preflight, queue, runner, runs
+from limner import estimate, expect, importing, jobs, launch, machine, preflight, queue, runner, runs
 from limner.config import Config, Data, defaults, files
 from limner.config.fields import paths, walk
 from limner.config.kohya import Line
@@ -33,6 +33,7 @@ Values = Annotated[dict[str, str], Body(embed=True)]
 """The form's value: dotted option name -> typed text, holding only what was set."""
 
 _describing = threading.Lock()
+_reckoning = threading.Lock()
 
 
 def router(context: Context) -> APIRouter:
@@ -50,13 +51,14 @@ def router(context: Context) -> APIRouter:
             config = config_of(values, context)
             known, unknown = _machine_so_far()
             findings, records = preflight.examine(config, known, may_follow=may_follow, look=look)
+            reckons = _reckons(config, findings, records)
         except UserError as error:
             return {"findings": [asdict(f) for f in error.findings], "plan": None, "proposals": {}, "again": False}
         return {
             "findings": [asdict(f) for f in [*unknown, *findings]],
-            "plan": plan(config, records),
+            "plan": plan(config, records, reckons=reckons),
             "proposals": _proposals(config, records),
-            "again": known is None and not unknown,  # more can be said in a moment
+            "again": reckons or (known is None and not unknown),  # more can be said in a moment
         }
 
     @routes.post("/train")
@@ -146,6 +148,27 @@ def _ask() -> None:
         this_machine()
 
 
+def _reckons(config: Config, findings: list[Finding], records: Records) -> bool:
+    """Whether memory and time are being reckoned: a child process does, one at a time, for what can be started as it is."""
+    question = records.question
+    if question is None or records.estimate is not None or any(f.severity == "error" for f in findings):
+        return False
+    if any(f.field == "memory" and f.severity == "note" for f in findings):
+        return False  # it was tried, and could not be told
+    threading.Thread(target=_reckon, args=(config, question), daemon=True).start()
+    return True
+
+
+def _reckon(config: Config, question: estimate.Question) -> None:
+    if not _reckoning.acquire(blocking=False):
+        return  # the page asks again
+    try:
+        with contextlib.suppress(UserError):  # it is kept, and told by the next look
+            estimate.ask(runs.home(), config, question)
+    finally:
+        _reckoning.release()
+
+
 def _machine_so_far() -> tuple[Machine | None, list[Finding]]:
     """This machine as far as it is known by now, and why it cannot be."""
     try:
@@ -191,13 +214,15 @@ def _outside(config: BaseModel, context: Context) -> list[Finding]:
     return faults
 
 
-def plan(config: Config, records: Records) -> dict[str, Any] | None:
+def plan(config: Config, records: Records, *, reckons: bool = False) -> dict[str, Any] | None:
     """What would be done; None where the model or the pictures are not known."""
     if records.base is None or records.dataset is None:
         return None
     dataset = records.dataset
     counts = sorted(dataset.bucket_counts().items())
-    before = expect.from_last_run(config)
+    before, reckoned = expect.from_last_run(config), records.estimate
+    device = records.question.device if records.question is not None else "cpu"
+    seconds = before.seconds_per_step if before else reckoned and reckoned.seconds_per_step
     return {
         "family": records.base.family,
         "trains": config.adapter.kind,
@@ -205,8 +230,11 @@ def plan(config: Config, records: Records) -> dict[str, Any] | None:
         "pictures": dataset.num_pictures,
         "buckets": [[*size, count] for size, count in counts],
         "steps": dataset.total_steps,
-        "seconds": before and round(before.seconds_per_step * dataset.total_steps),
-        "memory_mib": before and before.memory_mib,
+        "seconds": seconds and round(seconds * dataset.total_steps),
+        "memory_mib": reckoned.peak_mib(device) if reckoned else before and before.memory_mib,
+        "memory": reckoned and [{"phase": p.name, "total": p.total_mib, "parts": p.parts} for p in reckoned.phases],
+        "process_mib": reckoned.process_mib if reckoned and device == "cpu" else 0,
+        "reckons": reckons,
     }
 
 

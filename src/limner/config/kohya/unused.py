@@ -110,6 +110,8 @@ LOST: dict[str, tuple[Severity, str]] = {
     "train.ema_device": ("warning", "sd-scripts keeps no moving average."),
     "objective.preserve": ("error", "sd-scripts preserves by custom_attributes of a dataset file alone."),
     "memory.checkpoint_every": ("warning", "sd-scripts computes every layer again."),
+    "memory.fit": ("warning", "sd-scripts keeps everything as it is told."),
+    "memory.micro_batch": ("warning", "sd-scripts computes whole batches."),
     "memory.vae_tiling": ("warning", "sd-scripts encodes whole pictures."),
     "memory.verify": ("warning", "sd-scripts checks nothing beforehand."),
     "memory.cache_path": ("warning", "sd-scripts keeps its caches beside the pictures."),

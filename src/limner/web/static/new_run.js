@@ -128,7 +128,8 @@ function planLine() {
   const line = h("p", { class: "plan-line", "aria-live": "polite" });
   const found = h("ul", { class: "findings" });
   const button = h("button", { type: "button", class: "primary train", onclick: train }, t("Train"));
-  const element = h("div", {}, line, found, button);
+  const memory = h("details", { class: "plan-memory", hidden: true });
+  const element = h("div", {}, line, memory, found, button);
   let starting = false;
 
   async function train() {
@@ -151,6 +152,7 @@ function planLine() {
 
   const draw = () => {
     line.textContent = store.plan() ? planWords(store.plan()) : noPlanWords();
+    drawMemory(memory, store.plan());
     const warnings = store.findings().filter((f) => f.severity === "warning");
     const shown = [...errors(), ...("data.path" in store.values() ? warnings : [])].slice(0, 12);
     found.hidden = !shown.length;
@@ -178,9 +180,27 @@ function findingRow(finding) {
 function planWords(plan) {
   const pictures = fill(t("{n} pictures ({buckets})"), { n: plan.pictures, buckets: bucketWords(plan.buckets) });
   const trains = plan.trains === "none" ? t("the whole model") : plan.trains === "lora" ? "LoRA" : plan.trains;
-  const memory = plan.memory_mib ? `${(plan.memory_mib / 1024).toFixed(1)} GiB` : t("memory unknown");
-  const time = plan.seconds ? fill(t("about {time}"), { time: timeWords(plan.seconds) }) : t("time unknown before a first such run");
+  const unknown = (words) => (plan.reckons ? t("reckoning …") : words);
+  const memory = plan.memory_mib ? gib(plan.memory_mib) : unknown(t("memory unknown"));
+  const time = plan.seconds ? fill(t("about {time}"), { time: timeWords(plan.seconds) }) : unknown(t("time unknown before a first such run"));
   return [plan.family, trains, `${plan.resolution} px`, pictures, fill(t("{n} steps"), { n: plan.steps }), memory, time].join(" · ");
+}
+
+const gib = (mib) => `${(mib / 1024).toFixed(1)} GiB`;
+
+// What memory is made of, phase by phase: the reckoning of `limner.estimate`.
+function drawMemory(place, plan) {
+  place.hidden = !plan?.memory;
+  if (place.hidden) return;
+  const phases = { captions: t("Captions"), latents: t("Pictures"), training: t("Training"), saving: t("Saving"), sampling: t("Painting") };
+  const parts = {
+    weights: t("weights"), trained: t("what is trained"), activations: t("activations"), optimizer: t("optimiser"),
+    caches: t("caches"), copies: t("copies"), slack: t("slack"),
+  };
+  const words = (phase) => Object.entries(phase.parts).map(([name, mib]) => `${parts[name] ?? name} ${gib(mib)}`).join(", ");
+  const rows = plan.memory.map((phase) => h("tr", {}, h("th", {}, phases[phase.phase] ?? phase.phase), h("td", {}, gib(phase.total)), h("td", {}, words(phase))));
+  if (plan.process_mib) rows.push(h("tr", {}, h("th", {}, t("Libraries")), h("td", {}, gib(plan.process_mib)), h("td", {}, t("on top of each"))));
+  place.replaceChildren(h("summary", {}, t("Memory by its parts")), h("table", {}, h("tbody", {}, ...rows)));
 }
 
 function bucketWords(buckets) {

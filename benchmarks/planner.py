@@ -1,0 +1,225 @@
+"""Predicted against measured: peak memory and seconds a step over a grid of configurations, each really run.
+
+    python benchmarks/planner.py MODELS                    the whole grid
+    python benchmarks/planner.py MODELS --only sd1 --lock /tmp/big.lock
+
+MODELS is a folder with full-size random models (`scripts/random_model.py sd1 MODELS/sd1.safetensors`), and takes the tiny ones,
+which are made there. Each run is a trainer of its own with caches of its own; its peak is the system's word (the most that was
+resident), without that of a process that only imports the trainer. Results are
+added to benchmarks/results/planner.json, or to --out, after every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import filelock
+from PIL import Image
+
+from limner import estimate, jobs, launch, machine, preflight, runs
+from limner.config import Config, files
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+_STEPS = 6
+_SECONDS = 235.0  # a lock is not to be held for longer
+_IMPORTS = "from limner.engine import checkpoint, estimate, fit, prepare, runtime, trackers, train\n"
+_LARGE_MIB = 2048
+TINY = ("sd1", "sdxl", "sd3", "flux")
+
+
+def grid(models: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, options) of every configuration."""
+    methods: dict[str, dict[str, Any]] = {
+        "lora": {"adapter.rank": 16},
+        "lokr": {"adapter.kind": "lokr"},
+        "embedding": {"adapter.kind": "embedding", "embedding.token": "<cat>", "embedding.initial": "cat"},
+        "none": {"adapter.kind": "none", "output.layout": "diffusers"},
+    }
+    again = {"memory.checkpointing": True}
+    for family, batch, (method, options) in itertools.product(TINY, (1, 4), methods.items()):
+        if method == "embedding" and family in ("sd3", "flux"):
+            continue
+        yield f"tiny {family} {method} b{batch}", {
+            "model.base": models / f"tiny-{family}", "data.resolution": 64, "train.batch_size": batch, **options
+        }  # fmt: skip
+    for path in sorted(models.glob("*.safetensors")):
+        for side, batch in ((256, 1), (256, 2), (512, 1), (256, 4)):
+            for way, memory in (("", {}), ("again", again), ("bf16", {"train.precision": "bf16"})):
+                yield f"{path.stem} lora {side} b{batch} {way}".strip(), {
+                    "model.base": path, "data.resolution": side, "train.batch_size": batch, **methods["lora"], **memory
+                }  # fmt: skip
+        for name, options in (
+            ("lokr 256", methods["lokr"]),
+            ("embedding 256", methods["embedding"]),
+            ("lora 256 b4 pieces", methods["lora"] | {"train.batch_size": 4, "memory.micro_batch": 1}),
+            ("lora 256 int8", methods["lora"] | {"memory.quantize": "int8"}),
+            ("lora 256 bf16 nf4", methods["lora"] | {"memory.quantize": "nf4", "train.precision": "bf16"}),
+            (
+                "none 256 sgd again",
+                methods["none"] | again | {"optimizer.kind": "sgd", "optimizer.lr": 1e-6, "train.precision": "bf16"},
+            ),
+            ("lora 256 sampled", methods["lora"] | {"sample.prompts": '["a cat"]', "sample.steps": 2}),
+            ("lora 512 sampled", methods["lora"] | {"sample.prompts": '["a cat"]', "sample.steps": 2, "data.resolution": 512}),
+        ):
+            yield f"{path.stem} {name}", {"model.base": path, "data.resolution": 256, **options}
+
+
+def pictures(folder: Path, side: int, count: int = 4) -> Path:
+    """Smooth random pictures of one size, captioned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(0)
+    for i in range(count):
+        Image.frombytes("RGB", (16, 16), rng.randbytes(16 * 16 * 3)).resize((side, side)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a photo of a cat, number {i}", encoding="utf-8")
+    return folder
+
+
+def configured(options: dict[str, Any], folder: Path) -> Config:
+    side = int(options["data.resolution"])
+    given = {
+        "data.path": pictures(folder / f"pictures-{side}", side), "train.steps": _STEPS, "launch.device": "cpu",
+        "launch.num_threads": os.cpu_count() or 1, "memory.cache_path": tempfile.mkdtemp(dir=folder), **options,
+    }  # fmt: skip
+    return files.build(
+        {}, {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in given.items()}
+    )
+
+
+def run(words: list[str], config: Config, log: Path) -> tuple[int, float]:
+    """(exit code, MiB that were resident at most) of a process."""
+    with log.open("wb") as file:
+        environment = {**os.environ, **launch.environment(config, "cpu")}
+        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        until = time.monotonic() + _SECONDS
+        while True:
+            pid, status, used = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status), used.ru_maxrss / 1024
+            if time.monotonic() > until:
+                process.kill()
+            time.sleep(0.1)
+
+
+@contextmanager
+def alone(lock: Path | None) -> Iterator[None]:
+    """Nobody else measures, or holds much memory, meanwhile."""
+    if lock is None:
+        yield
+        return
+    # as flock(1) has it
+    with filelock.UnixFileLock(lock):
+        yield
+
+
+def compare(name: str, options: dict[str, Any], folder: Path, imports_mib: float, lock: Path | None) -> dict[str, Any]:
+    """One configuration: what is predicted, then what is measured."""
+    config = configured(options, folder)
+    findings, records = preflight.examine(config, machine.describe(runs.home()))
+    if records.question is None or any(f.severity == "error" for f in findings):
+        return {"name": name, "trouble": "; ".join(str(f) for f in findings)[:500]}
+    with alone(lock):
+        told = estimate.ask(folder, config, records.question)
+    made = jobs.prepare(config)
+    with alone(lock):
+        code, peak_mib = run(launch.argv(config, made.path, "cpu"), config, made.log)
+    out: dict[str, Any] = {
+        "name": name,
+        "predicted_mib": told.worst.total_mib + told.process_mib - round(imports_mib),
+        "worst": told.worst.name,
+        "parts": told.worst.parts,
+        "measured_mib": round(peak_mib - imports_mib),
+        "predicted_seconds": told.seconds_per_step,
+    }
+    times = [e["time"] for e in made.history() if e["event"] == "step"]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    # events are written about once a second: only steps that take longer have times of their own
+    out["measured_seconds"] = statistics.median(gaps[1:]) if code == 0 and statistics.median(gaps[1:]) > 1 else None
+    if code:
+        out["trouble"] = made.tail(500)
+    shutil.rmtree(made.path)
+    return out
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How often what was to be reached was."""
+    done = [r for r in rows if "trouble" not in r]
+    ratios = {r["name"]: r["predicted_mib"] / r["measured_mib"] for r in done}
+    large = [r["name"] for r in done if r["measured_mib"] > _LARGE_MIB]
+    timed = [r for r in done if r["measured_seconds"] and r["predicted_seconds"]]
+    pairs = [
+        (a, b)
+        for a, b in itertools.combinations(timed, 2)
+        if max(a["measured_seconds"], b["measured_seconds"]) > 1.15 * min(a["measured_seconds"], b["measured_seconds"])
+    ]
+    right = [
+        (a["measured_seconds"] < b["measured_seconds"]) == (a["predicted_seconds"] < b["predicted_seconds"]) for a, b in pairs
+    ]
+    return {
+        "configs": len(done),
+        "failed": len(rows) - len(done),
+        "over_2_gib": len(large),
+        "memory_within_10_percent_and_at_most_5_below": sum(0.95 <= r <= 1.10 for r in ratios.values()),
+        "of_those_over_2_gib": sum(0.95 <= ratios[n] <= 1.10 for n in large),
+        "memory_ratio_least_median_most": [round(f(ratios.values()), 3) for f in (min, statistics.median, max)]
+        if ratios
+        else [],
+        "timed": len(timed),
+        "seconds_within_30_percent": sum(0.7 <= r["predicted_seconds"] / r["measured_seconds"] <= 1.3 for r in timed),
+        "pairs_that_differ": len(pairs),
+        "pairs_ranked_right": sum(right),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path)
+    parser.add_argument("--only", default="", help="names that begin with this")
+    parser.add_argument("--lock", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "planner.json")
+    args = parser.parse_args()
+    import tiny
+
+    for family in TINY:
+        if not (args.models / f"tiny-{family}").exists():
+            tiny.build(args.models / f"tiny-{family}", family=family)
+    kept = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {"rows": []}
+    rows = {row["name"]: row for row in kept["rows"]}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        os.environ["LIMNER_HOME"] = str(folder / "home")
+        config = configured({"data.resolution": 64}, folder)
+        _, imports_mib = run([sys.executable, "-c", _IMPORTS], config, folder / "log")
+        for name, options in grid(args.models):
+            if not name.startswith(args.only):
+                continue
+            rows[name] = compare(name, options, folder, imports_mib, None if name.startswith("tiny") else args.lock)
+            print(json.dumps(rows[name]), flush=True)
+            here = {
+                "date": time.strftime("%Y-%m-%d"), "machine": platform.processor() or platform.machine(),
+                "cores": os.cpu_count(), "torch": version("torch"), "diffusers": version("diffusers"),
+                "imports_mib": round(imports_mib), "load": [round(v, 1) for v in os.getloadavg()],
+            }  # fmt: skip
+            table = {"where": here, "summary": summary(list(rows.values())), "rows": list(rows.values())}
+            args.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(summary(list(rows.values())), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What a ledger writes down, against counts by hand, and a rehearsal against the run itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import tiny
+from limner.config import files
+from limner.engine.estimate import phases_of
+from limner.engine.ledger import Ledger
+from limner.engine.rehearsal import Rehearsal, Scene
+from limner.engine.timing import seconds_of
+from limner.formats.base import recognise
+
+CPU = torch.device("cpu")
+
+
+def _peak(ledger: Ledger) -> int:
+    live = peak = 0
+    for event in ledger.events:
+        live += event.num_bytes
+        peak = max(peak, live)
+    assert live >= 0
+    return peak
+
+
+def test_two_layers_by_hand() -> None:
+    with FakeTensorMode(), (ledger := Ledger(CPU)):
+        first, second = torch.empty(64, 32, requires_grad=True), torch.empty(16, 64, requires_grad=True)
+        x = torch.empty(8, 32)
+        hidden = x @ first.T  # kept for the gradient of `second`
+        y = hidden @ second.T
+        assert _peak(ledger) == 4 * (64 * 32 + 16 * 64 + 8 * 32 + 8 * 64 + 8 * 16)
+        del hidden, y  # the graph is gone, too
+        assert sum(e.num_bytes for e in ledger.events) == 4 * (64 * 32 + 16 * 64 + 8 * 32)
+
+
+def test_a_convolution_lays_out_anew_what_it_reads_and_writes() -> None:
+    with FakeTensorMode(), (ledger := Ledger(CPU)):
+        x, w = torch.empty(1, 4, 16, 16), torch.empty(8, 4, 3, 3)
+        torch.nn.functional.conv2d(x, w, padding=1)
+    once = 4 * (4 * 256 + 8 * 4 * 9 + 8 * 256)
+    assert _peak(ledger) == 2 * once
+
+
+def _scene(model: Path, size: int, num_pictures: int = 4) -> Scene:
+    return Scene(recognise(str(model)), "cpu", "fp32", (size, size), num_pictures, 4, [], True)
+
+
+def _training(model: Path, size: int = 64, **options: str) -> dict[str, int]:
+    named = {name.replace("__", "."): value for name, value in options.items()}
+    config = files.build({}, {"model.base": str(model), "adapter.rank": "4", **named})
+    ledger = Rehearsal(config, _scene(model, size)).play()
+    live: dict[str, int] = {}
+    peak: tuple[int, dict[str, int]] = (0, {})
+    for event in ledger.events:
+        live[event.what] = live.get(event.what, 0) + event.num_bytes
+        if event.what.startswith("training") and sum(live.values()) > peak[0]:
+            peak = sum(live.values()), dict(live)
+    return {k.partition("/")[2]: v for k, v in peak[1].items()} | {"all": peak[0]}
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux"])
+def test_every_family_can_be_rehearsed(family: str, tmp_path: Path) -> None:
+    model = tiny.build(tmp_path / "model", family=family)
+    whole = tiny.loaded(model)
+    found = _training(model)
+    assert found["weights"] == sum(t.nbytes for t in (*whole.denoiser.parameters(), *whole.denoiser.buffers()))
+
+
+def test_what_makes_activations_more_and_less(tmp_path: Path) -> None:
+    model = tiny.build(tmp_path / "model")
+    found, wider = _training(model), _training(model, 128)
+    # four times the places: activations grow by that, and where attention is not fused by more
+    assert 3 < wider["activations"] / found["activations"] < 17
+    batch = _training(model, train__batch_size="4")
+    pieces = _training(model, train__batch_size="4", memory__micro_batch="1")
+    again = _training(model, train__batch_size="4", memory__checkpointing="true")
+    assert batch["activations"] > 2.5 * found["activations"]
+    assert pieces["activations"] < 1.2 * found["activations"]
+    assert again["activations"] < batch["activations"]
+    assert batch["weights"] == again["weights"] == found["weights"]
+
+
+def test_what_is_trained_and_its_optimiser(tmp_path: Path) -> None:
+    model = tiny.build(tmp_path / "model")
+    whole = tiny.loaded(model)
+    count = sum(p.numel() for p in whole.denoiser.parameters())
+    config = files.build({}, {"model.base": str(model), "adapter.kind": "none", "output.layout": "diffusers"})
+    ledger = Rehearsal(config, _scene(model, 32)).play()
+    live: dict[str, int] = {}
+    for event in ledger.events:
+        live[event.what] = live.get(event.what, 0) + event.num_bytes
+        if event.what.startswith("saving"):
+            break
+    # AdamW: two numbers for each that is trained, and a count of steps for each tensor
+    assert 8 * count <= live["training/optimizer"] <= 8 * count + 64 * len(list(whole.denoiser.parameters()))
+    assert {p["name"] for p in phases_of(ledger.events, "cpu")} >= {"training", "saving"}
+
+
+def test_a_step_is_timed(tmp_path: Path) -> None:
+    model = tiny.build(tmp_path / "model")
+    config = files.build({}, {"model.base": str(model), "adapter.rank": "4"})
+    operations = Rehearsal(config, _scene(model, 32)).play().operations["step"]
+    names = {op[0].overloadpacket.__name__ for op in operations}
+    assert {"convolution", "convolution_backward"} <= names
+    measured = seconds_of(operations, CPU, 20.0)
+    assert 1e-3 < measured < 20
+    # with no time to measure more than the first, the others are told from it
+    assert seconds_of(operations, CPU, 0.0) >= 0
