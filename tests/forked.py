@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -163,7 +163,8 @@ def _serve(address: str, alive: Connection) -> NoReturn:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 for one in (listener, ended, end, alive, asking, *children.values()):
                     one.close()
-                _run(*pickle.loads(said), descriptors)
+                words, environment, folder, is_leader = pickle.loads(said)
+                _run(words, environment, folder, is_leader, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
             asking.send(str(pid).encode())
@@ -172,11 +173,8 @@ def _serve(address: str, alive: Connection) -> NoReturn:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 break
-            with children.pop(pid) as asked:
-                try:
-                    asked.send(str(os.waitstatus_to_exitcode(status)).encode())
-                except OSError:
-                    pass  # whoever started it is gone; it was to go on by itself
+            with children.pop(pid) as asked, suppress(OSError):  # whoever started it may be gone; it was to go on by itself
+                asked.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
 def _run(words: list[str], environment: dict[str, str], folder: str, is_leader: bool, descriptors: list[int]) -> NoReturn:
@@ -192,8 +190,8 @@ def _run(words: list[str], environment: dict[str, str], folder: str, is_leader: 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sys.stdin = open(0, encoding="utf-8")
-    sys.stdout, sys.stderr = (open(n, "w", buffering=1, encoding="utf-8", errors="replace") for n in (1, 2))
+    sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115
+    sys.stdout, sys.stderr = (open(n, "w", buffering=1, encoding="utf-8", errors="replace") for n in (1, 2))  # noqa: SIM115
     subprocess.Popen = Popen  # type: ignore[misc]
     atexit._clear()
     sys.argv = list(words)
@@ -214,8 +212,6 @@ def _run(words: list[str], environment: dict[str, str], folder: str, is_leader: 
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with suppress(OSError, ValueError):
             stream.flush()
-        except (OSError, ValueError):
-            pass
     os._exit(code or 0)
