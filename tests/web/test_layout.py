@@ -16,7 +16,6 @@ from playwright.sync_api import Browser, Page
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import demo_home
-import forked
 import screenshots
 
 CHECKS = Path(__file__).with_name("layout.js").read_text(encoding="utf-8")
@@ -31,7 +30,7 @@ def filled() -> Iterator[tuple[str, Path]]:
     """(address, folder) of a server on a home with runs; its path is short, as people's are."""
     with tempfile.TemporaryDirectory(prefix="limner-") as name:
         folder = Path(name)
-        with pytest.MonkeyPatch.context() as patch, forked.forks():
+        with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LIMNER_HOME", "")  # the filling sets it: put it back behind
             demo_home.fill(folder, steps=20)
             with screenshots.served(folder) as address:
