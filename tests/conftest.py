@@ -6,6 +6,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     monkeypatch.setenv("LIMNER_HOME", str(folder))
     return folder
+
+
+@pytest.fixture
+def forks() -> Iterator[None]:
+    """What this test starts with `python -m limner...`, in whatever depth, is forked: for all but the start itself as good."""
+    import forked
+
+    with forked.forks():
+        yield
 
 
 @pytest.fixture(scope="session")

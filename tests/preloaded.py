@@ -2,14 +2,15 @@
 
 import gc
 
-import accelerate  # noqa: F401
-import torch.distributed.fsdp
-import torch.distributed.tensor  # noqa: F401
-
 import limner.adapters.layered
+import limner.cli
+import limner.engine.examine
 import limner.engine.prepare
 import limner.engine.train
 import limner.models.sd1
+import limner.runner
+import limner.tool_jobs
+import limner.tools.using
 import limner.web.app
 import limner.web.server  # noqa: F401
 from limner.models.text import END, clip_tokenizer

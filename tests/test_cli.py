@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import forked
 import tiny
 from limner import queue, runs
 from limner.config import Config, Launch, Output, files
@@ -20,6 +21,13 @@ from limner.runs import Run, State
 
 
 def limner(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`limner WORDS...`, forked."""
+    with forked.forks():
+        return started(*words, cwd=cwd)
+
+
+def started(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`limner WORDS...`, in an interpreter of its own."""
     command = [sys.executable, "-m", "limner.cli", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, stdin=subprocess.DEVNULL)
 
@@ -47,7 +55,7 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 
 def test_help_lists_every_command():
-    done = limner("--help")
+    done = started("--help")
     assert done.returncode == 0
     for word in ("train", "check", "command", "sample", "demo", "config", "doctor", "runs"):
         assert word in done.stdout
@@ -199,7 +207,7 @@ def test_printed_command_can_be_pasted(project: Path):
 
 
 def test_doctor_names_torch_and_devices():
-    done = limner("doctor")
+    done = started("doctor")
     assert done.returncode == 0
     assert "torch" in done.stdout and "device    cpu" in done.stdout
     assert max(len(line) for line in done.stdout.splitlines()) <= 120

@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,11 @@ def new_run(chosen: Config) -> Run:
     return jobs.prepare(chosen)
 
 
-def launch(run: Run, *moments: Moment | None) -> multiprocessing.process.BaseProcess:
+def launch(run: Run, *moments: Moment | None) -> BaseProcess:
     """Start the trainer of a run; it ends itself at such a moment."""
     # a fork cannot use CUDA; the file is looked at as text, since some tests damage it
     on_gpu = 'device = "cuda"' in (run.path / "config.toml").read_text(encoding="utf-8")
+    forked.start_server()
     context = multiprocessing.get_context("spawn") if on_gpu else forked.CONTEXT
     process = context.Process(target=_train, args=(str(run.path), os.environ["LIMNER_HOME"], moments))
     process.start()

@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 
 import methods
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forks")]
 
 
 @pytest.fixture(scope="module")

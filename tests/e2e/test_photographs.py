@@ -17,7 +17,7 @@ from limner.data.dataset import bucket_rule
 from limner.formats.base import recognise
 from limner.runs import Run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forks")]
 
 # colour photographs, greys, a scanned page; landscape, portrait and square
 PHOTOGRAPHS = {

@@ -60,7 +60,7 @@ def test_it_works_says_so_and_reports(home: Path, lora: Path):
     assert [r.id for r in tool_jobs.all_jobs()] == [run.id]
 
 
-def test_a_mistake_stands_at_its_option_and_nothing_is_written(home: Path, lora: Path):
+def test_a_mistake_stands_at_its_option_and_nothing_is_written(home: Path, lora: Path, forks: None):
     absent = lora.with_name("none.safetensors")
     told = tool_jobs.look(resize(absent))
     assert [f["field"] for f in told["findings"]] == ["resize.lora"]
@@ -77,7 +77,7 @@ def test_a_killed_one_is_failed_and_leaves_no_file(home: Path, lora: Path):
     assert [p.name for p in lora.parent.glob("*.safetensors")] == [lora.name]
 
 
-def test_one_that_is_stopped_before_it_begins_writes_nothing(home: Path, lora: Path):
+def test_one_that_is_stopped_before_it_begins_writes_nothing(home: Path, lora: Path, forks: None):
     run = tool_jobs.start(resize(lora))
     run.request("stop")
     assert ended(run).state().status in ("stopped", "done")
@@ -85,7 +85,7 @@ def test_one_that_is_stopped_before_it_begins_writes_nothing(home: Path, lora: P
     assert lora.with_name("small.safetensors").exists() == done
 
 
-def test_the_graphics_card_has_one_user(home: Path, lora: Path):
+def test_the_graphics_card_has_one_user(home: Path, lora: Path, forks: None):
     asked = resize(lora, device="cuda")
     with runs.lock_of_tools("cuda", 0):
         words = [sys.executable, "-m", "limner.cli", "tools", "resize", f"--lora={lora}", "--output=x.safetensors"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 from starlette.testclient import TestClient
 
-from forked import Forked
+import forked
 from limner.web.context import Context
 
 ARGUMENTS = [
@@ -28,13 +29,8 @@ class Limner:
 
     def __init__(self, *words: str, is_forked: bool = False, **environment: str) -> None:
         self.log = Path(tempfile.mkdtemp(prefix="limner-web-")) / "output.txt"
-        self.process: subprocess.Popen[bytes] | Forked
-        if is_forked:
-            self.log.touch()
-            self.process = Forked(["web", *words], self.log, {**os.environ, **environment})
-            return
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
+        with self.log.open("wb") as log, forked.forks() if is_forked else contextlib.nullcontext():
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(
                 [sys.executable, "-m", "limner.cli", "web", *words],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **environment},
             )  # fmt: skip

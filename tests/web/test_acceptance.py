@@ -37,12 +37,14 @@ SHORT = {
 
 @pytest.fixture
 def start_page(home: Path, limner_web: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """start_page({"train.steps": "30"}) is a server whose empty forms hold these values. All trainers end with the test."""
+    """start_page({"train.steps": "30"}) is a server whose empty forms hold these values. All trainers end with the test.
 
-    def start(defaults: dict[str, str], port: int = 0) -> Any:
+    Forked, and its trainers too, but where the start itself counts."""
+
+    def start(defaults: dict[str, str], port: int = 0, is_forked: bool = True) -> Any:
         home.mkdir(exist_ok=True)
         (home / "settings.toml").write_text(tomlkit.dumps({"defaults": defaults}))
-        return limner_web("--port", str(port))
+        return limner_web("--port", str(port), is_forked=is_forked)
 
     yield start
     for run in runs.all_runs():
@@ -89,7 +91,7 @@ def trained(run: Run, steps: int) -> bool:
 def test_at_most_four_actions_from_an_empty_home_to_a_lora(
     browser: Browser, start_page: Callable[..., Any], home: Path, tmp_path: Path
 ) -> None:
-    server = start_page(SHORT)
+    server = start_page(SHORT, is_forked=False)
     assert [p.name for p in home.iterdir()] == ["settings.toml"]
     person = Person(visitor(browser))
     page = person.page
@@ -200,7 +202,7 @@ def test_a_killed_trainer_is_told_of_and_resume_ends_at_the_same_bits(
 
 
 def test_ten_runs_in_order_with_nobody_there(browser: Browser, start_page: Callable[..., Any], known_machine: None) -> None:
-    server = start_page(SHORT | {"train.steps": "2", "sample.every_steps": "2"})
+    server = start_page(SHORT | {"train.steps": "12", "sample.every_steps": "12"})
     page = visitor(browser)
     asked = [begun(page, server.url).id]
     for _ in range(9):

@@ -15,7 +15,7 @@ import pytest
 from person import SECONDS, says, wait_for
 from playwright.sync_api import Browser, Page, Route, expect
 
-from limner import jobs, machine, queue, runner, runs
+from limner import jobs, queue, runner, runs
 from limner.config import files
 from limner.formats.header import read_header
 from limner.pocket import PICTURES
@@ -24,15 +24,8 @@ from limner.runs import LIVE, Run, State
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="session")
-def machine_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("machine")
-    machine.describe(folder)
-    return folder / "machine.json"
-
-
 @pytest.fixture
-def new_run(home: Path, machine_file: Path) -> Iterator[Callable[..., Run]]:
+def new_run(home: Path, machine_file: Path, forks: None) -> Iterator[Callable[..., Run]]:
     """new_run("cat", steps=60) is a run on the pocket model, made but not started; what still trains is ended with the test."""
     home.mkdir(parents=True, exist_ok=True)
     shutil.copy(machine_file, home / "machine.json")
@@ -40,7 +33,7 @@ def new_run(home: Path, machine_file: Path) -> Iterator[Callable[..., Run]]:
     def make(name: str, steps: int, **over: Any) -> Run:
         raw: dict[str, Any] = {
             "data": {"path": str(PICTURES), "trigger": "zibbo"},
-            "train": {"steps": steps, "batch_size": 4},
+            "train": {"steps": steps, "batch_size": 1},
             "sample": {"prompts": ["a zibbo", "a red zibbo"], "steps": 2, "every_steps": 20},
             "output": {"name": name, "state_every_steps": 10},
             "launch": {"device": "cpu", "num_threads": 1},
@@ -114,13 +107,13 @@ def test_change_a_run_that_goes_on(browser: Browser, server: str, new_run: Calla
 
 
 def test_stop_kill_and_resume(page: Page, new_run: Callable[..., Run]) -> None:
-    run = start(new_run("stubborn", 200))
+    run = start(new_run("stubborn", 100))
     opened(page, run)
     wait_for(lambda: run.state().step > 2)
     page.get_by_role("button", name="Stop (saves first)").click()
     says(page, "Stopped at step")
     step = run.state().step
-    assert 0 < step < 200 and (run.states / f"step-{step:08d}").is_dir()
+    assert 0 < step < 100 and (run.states / f"step-{step:08d}").is_dir()
 
     page.get_by_role("button", name="Resume").click()
     wait_for(lambda: run.state().step > step)
@@ -138,14 +131,14 @@ def test_stop_kill_and_resume(page: Page, new_run: Callable[..., Run]) -> None:
     says(page, "Failed at step")
     page.get_by_role("button", name="Resume").click()
     says(page, "Finished")
-    assert [e["step"] for e in run.history() if e["event"] == "step"] == list(range(1, 201))
+    assert [e["step"] for e in run.history() if e["event"] == "step"] == list(range(1, 101))
 
 
 def test_the_server_is_killed_and_comes_back(
     browser: Browser, limner_web: Callable[..., Any], new_run: Callable[..., Run]
 ) -> None:
     run = start(new_run("survivor", 5000))
-    server = limner_web("--port", "0")
+    server = limner_web("--port", "0", is_forked=True)
     page = browser.new_context().new_page()
     page.set_default_timeout(SECONDS)
     page.goto(f"{server.url}/#run={run.id}")
@@ -156,7 +149,7 @@ def test_the_server_is_killed_and_comes_back(
     step = run.state().step
     wait_for(lambda: run.state().step > step)
 
-    again = limner_web("--port", server.url.rpartition(":")[2])
+    again = limner_web("--port", server.url.rpartition(":")[2], is_forked=True)
     assert again.url == server.url
     expect(page.locator(".gone")).to_be_hidden(timeout=SECONDS)
     assert run.state().status in LIVE

@@ -25,6 +25,7 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+import forked
 from limner import queue, runs
 from limner.config import files
 
@@ -33,9 +34,12 @@ WEB = [sys.executable, "-m", "limner.cli", "web"]
 
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*WEB, *words], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, env={**os.environ, **environment}
-    )
+    """`limner web WORDS...`, forked, until it ends."""
+    with forked.forks():
+        return subprocess.run(
+            [*WEB, *words], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
+            env={**os.environ, **environment},
+        )  # fmt: skip
 
 
 def get(url: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -81,7 +85,7 @@ def test_a_taken_port(home: Path, limner_web: Callable[..., Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = run("--port", str(taken.getsockname()[1]))
     assert done.returncode == 2 and "is taken" in done.stderr
-    first, second = limner_web().url, limner_web().url  # both on the first free port from 7860 on
+    first, second = limner_web(is_forked=True).url, limner_web(is_forked=True).url  # both on the first free port from 7860 on
     ports = [urlsplit(url).port or 0 for url in (first, second)]
     assert ports[0] != ports[1] and all(7860 <= port <= 7880 for port in ports)
     cookie = get(first, "/")[1]["set-cookie"].partition(";")[0]
@@ -146,7 +150,7 @@ def test_a_password_is_asked_for(home: Path, limner_web: Callable[..., Any], bro
 def test_settings_reach_the_page(home: Path, limner_web: Callable[..., Any], browser: Browser) -> None:
     home.mkdir()
     (home / "settings.toml").write_text('theme = "dark"\nlanguage = "xx"\n')
-    server = limner_web("--port", "0")
+    server = limner_web("--port", "0", is_forked=True)
     page = browser.new_page()
     page.set_default_timeout(60_000)
     page.goto(server.url)
@@ -260,7 +264,7 @@ def test_behind_a_reverse_proxy(
 ) -> None:
     home.mkdir()
     (home / "settings.toml").write_text('hosts = ["localhost"]\n')
-    server = limner_web("--port", "0", "--root-path", "/limner")
+    server = limner_web("--port", "0", "--root-path", "/limner", is_forked=True)
     with reverse_proxy(re.sub("/limner$", "", server.url), strips=strips, passes_host=passes_host) as shown:
         page = browser.new_page()
         errors: list[str] = []

@@ -147,7 +147,7 @@ def test_the_page_speaks_it(language: str, browser: Browser, limner_web: Callabl
     page.set_default_timeout(60_000)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(limner_web("--port", "0", "--language", language).url)
+    page.goto(limner_web("--port", "0", "--language", language, is_forked=True).url)
     train = page.locator("#panel-new-run").get_by_role("button", name=said["Train"], exact=True)
     expect(train).to_be_visible()
     assert page.evaluate("document.documentElement.lang") == language
