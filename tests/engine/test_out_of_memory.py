@@ -30,16 +30,16 @@ def _short_of_memory(folder: str, home: str, most: int, from_step: int) -> None:
     os.environ["LIMNER_HOME"] = home
     forked.to_log(str(Path(folder) / "log.txt"))
     from limner.engine import __main__ as engine
-    from limner.engine import fit, train
+    from limner.engine import fit, objective
 
-    original = train.batch_loss
+    original = objective.answer_loss
 
-    def limited(job: Any, batch: Any, step: int) -> Any:
-        if step >= from_step and len(batch.positions) > most:
+    def limited(job: Any, question: Any) -> Any:
+        if job.done >= from_step and len(question.batch.positions) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-        return original(job, batch, step)
+        return original(job, question)
 
-    train.batch_loss = limited
+    objective.answer_loss = limited
     fit.free_mib = lambda device: 1 << 20  # the first choice is not what is tested here
     os._exit(engine.main(folder))
 

@@ -190,7 +190,7 @@ def test_accumulation_equals_one_large_batch(tiny_model, tmp_path, flip):
 
 
 def test_gradient_checkpointing_changes_little(tiny_model, tmp_path):
-    """Recomputing gives the same loss to the bit, for the text encoder too, and the same gradients but for the order of sums."""
+    """Recomputing gives the same loss to the bit, and the same gradients but for the order of sums."""
     found = []
     for on in (False, True):
         section = {"rank": 3, "alpha": 2.0, "text_encoder": True}

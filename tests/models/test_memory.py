@@ -20,8 +20,8 @@ from limner.adapters.layered import LayerAdapter
 from limner.config import Lora
 from limner.errors import UserError
 from limner.formats.base import recognise
+from limner.models import again, parts, quantized
 from limner.models import family as families
-from limner.models import parts, quantized
 from limner.models.family import Keep
 from limner.models.quantized import QuantizedLinear
 from limner.models.swapping import BlockSwap
@@ -63,8 +63,8 @@ def test_computing_again_changes_nothing(folder: Path, every: int):
 
 def test_every_other_layer_is_computed_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
-    real = parts.checkpoint
-    monkeypatch.setattr(parts, "checkpoint", lambda layer, *a, **k: asked.append(layer) or real(layer, *a, **k))
+    real = again.checkpoint
+    monkeypatch.setattr(again, "checkpoint", lambda layer, *a, **k: asked.append(layer) or real(layer, *a, **k))
     step(folder, Keep(), checkpointing=True)
     every, asked = len(asked), asked.clear() or asked
     step(folder, Keep(checkpoint_every=2), checkpointing=True)

@@ -27,7 +27,8 @@ def fits(base: nn.Module) -> bool:
 def adapted(base: Any, x: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """base(x) + scale * up(down(x)), for down (r, in, ...) and up (out, r, ...); in autocast's precision where it is on."""
     kind = x.device.type
-    x = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    x = x.to(torch.get_autocast_dtype(kind)) if is_cast else x
     is_picture = isinstance(base, nn.Conv2d)
     pieces = down.flatten(1), up.flatten(1), base.bias, whole_of(base)
     keeps = not getattr(base, "lies_last", False)

@@ -17,6 +17,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from limner.models.again import is_computed_again
+
 Formula = Callable[..., int]
 
 
@@ -51,6 +53,11 @@ def _transposed_convolution(x: Any, weight: Any, *_: Any, out_val: Any = None, *
     return 2 * x.numel() * out_val.shape[1] * math.prod(weight.shape[2:])
 
 
+def _product_added(there: Any, left: Any, right: Any, *_: Any, **__: Any) -> int:
+    del there
+    return 2 * left.shape[0] * left.shape[1] * right.shape[1]
+
+
 _SDPA = ("flash", "efficient", "cudnn", "fused", "flash_for_cpu")
 
 
@@ -61,6 +68,7 @@ def _name(kind: str, ending: str) -> str:
 
 
 _ADDED: dict[str, Formula] = {
+    "aten.addmm_": _product_added,
     **{_name(kind, ""): _attention for kind in _SDPA},
     **{_name(kind, "_backward"): _attention_backward for kind in _SDPA},
     "aten.linear": _linear,  # one operation on MPS
@@ -86,14 +94,9 @@ class Counter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         packet = func.overloadpacket
         formula = _ADDED.get(str(packet)) or flop_registry.get(packet)
-        if formula is not None and not _computes_again():
+        if formula is not None and not is_computed_again():
             self.total += formula(*args, **(kwargs or {}), out_val=out)
         return out
-
-
-def _computes_again() -> bool:
-    """Whether a checkpointed piece is computed again: only then are gradients recorded inside a backward pass."""
-    return torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1
 
 
 @contextlib.contextmanager

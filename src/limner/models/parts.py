@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import logging as transformers_logging
 
 from limner.diffusion.process import process_from
@@ -22,6 +21,7 @@ from limner.formats.known import FAMILIES
 from limner.formats.layout import Names, There
 from limner.formats.original import vae_names
 from limner.models import saving, targets
+from limner.models.again import contexts, sparsely
 from limner.models.encoders import TextEncoder
 from limner.models.family import Conditioning, Keep, Part, Target
 from limner.models.given_back import give_back
@@ -286,12 +286,12 @@ class Parts:
 
     def enable_checkpointing(self, *, text: bool) -> None:
         # both libraries recompute in train mode only; of all models only T5 has dropout, and it is not trained
-        self.denoiser.enable_gradient_checkpointing(_sparsely(self.keep.checkpoint_every))
+        self.denoiser.enable_gradient_checkpointing(sparsely(self.keep.checkpoint_every))
         self.denoiser.train()
         for name, encoder in self.text_encoders.items() if text else ():
             model: Any = encoder
             if name in self.trainable_text:
-                model.gradient_checkpointing_enable()
+                model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
                 model.train()
 
     # --- what adapters change ---
@@ -322,19 +322,6 @@ class Parts:
 
     def save(self, path: Path, dtype: torch.dtype) -> None:
         saving.save_folder(self, path, dtype)
-
-
-def _sparsely(every: int) -> Callable[..., Any]:
-    """What diffusers' models call for each layer that can be computed again: does so for every so many-th."""
-    numbers = dict[nn.Module, int]()
-
-    def call(layer: nn.Module, *args: Any) -> Any:
-        if numbers.setdefault(layer, len(numbers)) % every:
-            return layer(*args)
-        # layers draw nothing but what adapters draw from seeds of their own; to keep the state costs time, and no graph can
-        return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
-
-    return call
 
 
 def _with_projection(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
