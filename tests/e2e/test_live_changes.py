@@ -116,9 +116,10 @@ def test_all_processes_change_alike_and_measure_the_same(tiny_model, pictures, t
     while process.poll() is None and run.state().step == 0:
         time.sleep(0.1)
     steps = run.state().step + 200
-    changes.request(run, {"train.steps": steps, "sample.prompts": ["a --s 1 --w 16 --h 16"], "optimizer.lr": 1e-3})
+    prompts = ["a --s 1 --w 16 --h 16", "b --s 1 --w 16 --h 16"]  # each process paints one of them
+    changes.request(run, {"train.steps": steps, "sample.prompts": prompts, "optimizer.lr": 1e-3})
     assert process.wait(300) == 0, run.tail(20_000)
     assert (run.state().status, run.state().step) == ("done", steps)
-    assert [p.name for p in run.samples.iterdir()] == [f"step-{steps:08d}_00.png"]
+    assert sorted(p.name for p in run.samples.iterdir()) == [f"step-{steps:08d}_0{i}.png" for i in (0, 1)]
     ours, theirs = ([e["loss"] for e in r.history() if e["event"] == "validation"] for r in (run, one))
     assert len(ours) == 2 and ours[0] == theirs[0]

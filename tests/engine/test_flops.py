@@ -142,10 +142,8 @@ def test_what_is_computed_again_is_not_counted(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_layer_is_counted_once(every: int) -> None:
-    layer, x = (
-        nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU()).requires_grad_(False),
-        torch.randn(4, 8, requires_grad=True),
-    )
+    layer = nn.Sequential(nn.Linear(8, 16, bias=False), nn.ReLU()).requires_grad_(False)
+    x = torch.randn(4, 8, requires_grad=True)
     call = sparsely(every)
     with flops.counting() as counter:
         call(layer, x).sum().backward()

@@ -105,7 +105,7 @@ def _take_prompts(job: Training) -> None:
     if job.prompts == before:
         return  # another cadence is no reason to bring a text encoder back
     job.encoded_prompts = []
-    if job.samples.trains_text or not runtime.is_main:
-        return  # encoded anew for each painting, and by the process that paints
+    if job.samples.trains_text:
+        return  # encoded anew for each painting
     with loading.lent(family, "text", runtime.dtype, runtime.device, job.config.model):
         job.encoded_prompts = paint.encode_prompts(family, runtime, job.prompts)
