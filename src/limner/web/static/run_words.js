@@ -32,6 +32,7 @@ export function stateSentence(run, place) {
   if (run.phase === "painting class pictures") return fill(t("Painting class pictures: {done} of {total}."), { done, total });
   if (run.phase === "validating") return fill(t("Measuring the validation loss: {done} of {total}."), { done, total });
   if (run.phase === "sampling") return fill(t("Painting samples: {done} of {total}."), { done, total });
+  if (run.phase === "queued elsewhere") return t("Waits in the queue of the cluster.");
   if (run.phase === "saving") return t("Saving.");
   if (run.phase === "training") return t("Training.");
   return t("Loading the model.");
