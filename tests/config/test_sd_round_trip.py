@@ -290,7 +290,8 @@ def test_every_option_and_every_argument_has_a_place() -> None:
     assert set(arguments()) - handled == set()
     placed = plain.CONVERTED | set(unused.LOST) | {o.path for options in plain.table().values() for o in options}
     assert {o.path for o in walk()} - placed == {
-        "launch.device", "launch.trainer", "launch.sd_scripts", "launch.python", "launch.target", "launch.ray_address",
+        "launch.device", "launch.trainer", "launch.sd_scripts", "launch.python", "launch.restarts", "launch.shard",
+        "launch.timeout_seconds", "launch.extra", "launch.target", "launch.ray_address",
         "launch.shared_path", "launch.upload", "launch.job_gpus", "launch.job_cpus", "launch.job_memory_gib",
         "launch.slurm_cluster", "launch.slurm_partition", "launch.slurm_minutes", "launch.slurm_options",
     }  # fmt: skip

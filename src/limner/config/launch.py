@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from limner.config.base import FilePath, Line, Section, Text, Texts, option
+from limner.config.base import FilePath, Section, Text, Texts, option
 from limner.errors import wrong
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Launch(Section):
     num_threads: int | None = option(None, ge=1, le=4096, kohya="num_cpu_threads_per_process", advanced=True)
     """CPU threads of each process. PyTorch's choice when not given."""
 
-    gpu_ids: Line | None = option(None, kohya="gpu_ids", advanced=True)
+    gpu_ids: Text | None = option(None, kohya="gpu_ids", advanced=True)
     """Which GPUs of this machine to use, such as "0,2": one for each process. The first ones when not given."""
 
     shard: Literal["off", "full"] = option("off", advanced=True)
@@ -47,7 +47,7 @@ class Launch(Section):
     machine_rank: int = option(0, ge=0, le=1023, kohya="machine_rank", advanced=True)
     """Which of the machines this one is; 0 is the main one, which saves and paints."""
 
-    main_process_ip: Line | None = option(None, kohya="main_process_ip", advanced=True)
+    main_process_ip: Text | None = option(None, kohya="main_process_ip", advanced=True)
     """Name or address under which all machines reach the main one."""
 
     main_process_port: int | None = option(None, ge=1, le=65_000, kohya="main_process_port", advanced=True)

@@ -116,6 +116,7 @@ LOST: dict[str, tuple[Severity, str]] = {
     "memory.verify": ("warning", "sd-scripts checks nothing beforehand."),
     "memory.cache_path": ("warning", "sd-scripts keeps its caches beside the pictures."),
     "validation.path": ("warning", "sd-scripts holds out a share alone."),
+    "speed.prepack": ("note", "sd-scripts lays weights out anew in each step."),
     "speed.cuda_graph": ("warning", "sd-scripts starts each kernel by itself."),
     "speed.channels_last": ("warning", "sd-scripts lays pictures out in one way alone."),
     "output.lora_names": ("error", "sd-scripts writes its own names alone."),
