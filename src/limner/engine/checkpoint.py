@@ -59,11 +59,12 @@ def checkpoint_writers(
     """
     name = checkpoint_name(config, facts["step"], facts["total_steps"])
     if config.adapter.trains_base:
-        target = folder / (name if config.output.layout == "diffusers" else f"{name}.safetensors")
-        return {target: lambda: _save_model(config, family, target, facts)}
-    path = folder / f"{name}.safetensors"
-    write = write_embedding if config.adapter.kind == "embedding" else write_adapter
-    writers = {path: _later(write, path, adapter.exported(config.output.lora_names), config, facts)}
+        path = folder / (name if config.output.layout == "diffusers" else f"{name}.safetensors")
+        writers: dict[Path, Write] = {path: lambda: _save_model(config, family, path, facts)}
+    else:
+        path = folder / f"{name}.safetensors"
+        write = write_embedding if config.adapter.kind == "embedding" else write_adapter
+        writers = {path: _later(write, path, adapter.exported(config.output.lora_names), config, facts)}
     if isinstance(adapter, Together):
         beside = folder / file_name(name)
         writers[beside] = _later(write_embedding, beside, adapter.embedding.exported(), config, facts)

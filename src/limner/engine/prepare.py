@@ -136,8 +136,9 @@ def _require_same_pictures(dataset: Dataset, runtime: Runtime) -> None:
 
 
 def is_prepacked(config: Config, device: torch.device) -> bool:
-    """Whether frozen layers are laid out for the CPU's kernels; what is compiled, swapped or shared out must stay as it is."""
-    stays = config.speed.compile != "off" or config.memory.swap_blocks or config.launch.shard != "off"
+    """Whether frozen layers are laid out for the CPU's kernels. Not of a model that is saved as a whole, nor where blocks are
+    compiled or swapped."""
+    stays = config.adapter.trains_base or config.speed.compile != "off" or config.memory.swap_blocks
     return config.speed.prepack and device.type == "cpu" and not stays
 
 
