@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import platform
-import random
 import shutil
 import statistics
 import subprocess
@@ -30,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-from PIL import Image
 
+from full_size import pictures
 from limner import estimate, jobs, launch, machine, preflight, runs
 from limner.config import Config, files
 
@@ -79,16 +78,6 @@ def grid(models: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             ("lora 512 sampled", methods["lora"] | {"sample.prompts": '["a cat"]', "sample.steps": 2, "data.resolution": 512}),
         ):
             yield f"{path.stem} {name}", {"model.base": path, "data.resolution": 256, **options}
-
-
-def pictures(folder: Path, side: int, count: int = 4) -> Path:
-    """Smooth random pictures of one size, captioned."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(0)
-    for i in range(count):
-        Image.frombytes("RGB", (16, 16), rng.randbytes(16 * 16 * 3)).resize((side, side)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"a photo of a cat, number {i}", encoding="utf-8")
-    return folder
 
 
 def configured(options: dict[str, Any], folder: Path) -> Config:

@@ -56,7 +56,7 @@ def test_stopping_a_waiting_run_takes_it_out_of_the_queue() -> None:
 def test_a_started_run_says_so_before_its_trainer_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """And goes on in a session of its own, its output in the log, what was there before kept."""
     words = [sys.executable, "-c", "import sys; print('hello'); sys.stdin.read(); print('bye')"]
-    monkeypatch.setattr(launch, "argv", lambda config, path, device: words)
+    monkeypatch.setattr(launch, "argv", lambda *_: words)
     run = runs.create(Config())
     run.log.write_bytes(b"before\n")
     disk.write_json(run.path / "exit.json", {"code": 1, "pid": 1})

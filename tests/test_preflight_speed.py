@@ -42,6 +42,8 @@ def said(places: dict[str, Path], device: Device, family: str = "sd1", **section
     }
     for name, values in sections.items():
         given[name] = {**given.get(name, {}), **values}
+    if given["adapter"].get("kind") == "none":
+        del given["adapter"]["rank"]
     config = files.build(given, {})
     found, _ = preflight.examine(config, machine(device, CPU) if device is not CPU else machine(CPU))
     return [(f.field, f.severity, f.message) for f in found if f.field.startswith("speed.")]
@@ -74,6 +76,13 @@ def test_nothing_is_said_of_what_is_in_order(places: dict[str, Path]):
 def test_what_no_graph_can_hold(places: dict[str, Path], device: Device, sections: dict[str, Any]):
     sections = sections | {"speed": GRAPH | sections.get("speed", {})}
     assert [s for f, s, _ in said(places, device, **sections) if f == "speed.cuda_graph"] == ["error"]
+
+
+def test_a_whole_model_on_a_cpu_keeps_its_channels_first(places: dict[str, Path]):
+    whole = {"kind": "none"}
+    ((field, severity, message),) = said(places, CPU, speed={"channels_last": True}, adapter=whole)
+    assert (field, severity) == ("speed.channels_last", "error") and "CPU" in message
+    assert said(places, GPU, speed={"channels_last": True}, adapter=whole) == []
 
 
 def test_a_model_without_convolutions(places: dict[str, Path]):

@@ -9,7 +9,7 @@ import pytest
 from limner import runs
 from limner.config import Config
 from limner.engine.hints import SENTENCES
-from limner.progress import Watcher, fitting
+from limner.progress import Watcher, in_a_line
 from limner.runs import Run, State
 
 
@@ -43,7 +43,7 @@ def test_little_use_is_said_with_a_digit_more(run: Run) -> None:
 
 def test_the_first_facts_stay_where_there_is_no_room() -> None:
     facts = ["step 100000/100000", "loss 0.1234", "123.45 steps/s", "99 h 59 min left", "a" * 40, "123 MiB"]
-    assert fitting(facts) == "step 100000/100000  loss 0.1234  123.45 steps/s  99 h 59 min left  123 MiB"
+    assert in_a_line(facts) == "step 100000/100000  loss 0.1234  123.45 steps/s  99 h 59 min left  123 MiB"
 
 
 def test_a_hint_is_said_once(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

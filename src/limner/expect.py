@@ -1,4 +1,4 @@
-"""How long a run will take and what memory it needs: told from the last run of the same shape on this machine, or unknown."""
+"""How long a run will take and what memory it needs: told from the last run of its shape here, or asked of a rehearsal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from limner import runs
+from limner import estimate, runner, runs
 from limner.config import Config
 from limner.errors import UserError
 from limner.runs import Run
@@ -14,6 +14,15 @@ from limner.runs import Run
 _LAST_BYTES = 1 << 18
 _LAST_RUNS = 50
 _LEAST_STEPS = 10
+
+
+def reckon(config: Config, question: estimate.Question) -> None:
+    """Have it found out what a run will take that was never made; `estimate` keeps the answer.
+
+    The seconds of a step only where nothing is trained meanwhile: the one would slow the other down. Raises UserError if it
+    cannot be told.
+    """
+    estimate.ask(runs.home(), config, question, times=question.device not in runner.live_runs())
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def start(run: Run, device: str) -> subprocess.Popen[bytes] | None:
     process before anyone else may write it: the trainer waits for the run's lock.
     """
     config = run.config()
-    words, extra = launch.argv(config, run.path, device, *_available(config, device)), launch.environment(config, device)
+    words, extra = launch.argv(config, run.path, device, _available(config, device)), launch.environment(config, device)
     with contextlib.suppress(filelock.Timeout), run.hold():
         if run.state().status not in ("queued", "waiting"):
             return None
@@ -63,13 +63,13 @@ def start(run: Run, device: str) -> subprocess.Popen[bytes] | None:
     return None
 
 
-def _available(config: Config, device: str) -> tuple[int, ...]:
-    """How many GPUs a run of several processes can have now, where that is the question."""
+def _available(config: Config, device: str) -> int | None:
+    """How many GPUs a run of several processes can have now; None where that is no question."""
     if device == "cpu" or config.launch.num_processes == 1:
-        return ()
+        return None
     there = machine.describe(runs.home()).count(device)
     chosen = gpus(config.launch)
-    return (there if chosen is None else sum(n < there for n in chosen),)
+    return there if chosen is None else sum(n < there for n in chosen)
 
 
 def spawn(words: Sequence[str], log: Path, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:

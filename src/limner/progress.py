@@ -76,7 +76,7 @@ def saved_files(event: dict) -> list[str]:
     return [event[key] for key in ("path", "embedding") if key in event]
 
 
-def fitting(facts: list[str]) -> str:
+def in_a_line(facts: list[str]) -> str:
     """Facts beside each other, as many as fit into 79 columns, the first ones first."""
     line = facts[0]
     for fact in facts[1:]:
@@ -173,7 +173,7 @@ class Watcher:
         said.append(f"{self._memory} MiB")
         if (images := self._speed.get("images_per_second")) is not None:
             said.append(f"{images:.3g} images/s")
-        return fitting(said)
+        return in_a_line(said)
 
     def end(self) -> None:
         if self._live:

@@ -76,7 +76,7 @@ def check(*words: Options, deep: bool = False, quick: bool = False) -> int:
 
     --deep decodes every picture; --quick reckons nothing.
     """
-    from limner import estimate, preflight, progress, runs
+    from limner import expect, preflight, progress
 
     config = load(words)
     found = _machine()
@@ -84,7 +84,7 @@ def check(*words: Options, deep: bool = False, quick: bool = False) -> int:
     if not quick and records.question is not None and not any(f.severity == "error" for f in findings):
         print("Reckoning memory and time ...", file=sys.stderr)
         with contextlib.suppress(UserError):  # it is kept, and told by the next look
-            estimate.ask(runs.home(), config, records.question)
+            expect.reckon(config, records.question)
         findings, records = preflight.examine(config, found)
     failed = _report(findings)
     if not failed:

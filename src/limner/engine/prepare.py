@@ -136,8 +136,11 @@ def _require_same_pictures(dataset: Dataset, runtime: Runtime) -> None:
 
 
 def is_prepacked(config: Config, device: torch.device) -> bool:
-    """Whether frozen layers are laid out for the CPU's kernels. Not of a model that is saved as a whole, nor where blocks are
-    compiled or swapped."""
+    """Whether frozen layers are laid out for the CPU's kernels; not where blocks are compiled or swapped.
+
+    Nor of a model that is itself trained: a packed layer's output has its channels last, and torch's group norm on a CPU breaks
+    down where such an input needs no gradient while its own weights do (native_group_norm_backward, torch 2.13).
+    """
     stays = config.adapter.trains_base or config.speed.compile != "off" or config.memory.swap_blocks
     return config.speed.prepack and device.type == "cpu" and not stays
 

@@ -6,6 +6,7 @@ into a ledger. Its headings are "PHASE/PART".
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,17 +22,20 @@ from limner.adapters import adapter as adapters
 from limner.config import Config
 from limner.config.prompts import Prompt
 from limner.diffusion.process import Flow
+from limner.engine.aside import Copies
 from limner.engine.average import Average
+from limner.engine.checkpoint import parts_of_state
 from limner.engine.fetching import keep_of
 from limner.engine.ledger import Ledger
 from limner.engine.objective import prediction_loss, preservation_loss
-from limner.engine.optimizer_state import pack
 from limner.engine.optimizers import make_optimizer
+from limner.engine.prepare import is_prepacked
 from limner.engine.runtime import Runtime
 from limner.formats.base import Base
 from limner.formats.header import TensorInfo
 from limner.formats.single import header_of
 from limner.models import family as families
+from limner.models import prepacked
 from limner.models.family import Conditioning
 from limner.models.weights import DTYPES, PRECISIONS
 
@@ -150,6 +154,8 @@ class Rehearsal:
             adapter = adapters.make(config.adapter, config.embedding)
             with ledger.under("training/trained"):
                 adapter.attach(family, config.train.seed)
+            with ledger.under("training/weights"):
+                laid_out = ledger.note(prepacked.num_bytes(family.denoiser) if is_prepacked(config, runtime.device) else 0)
             if config.memory.checkpointing:
                 family.enable_checkpointing(text=trains_text)
             groups = adapter.parameter_groups(config.optimizer, 1e-4)
@@ -157,8 +163,8 @@ class Rehearsal:
             optimizer: Any = None
             with ledger.under("training/optimizer"):
                 optimizer = make_optimizer(config.optimizer, groups, runtime.device, config.train.seed)
-                if config.train.ema != "off" and config.train.ema_device == "same":
-                    Average(params, config.train.ema)
+                on_cpu = torch.device("cpu") if config.train.ema_device == "cpu" else None
+                average = Average(params, config.train.ema, on_cpu) if config.train.ema != "off" else None
             stage: Any = SimpleNamespace(config=config, family=family, runtime=runtime, adapter=adapter)
             for number in range(steps):
                 if number == steps - 1:
@@ -166,9 +172,10 @@ class Rehearsal:
                 self._step(stage, optimizer, params)
                 ledger.counting = ""
             if steps > 1:
-                self._save(adapter, optimizer)
+                self._save(adapter, optimizer, average)
                 self._sample()
             ledger.forget(cached)
+            ledger.forget(laid_out)
 
     def _step(self, stage: Any, optimizer: Any, params: list[Any]) -> None:
         config, count = self.config, self.config.train.batch_size
@@ -221,13 +228,13 @@ class Rehearsal:
         return min(_MOST_RESIDENT, latents + (self.scene.num_captions * text if self.scene.caches_text else 0))
 
     @torch.no_grad()
-    def _save(self, adapter: Any, optimizer: Any) -> None:
-        """As `engine.checkpoint` does."""
+    def _save(self, adapter: Any, optimizer: Any, average: Average | None) -> None:
+        """A training state, of an adapter all at once, of a model file by file; and the whole model's checkpoint."""
         dtype = PRECISIONS[self.config.output.dtype]
         with self._in("saving", "copies"):
-            state = {k: v.detach().cpu().contiguous().clone() for k, v in adapter.state_dict().items()}
-            held = pack(optimizer)
-            del state, held
+            parts = parts_of_state(adapter, optimizer, average, Copies())
+            held = deque(parts, maxlen=0 if self.config.adapter.trains_base else None)
+            del held
             if self.config.adapter.trains_base:
                 for folder in self.family.empty():
                     numbers = sum(v.numel() for v in self.family._make(folder).state_dict().values())

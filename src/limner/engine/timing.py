@@ -29,7 +29,8 @@ def seconds_of(operations: Mapping[Operation, int], device: torch.device, budget
     rates: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     left = Counter[Operation]()
     for op in order:
-        if time.monotonic() - began > budget_seconds or _num_bytes(op) > _MOST_BYTES or (taken := measure(op, device)) is None:
+        is_late = bool(rates) and time.monotonic() - began > budget_seconds
+        if is_late or _num_bytes(op) > _MOST_BYTES or (taken := measure(op, device)) is None:
             left[op] = operations[op]
             continue
         total += taken * operations[op]

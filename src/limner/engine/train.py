@@ -122,6 +122,3 @@ def count_aside(job: Training, question: Question) -> None:
         loss = answer_loss(job, question).sum()
         if loss.requires_grad:
             torch.autograd.grad(loss, job.params, allow_unused=True)
-
-
-# --- once in a while --------------------------------------------------------------------------------------------------

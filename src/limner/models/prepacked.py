@@ -117,6 +117,12 @@ def pack(model: nn.Module) -> int:
     return len(layers)
 
 
+def num_bytes(model: nn.Module) -> int:
+    """What `pack` will hold besides the weights: the layouts for the gradients."""
+    layers = [layer for layer in model.modules() if _can_be_packed(layer)] if _is_supported() else []
+    return sum(layer.weight.nbytes for layer in layers if layer.kernel_size != (1, 1))  # type: ignore[union-attr]
+
+
 def _is_supported() -> bool:
     """Whether this processor's kernels are oneDNN's own, which these layouts are of."""
     return torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")

@@ -25,6 +25,9 @@ def check_speed(config: Config, machine: Machine | None, records: Records) -> It
         yield from _graph(config, device)
     if config.speed.channels_last and records.base is not None and FAMILIES[records.base.family].denoiser != "unet":
         yield Finding("speed.channels_last", "has no effect: this model has no UNet.", "Set it to false.", "warning")
+    if config.speed.channels_last and config.adapter.trains_base and device is not None and device.kind == "cpu":
+        said = "PyTorch breaks down on a CPU where the first layers of a model that is trained so are frozen."
+        yield Finding("speed.channels_last", said, "Set it to false: it is for GPUs.")
     if config.speed.attention != "auto":
         yield from _attention(config, device)
 

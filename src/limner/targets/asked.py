@@ -26,6 +26,13 @@ def address(section: Launch) -> str:
     return section.ray_address.rstrip("/")
 
 
+def num_gpus(section: Launch) -> int:
+    """The GPUs that the job asks for: one for each process, where nothing else is said."""
+    if section.job_gpus is not None:
+        return section.job_gpus
+    return 0 if section.device == "cpu" else section.num_processes
+
+
 def partition(section: Launch) -> str | None:
     """Slurm's partition. Raises UserError if it cannot be one's name, or several with commas."""
     if section.slurm_partition is not None and not _VALUE.fullmatch(section.slurm_partition):

@@ -37,7 +37,7 @@ class Mirror:
             return None, job
         self._theirs = found.folder
         if "plan.json" in found.files and self._known.get("plan.json") != {"": found.files["plan.json"]}:
-            self._bring("plan.json", "plan.json", {"": found.files["plan.json"]})
+            self._bring("plan.json", {"": found.files["plan.json"]})
         for folder in ("samples", "checkpoints"):
             self._bring_entries(folder, found)
         self._events(found.growing["events.jsonl"])
@@ -51,7 +51,7 @@ class Mirror:
         if not states:
             return
         newest = max(states, key=lambda name: (len(name), name))
-        self._bring(f"states/{newest}", f"states/{newest}", states[newest])
+        self._bring(f"states/{newest}", states[newest])
         for path in self._run.states.iterdir():
             if path.name != newest:
                 shutil.rmtree(path, ignore_errors=True)
@@ -60,12 +60,12 @@ class Mirror:
         entries = found.entries(folder)
         for name, files in entries.items():
             if self._known.get(f"{folder}/{name}") != files:
-                self._bring(f"{folder}/{name}", f"{folder}/{name}", files)
+                self._bring(f"{folder}/{name}", files)
         for known in [k for k in self._known if k.startswith(f"{folder}/") and k.partition("/")[2] not in entries]:
             del self._known[known]  # pruned there
             _remove(self._run.path / known)
 
-    def _bring(self, name: str, known: str, files: dict[str, tuple[int, int]]) -> None:
+    def _bring(self, name: str, files: dict[str, tuple[int, int]]) -> None:
         """Bring a file, or a folder with all that is in it; it appears here whole, or not at all."""
         target = self._run.path / name
         target.parent.mkdir(exist_ok=True)
@@ -81,7 +81,7 @@ class Mirror:
             os.replace(temporary, target)
         finally:
             _remove(temporary)
-        self._known[known] = files
+        self._known[name] = files
 
     def _events(self, size: int) -> None:
         if size <= self._offset:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from limner import disk
-from limner.config import Config, Launch
+from limner.config import Config
 from limner.config import files as config_files
 from limner.config.base import files_with_strengths
-from limner.config.fields import Option, values
+from limner.config.fields import Option, values, walk
 from limner.errors import UserError, wrong
 from limner.runs import Run, State
 
@@ -23,10 +23,8 @@ _INPUTS = "inputs"
 _SENT = ("data", "model", "adapter", "objective", "embedding")
 """The sections whose paths are read from; not those that say where something is written."""
 _BUILT_IN = ("pocket", "pocket-flow")
-_TO_TARGETS = (
-    "target", "ray_address", "shared_path", "upload", "job_gpus", "job_cpus", "job_memory_gib", "slurm_cluster",
-    "slurm_partition", "slurm_minutes", "slurm_options",
-)  # fmt: skip
+_OF_TARGETS = [o.name for o in walk() if o.path == "launch.target" or (o.section == "launch" and "launch.target" in o.when)]
+"""What says where a run is trained, and means nothing there."""
 
 
 def sent_paths(config: Config) -> list[tuple[Option, Path]]:
@@ -50,7 +48,7 @@ def _paths(option: Option, value: Any) -> list[Path]:
 def _placed(config: Config, is_sent: bool) -> tuple[Config, dict[str, Path]]:
     """The configuration as it holds in the job's folder, and what is sent: place in the folder -> path here."""
     raw = config.model_dump(mode="json", exclude_none=True)
-    for name in _TO_TARGETS:
+    for name in _OF_TARGETS:
         raw["launch"].pop(name, None)
     sent = dict[str, Path]()
     if is_sent:
@@ -136,6 +134,3 @@ def too_much() -> UserError:
         f"more than {LIMIT_MIB} MiB would be sent to Ray, whose dashboard takes no more.",
         'Set launch.shared_path, or launch.upload = "run" if all lies there.',
     )
-
-
-assert set(_TO_TARGETS) <= set(Launch.model_fields)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from limner.config import Launch
 from limner.errors import wrong
 from limner.targets import there
+from limner.targets.asked import num_gpus
 from limner.targets.contents import Contents
 from limner.targets.job import Files, Job, NotReached, Seen
 from limner.targets.shared import SharedFiles
@@ -154,10 +155,9 @@ class RayTarget:
 
     def submit(self, package: Path) -> Job:
         asked = self._launch
-        gpus = asked.job_gpus if asked.job_gpus is not None else 0 if asked.device == "cpu" else asked.num_processes
         runtime = {} if self._job.is_shared else {"working_dir": str(package)}
         doing = ["train", self._job.folder] if self._job.is_shared else ["unpack", self._job.id]
-        options = {"entrypoint_num_cpus": asked.job_cpus, "entrypoint_num_gpus": gpus or None}
+        options = {"entrypoint_num_cpus": asked.job_cpus, "entrypoint_num_gpus": num_gpus(asked) or None}
         options["entrypoint_memory"] = asked.job_memory_gib and asked.job_memory_gib * _GIB
         self._dashboard.submit(
             self._job.id, [_PYTHON, "-m", there.__name__, *doing], runtime_env=runtime,

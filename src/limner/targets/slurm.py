@@ -17,7 +17,7 @@ from limner.config import Launch
 from limner.errors import printable, wrong
 from limner.runs import LIVE, Run, State
 from limner.targets import there
-from limner.targets.asked import partition, sbatch_options
+from limner.targets.asked import num_gpus, partition, sbatch_options
 from limner.targets.job import Files, Job, Seen
 from limner.targets.shared import SharedFiles
 
@@ -69,9 +69,8 @@ class SlurmTarget:
 
     def submit(self, package: Path) -> Job:
         asked = self._launch
-        gpus = asked.job_gpus if asked.job_gpus is not None else 0 if asked.device == "cpu" else asked.num_processes
         options: dict[str, Any] = {"cpus_per_task": asked.job_cpus, "mem_gb": asked.job_memory_gib}
-        options |= {"gpus_per_node": gpus or None, "slurm_partition": partition(asked)}
+        options |= {"gpus_per_node": num_gpus(asked) or None, "slurm_partition": partition(asked)}
         more = sbatch_options(asked)
         try:
             executor = self._submitit.AutoExecutor(folder=self._folder, cluster=self._job.where)

@@ -164,7 +164,7 @@ def _reckon(config: Config, question: estimate.Question) -> None:
         return  # the page asks again
     try:
         with contextlib.suppress(UserError):  # it is kept, and told by the next look
-            estimate.ask(runs.home(), config, question)
+            expect.reckon(config, question)
     finally:
         _reckoning.release()
 
