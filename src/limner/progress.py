@@ -52,8 +52,8 @@ def say_plan(config: Config, records: Records) -> None:
     if (reckoned := records.estimate) is not None and records.question is not None:
         device = records.question.device
         for phase in reckoned.phases:
-            parts = ", ".join(f"{name} {mib / 1024:.1f}" for name, mib in phase.parts.items())
-            print(f"  {phase.name:<9} {phase.total_mib / 1024:5.1f} GiB: {parts}")
+            parts = ", ".join(f"{name} {mib / 1024:.1f}" for name, mib in phase.parts.items() if mib > 51)
+            print(f"  {phase.name:<9} {phase.total_mib / 1024:5.1f} GiB{f': {parts}' if parts else ''}")
         beside = f", {reckoned.process_mib / 1024:.1f} of it the libraries" if device == "cpu" else ""
         print(
             f"At most {reckoned.peak_mib(device) / 1024:.1f} GiB{beside}.", _time_words(reckoned, records.dataset.total_steps)

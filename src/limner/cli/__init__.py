@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -77,20 +76,26 @@ def check(*words: Options, deep: bool = False, quick: bool = False) -> int:
     --deep decodes every picture; --quick reckons nothing.
     """
     from limner import expect, preflight, progress
+    from limner.preflight.device import check_estimate
 
     config = load(words)
     found = _machine()
     findings, records = preflight.examine(config, found, deep=deep)
-    if not quick and records.question is not None and not any(f.severity == "error" for f in findings):
+    if _report(findings):
+        return 2
+    is_known = records.estimate is not None and records.estimate.seconds_per_step is not None
+    if not quick and not is_known and records.question is not None:
         print("Reckoning memory and time ...", file=sys.stderr)
-        with contextlib.suppress(UserError):  # it is kept, and told by the next look
+        try:
             expect.reckon(config, records.question)
-        findings, records = preflight.examine(config, found)
-    failed = _report(findings)
-    if not failed:
-        progress.say_plan(config, records)
-        print("Ready to train." if not findings else "Ready to train; see the remarks above.")
-    return 2 if failed else 0
+            more = [f for f in check_estimate(config, found, records) if f not in findings]
+        except UserError as error:
+            more = error.findings
+        _report(more)
+        findings += more
+    progress.say_plan(config, records)
+    print("Ready to train." if not findings else "Ready to train; see the remarks above.")
+    return 0
 
 
 @app.command
