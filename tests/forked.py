@@ -47,15 +47,18 @@ def to_log(path: str) -> None:
 
 @functools.cache
 def start_server() -> None:
-    """Start the server of forked processes with the allocator's settings of a trainer, which are read at a program's start."""
+    """Start the server of forked processes with what is read once, at a program's start or a library's import: the
+    allocator's settings of a trainer, and that the Hub (tests have one of their own) is sent files in the plain way.
+    """
     if not CAN_FORK:
         return
     from multiprocessing import forkserver
 
     from limner.launch import _MALLOC
 
-    before = {name: os.environ.get(name) for name in _MALLOC}
-    os.environ |= _MALLOC
+    told = {**_MALLOC, "HF_HUB_DISABLE_XET": "1"}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ |= told
     forkserver.ensure_running()
     for name, value in before.items():
         del os.environ[name]

@@ -43,7 +43,7 @@ note("busy.txt", "-" + name)
 def main() -> int:
     from limner import launch, runner
 
-    launch.argv = lambda config, path, device: [sys.executable, "-I", "-S", "-c", TRAINER, str(path)]
+    launch.argv = lambda config, path, device, available: [sys.executable, "-I", "-S", "-c", TRAINER, str(path)]
     return runner.main()
 
 

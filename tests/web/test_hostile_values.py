@@ -125,6 +125,8 @@ def hostile(root: Path, outside: Path) -> list[Any]:
 
 _seen: list[tuple[str, tuple[Any, ...]]] | None = None
 _WATCHED = {"open", "os.listdir", "os.scandir", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link"}
+_PLANNER = [sys.executable, "-m", "limner.engine.estimate"]
+"""What a look at a configuration may start: these words, to which nothing of what was asked is added."""
 _STARTS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile"}
 
 
@@ -173,7 +175,7 @@ class World:
             seen, _seen = _seen, None
         reached = [(e, a) for e, a in seen if e in _WATCHED and any(self._is_outside(x) for x in a)]
         assert not reached, (route, reached)
-        assert not [s for s in seen if s[0] in _STARTS], (route, seen)
+        assert not [s for s in seen if s[0] in _STARTS and s[1][1:2] != (_PLANNER,)], (route, seen)
         return answer
 
     def _is_outside(self, argument: Any) -> bool:
