@@ -4,7 +4,7 @@ BIN := .venv/bin
 # two files of tests at a time, since much of their time is waiting; in their order, so that the longest, the demo, begins early
 TOGETHER := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo web test test-fast check docs bench
+.PHONY: demo web test test-fast torture check docs bench
 
 demo: .venv/run
 	$(BIN)/limner demo
@@ -19,6 +19,13 @@ test: .venv/test
 test-fast: .venv/test
 	scripts/install_chromium.sh
 	$(BIN)/python -m pytest $(TOGETHER) -m "not slow"
+
+# what docs/reliability.md promises, tried hard; hours. `make torture ONLY=tests/torture/test_kills.py` is one part
+ONLY ?= tests/torture
+
+torture: .venv/test
+	scripts/install_chromium.sh
+	$(BIN)/python -m pytest --timeout 0 $(ONLY)
 
 check: .venv/test
 	$(BIN)/ruff check .
