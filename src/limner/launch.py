@@ -30,6 +30,7 @@ FOLLOWER = "limner.targets"
 # glibc gives large blocks back to the system and faults them in again; on a CPU that is a fifth of a full-size training
 # step, and on small models most of it.
 _MALLOC = {
+    "MALLOC_ARENA_MAX": "1",  # what one thread frees another may have
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import weakref
@@ -16,8 +17,9 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 import tiny
+from limner import launch
 from limner.adapters.layered import LayerAdapter
-from limner.config import Lora
+from limner.config import Config, Lora
 from limner.errors import UserError
 from limner.formats.base import recognise
 from limner.models import again, parts, quantized
@@ -278,7 +280,8 @@ def test_the_peak_of_loading_is_near_the_largest_part(tmp_path: Path):
         p.data.normal_(std=0.02, generator=rng)
     model.save_pretrained(wide / "transformer")
     del model
-    done = subprocess.run([sys.executable, "-c", _PEAK, str(wide)], capture_output=True, text=True, timeout=300)
+    trainers = os.environ | launch.environment(Config(), "cpu")
+    done = subprocess.run([sys.executable, "-c", _PEAK, str(wide)], capture_output=True, text=True, timeout=300, env=trainers)
     assert done.returncode == 0, done.stderr
     largest, peak = map(int, done.stdout.split()[-2:])
     assert largest > 300_000 and peak < 1.2 * largest, (largest, peak)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from limner.config import Config
+from limner.data.cache import Cache
 from limner.errors import UserError, wrong
-from limner.formats.base import T5_SOURCE, T5_TOKENIZER, Base, base_of
+from limner.formats.base import T5_SOURCE, T5_TOKENIZER, Base, base_of, denoiser_files, weight_files
 from limner.formats.known import FAMILIES as KNOWN
 from limner.formats.suited import unsuited
 from limner.models.family import Keep
@@ -44,6 +48,30 @@ def keep_of(config: Config) -> Keep:
         memory.quantize, memory.swap_blocks, memory.checkpoint_every, PRECISIONS[memory.vae_dtype], memory.vae_tiling,
         config.speed.channels_last,
     )  # fmt: skip
+
+
+@contextmanager
+def hashed_beside(base: Base, cache: Cache) -> Iterator[None]:
+    """Have the cache know the model's files by their content, while something else is done: of gigabytes that takes seconds,
+    more where they are read from the disk. What cannot be read is said by whoever needs it.
+    """
+
+    def look() -> None:
+        with suppress(OSError, UserError), closing(Cache(cache.folder)) as own:  # SQLite's connections are one thread's
+            list(own.content_hashes(_files(base)))
+
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(look)
+        yield
+
+
+def _files(base: Base) -> list[Path]:
+    """What a run knows a model by: all files of what encodes, and the first of the denoiser's."""
+    files = denoiser_files(base)[:1]
+    if base.path is not None and base.layout == "folder":
+        known = KNOWN[base.family]
+        files += [f for part in known.parts if part != known.denoiser for f in weight_files(base.path, part)]
+    return [*files, *base.others.values()]
 
 
 def fetch(name: str, revision: str | None) -> None:

@@ -23,7 +23,7 @@ from limner.data.dataset import Dataset, assemble
 from limner.engine import compiled, fit, loading, paint, shards, starting
 from limner.engine.classes import paint_class_pictures
 from limner.engine.facts import metadata_facts, plan, reckoned
-from limner.engine.fetching import find_base, keep_of
+from limner.engine.fetching import find_base, hashed_beside, keep_of
 from limner.engine.journal import Journal
 from limner.engine.live import prompts_of
 from limner.engine.runtime import Runtime
@@ -62,7 +62,8 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     _require_alike(config, runtime)
     base = find_base(config)
     cache = Cache(config.memory.cache_path or runs.home() / "cache", verify=config.memory.verify)
-    family = families.make(base, keep_of(config))
+    with hashed_beside(base, cache):  # the family's libraries take seconds to import, on one core
+        family = families.make(base, keep_of(config))
 
     def watched(phase: Phase) -> Progress:
         return _watched(run, runtime, journal, stop_requested, phase)
@@ -115,7 +116,7 @@ def _load(config: Config, run: Run, family: Family, samples: Samples, runtime: R
     if samples.trains_text or not samples.caches_text:
         loading.load(family, "text", dtype, runtime.device, config.model)
     if not config.memory.cache_latents:
-        family.load("vae", family.keep.vae_dtype, runtime.device)
+        _load_vae(config, family, runtime)
     adapter = adapters.make(config.adapter, config.embedding)
     adapter.attach(family, config.train.seed)
     starting.go_on(adapter, family, config.adapter, run)
@@ -126,6 +127,13 @@ def _load(config: Config, run: Run, family: Family, samples: Samples, runtime: R
     if config.speed.compile != "off":
         compiled.compile_blocks(family, config.speed, samples.dataset)
     return adapter
+
+
+def _load_vae(config: Config, family: Family, runtime: Runtime) -> None:
+    """Bring the VAE into memory to encode pictures, not to learn."""
+    family.load("vae", family.keep.vae_dtype, runtime.device)
+    if config.speed.prepack and runtime.device.type == "cpu":
+        prepacked.pack(family.vae, passes_back=False)
 
 
 def _require_same_pictures(dataset: Dataset, runtime: Runtime) -> None:
@@ -192,7 +200,7 @@ def _encode(sets: Sequence[Samples], prompts: list[Prompt], journal: Journal, pr
         family.free("text")
     if fills_latents:
         progress(0, latents)
-        family.load("vae", family.keep.vae_dtype, runtime.device)
+        _load_vae(samples.config, family, runtime)
         for each in sets:
             each.fill_latents(progress)
         family.free("vae")

@@ -1,9 +1,10 @@
 """Frozen convolutions on a CPU whose weights lie as oneDNN's kernels want them.
 
 torch hands oneDNN a weight as files have it, and oneDNN lays it out anew in every call: at small feature maps that takes longer
-than the products. Laid out once, twice over: for the output, and for the gradient of the input, which is a convolution of the
-output's gradient with the weight turned round (stride 1) or a transposed convolution (others). The numbers are the same; sums
-may be taken in another order. What was laid out before is not kept. A layout fits every size of picture and batch.
+than the products. Laid out once, twice over: for the output, and for the gradient of the input, which is a transposed
+convolution of the output's gradient. In float32 with stride 1 a plain one is faster: that of the gradient turned round, whose
+result is turned round again. The numbers are the same; sums may be taken in another order. What was laid out before is not
+kept. A layout fits every size of picture and batch.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ class PackedConv2d(nn.Conv2d):
 
     there: Tensor
     """The weight as it lies for the output."""
-    back: Tensor | None
-    """... and for the input's gradient; None until there is one."""
+    back: Tensor
+    """... and for the input's gradient."""
+    passes_back = True
+    """Whether there will be such gradients."""
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -32,8 +35,18 @@ class PackedConv2d(nn.Conv2d):
 
     def take(self, weight: Tensor) -> None:
         """Lay out a whole weight."""
-        self.there = _OPS._reorder_convolution_weight(weight, self.padding, self.stride, self.dilation, 1)
-        self.back = None
+        stride, dilation = self.stride, self.dilation
+        self.there = _OPS._reorder_convolution_weight(weight, self.padding, stride, dilation, 1)
+        if not self.passes_back:
+            return
+        if _is_turned(weight.dtype, stride):
+            self.back = _OPS._reorder_convolution_weight(weight.transpose(0, 1), self._beyond(), stride, dilation, 1)
+        else:
+            self.back = _OPS._reorder_convolution_transpose_weight(weight, self.padding, (0, 0), stride, dilation, 1)
+
+    def _beyond(self) -> list[int]:
+        """What the padding left out at one end of the kernel is there at the other."""
+        return [d * (k - 1) - int(p) for d, k, p in zip(self.dilation, self.kernel_size, self.padding, strict=True)]
 
     def whole(self, dtype: torch.dtype) -> Tensor:
         """The weight as it counts, (out, in, ...)."""
@@ -46,20 +59,14 @@ class PackedConv2d(nn.Conv2d):
     def towards_input(self, grad: Tensor, size: torch.Size) -> Tensor:
         """The gradient of an input of this size."""
         padding, stride, dilation = self.padding, self.stride, self.dilation
-        if stride == (1, 1):
-            # what the padding left out at one end of the kernel is there at the other
-            padding = [d * (k - 1) - int(p) for d, k, p in zip(dilation, self.kernel_size, padding, strict=True)]
-            if self.back is None:
-                turned = self.weight.flip(2, 3).transpose(0, 1).contiguous()
-                self.back = _OPS._reorder_convolution_weight(turned, padding, stride, dilation, 1)
-            return _OPS._convolution_pointwise(grad, self.back, None, padding, stride, dilation, 1, "none", [], "")
+        if _is_turned(grad.dtype, stride):
+            arguments = self._beyond(), stride, dilation, 1, "none", [], ""
+            return _OPS._convolution_pointwise(grad.flip(2, 3), self.back, None, *arguments).flip(2, 3)
         reached = [
             (n - 1) * s - 2 * int(p) + d * (k - 1) + 1
             for n, s, p, d, k in zip(grad.shape[2:], stride, padding, dilation, self.kernel_size, strict=True)
         ]
         beyond = [wanted - n for wanted, n in zip(size[2:], reached, strict=True)]
-        if self.back is None:
-            self.back = _OPS._reorder_convolution_transpose_weight(self.weight, padding, beyond, stride, dilation, 1)
         arguments = padding, beyond, stride, dilation, 1, "none", [], ""
         return _OPS._convolution_transpose_pointwise(grad, self.back, None, *arguments)
 
@@ -75,6 +82,11 @@ class PackedConv2d(nn.Conv2d):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "weight"] = self.weight
+
+
+def _is_turned(dtype: torch.dtype, stride: tuple[int, ...]) -> bool:
+    """Whether the gradient of the input is found by a plain convolution."""
+    return dtype == torch.float32 and stride == (1, 1)
 
 
 class PointConv2d(nn.Conv2d):
@@ -104,8 +116,11 @@ class _Convolution(torch.autograd.Function):
         return ctx.layer.towards_input(grads[0].contiguous(), ctx.size), None
 
 
-def pack(model: nn.Module) -> int:
-    """Lay out the frozen convolutions of a model that is on the CPU; returns how many. What is trained stays as it is."""
+def pack(model: nn.Module, *, passes_back: bool = True) -> int:
+    """Lay out the frozen convolutions of a model that is on the CPU; returns how many. What is trained stays as it is.
+
+    A model that does not pass gradients back needs each weight once only.
+    """
     layers = [layer for layer in model.modules() if _can_be_packed(layer)] if _is_supported() else []
     for layer in layers:  # they are changed in place: adapters hold them
         if layer.kernel_size == (1, 1):
@@ -113,6 +128,7 @@ def pack(model: nn.Module) -> int:
             continue
         weight = layer._parameters.pop("weight")
         layer.__class__ = PackedConv2d
+        layer.passes_back = passes_back  # type: ignore[assignment]
         layer.take(weight.detach())  # type: ignore[operator, union-attr]
     return len(layers)
 

@@ -1,12 +1,14 @@
 """Weights straight from files into models that were built without any, and back into a file's layout.
 
 A model is built on the meta device, which takes no memory and no time, and each of its tensors is then read once, into its
-dtype and onto its device: beside the part itself, never more than one tensor is in memory.
+dtype and onto its device: beside the part itself, never more than a few tensors are in memory.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ DTYPES = {
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """What options call those that weights are computed and written in."""
+
+_READERS = 2
 
 _OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
@@ -103,8 +107,7 @@ def fill(
     if lacking := sorted({there.name for there in together} - weights.keys()):
         raise ValueError(f"{len(lacking)} tensors are missing, the first is {lacking[0]}")
     state = {}
-    for there, members in together.items():
-        whole = in_model(weights, there)
+    for (there, members), whole in zip(together.items(), _read(weights, together), strict=True):
         needed = sum(own[m].numel() for m in members)
         if whole.numel() != needed:
             raise ValueError(f"{there.name} has shape {tuple(whole.shape)}, {needed} numbers are needed")
@@ -130,6 +133,18 @@ def fill(
             numbers = torch.arange(buffer.shape[-1], device=device_of(owner))
             owner.register_buffer("position_ids", numbers[None], persistent=False)
     model.eval().requires_grad_(False)
+
+
+def _read(weights: Mapping[str, Tensor], places: Iterable[There]) -> Iterator[Tensor]:
+    """`in_model` of each place. Two are read at a time: one alone waits for the system to give it memory."""
+    with ThreadPoolExecutor(_READERS) as readers:
+        begun = deque[Future[Tensor]]()
+        for there in places:
+            begun.append(readers.submit(in_model, weights, there))
+            if len(begun) > _READERS:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
 
 
 def in_model(weights: Mapping[str, Tensor], there: There) -> Tensor:
