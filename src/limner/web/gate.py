@@ -321,7 +321,13 @@ def _headers(scope: Scope) -> dict[str, list[str]]:
 
 
 def _client(scope: Scope) -> str:
-    return scope["client"][0] if scope.get("client") else ""
+    """Who asks, as far as an address tells: of IPv6 the first half, since one machine has all addresses of the second."""
+    host = scope["client"][0] if scope.get("client") else ""
+    try:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or ipaddress.ip_network((int(address), 64), strict=False))
 
 
 def _with_headers(send: Send) -> Send:
