@@ -75,7 +75,10 @@ def web(home: Path, training: object, tmp_path: Path) -> Iterator[tuple[str, psu
     log = tmp_path / "web.txt"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "limner.cli", "web", "--port", "0"], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "limner.cli", "web", "--port", "0"],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
         )
     psutil.Process(process.pid).cpu_affinity([1])
     until = time.monotonic() + 120
@@ -120,7 +123,9 @@ def with_pages(pages: list[Page], seen: Seen, work: Callable[[], Pace]) -> Pace:
     return found
 
 
-@pytest.mark.skipif(not hasattr(psutil.Process, "cpu_affinity") or (os.cpu_count() or 1) < 2, reason="needs two cores to pin to")
+@pytest.mark.skipif(
+    not hasattr(psutil.Process, "cpu_affinity") or (os.cpu_count() or 1) < 2, reason="needs two cores to pin to"
+)
 def test_fifty_pages_slow_no_trainer(training: tuple[Run, psutil.Process], web: tuple[str, psutil.Process]) -> None:
     (run, its), (url, server) = training, web
     psutil.Process().cpu_affinity([1])

@@ -40,7 +40,6 @@ SECRET = "the-words-of-another-folder"
 T = TypeVar("T")
 
 
-
 @dataclass(frozen=True)
 class Asked:
     """A good request, whose texts are replaced by hostile ones, one at a time."""
@@ -131,9 +130,9 @@ class World:
         return self.outside.parent / "touched"
 
     def snapshot(self, *folders: Path) -> dict[str, tuple[bytes, int]]:
-        """Contents and times of all that lies in these folders, or in the one outside."""
+        """All that lies in these folders, or in the one outside: names, contents of files, and when these were written."""
         seen = [p for folder in folders or (self.outside,) for p in (folder, *folder.rglob("*"))]
-        return {str(p): (p.read_bytes() if p.is_file() else b"", p.lstat().st_mtime_ns) for p in seen}
+        return {str(p): (p.read_bytes(), p.lstat().st_mtime_ns) if p.is_file() else (b"", 0) for p in seen}
 
     def ask(self, route: str, asked: Asked) -> Any:
         """The answer to a POST; what Python did meanwhile is checked."""

@@ -20,7 +20,14 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def answer(
-    app: Any, method: str, path: str, headers: Headers, *, pieces: Sequence[bytes] = (b"",), query: str = "", client: str = "127.0.0.1"
+    app: Any,
+    method: str,
+    path: str,
+    headers: Headers,
+    *,
+    pieces: Sequence[bytes] = (b"",),
+    query: str = "",
+    client: str = "127.0.0.1",
 ) -> Answer:
     """(status, headers, body) of one request. `path` is as the server decoded it."""
     lines = headers.items() if isinstance(headers, Mapping) else headers
@@ -30,16 +37,19 @@ async def answer(
         "headers": [(k.encode("latin-1"), v.encode("latin-1")) for k, v in lines],
         "client": (client, 5), "server": ("127.0.0.1", 7860),
     }  # fmt: skip
-    waiting = list(pieces)
+    waiting, is_answered = list(pieces), asyncio.Event()
     said: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
         if not waiting:
+            await is_answered.wait()  # whoever asked stays until then
             return {"type": "http.disconnect"}
         return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
 
     async def send(message: dict[str, Any]) -> None:
         said.append(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            is_answered.set()
 
     await app(scope, receive, send)
     starts = [m for m in said if m["type"] == "http.response.start"]

@@ -112,7 +112,9 @@ def train(world: World, values: dict[str, str], commands: list[list[str]]) -> bo
     assert process is not None
     process.wait()
     assert commands[-1] == [sys.executable, "-m", "limner.engine", str(run.path)]
-    assert "touch" not in run.id.replace("touch-touched", "") and set(run.id) <= set("abcdefghijklmnopqrstuvwxyzIFS0123456789-_.")
+    assert "touch" not in run.id.replace("touch-touched", "") and set(run.id) <= set(
+        "abcdefghijklmnopqrstuvwxyzIFS0123456789-_."
+    )
     shutil.rmtree(run.path)
     return True
 
@@ -254,7 +256,14 @@ def test_argument_injection_first_word(world: World, commands: list[list[str]]) 
     """`accelerate launch ... ./evil.py ... train.py` runs evil.py. Here: launch.extra, with several processes."""
     evil = world.root / "evil.py"
     evil.write_text(f"open({str(world.touched)!r}, 'w')")
-    for words in ([str(evil)], ["./evil.py"], ["--monitor_interval=1", str(evil)], ["-m", "evil"], ["--module"], ["--", "evil"]):
+    for words in (
+        [str(evil)],
+        ["./evil.py"],
+        ["--monitor_interval=1", str(evil)],
+        ["-m", "evil"],
+        ["--module"],
+        ["--", "evil"],
+    ):
         values = form(world, launch__num_processes="2", launch__extra=json.dumps(words))
         assert "launch.extra" in findings(world.ask("/api/train", Asked({"values": values}))), words
     values = imported(world, extra_accelerate_launch_args=f"--num_machines=1 {evil}")
@@ -271,8 +280,12 @@ def test_argument_injection_config_file(world: World) -> None:
     (world.root / "x.toml").unlink()
 
 
-@pytest.mark.parametrize("field", ["network_module", "optimizer", "lr_scheduler_type", "dataset_class", "additional_parameters"])
-def test_argument_injection_module(world: World, commands: list[list[str]], field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "field", ["network_module", "optimizer", "lr_scheduler_type", "dataset_class", "additional_parameters"]
+)
+def test_argument_injection_module(
+    world: World, commands: list[list[str]], field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`--network_module`, `--optimizer_type` and others import what they name. Here: the import, and optimizer.class_path."""
     (world.root / "evil_pkg.py").write_text(f"open({str(world.touched)!r}, 'w')\nclass Class: pass\n")
     monkeypatch.syspath_prepend(str(world.root))
@@ -286,7 +299,14 @@ def test_argument_injection_module(world: World, commands: list[list[str]], fiel
 
 
 @pytest.mark.parametrize(
-    "argument", ["x=__import__('os').system('touch touched')", "x=9**9**9", f"x={'(' * 5000}{')' * 5000}", "__class__=1", "x=open('y','w')"]
+    "argument",
+    [
+        "x=__import__('os').system('touch touched')",
+        "x=9**9**9",
+        f"x={'(' * 5000}{')' * 5000}",
+        "__class__=1",
+        "x=open('y','w')",
+    ],
 )
 def test_argument_injection_evaluated(world: World, commands: list[list[str]], argument: str) -> None:
     """`optimizer_args` were evaluated. Here: optimizer.arguments, typed and imported."""
@@ -340,7 +360,9 @@ def test_CVE_2026_56671(world: World) -> None:
             for shown in {path, _decoded(path)}:
                 status, _, body = world.watched(lambda shown=shown: ask(world.app, "GET", shown, own(world)), shown)
                 assert status in (400, 404, 405, 422) or (shown.rstrip("/") == f"/api/runs/{name}"), (shown, status)
-                assert not set((b"root:", SECRET.encode(), token(world))) & {w for w in (b"root:", SECRET.encode(), token(world)) if w in body}
+                assert not set((b"root:", SECRET.encode(), token(world))) & {
+                    w for w in (b"root:", SECRET.encode(), token(world)) if w in body
+                }
         answer = world.asking.get("/api/thumbnail", params={"path": f"{pics(world)}/{file}"})
         assert answer.status_code == 422
 
@@ -388,7 +410,9 @@ def test_CVE_2026_123790(world: World, commands: list[list[str]]) -> None:
     for name in ("x.py", "__init__.py", "x.pth", "x.so", "x.sh"):
         answer = world.asking.post("/api/upload", params={"token": "0" * 16, "name": name}, content=b"import os")
         assert answer.status_code == 422
-        answer = world.asking.post("/api/upload", params={"token": "0" * 16, "name": "a.txt", "inside": f"../../{name}"}, content=b"x")
+        answer = world.asking.post(
+            "/api/upload", params={"token": "0" * 16, "name": "a.txt", "inside": f"../../{name}"}, content=b"x"
+        )
         assert "a.txt" in answer.text and not (world.home / name).exists() and not (world.home / "pictures" / name).exists()
     for field in ("output.path", "memory.cache_path"):
         values = form(world) | {field: str(SOURCE)}
@@ -403,9 +427,19 @@ def test_CVE_2026_123790(world: World, commands: list[list[str]]) -> None:
 def test_gradio_serves_files_by_path(world: World, advisory: str) -> None:
     """Three times /file served any path: it begins with the folder, it is in a temporary one, its case differs. Here: Gradio's
     own routes, which are closed."""
-    inside = {"CVE-2021-43831": "/etc/passwd", "CVE-2023-34239": "/../../../../etc/passwd", "CVE-2023-51449": "\\..\\..\\etc\\passwd"}
+    inside = {
+        "CVE-2021-43831": "/etc/passwd",
+        "CVE-2023-34239": "/../../../../etc/passwd",
+        "CVE-2023-51449": "\\..\\..\\etc\\passwd",
+    }
     for start in ("/file=", "/file/", "/gradio_api/file=", "/gradio_api/file/", "/gradio_api/file%3D"):
-        for target in (inside[advisory], str(world.outside / "secret.txt"), str(pics(world) / "a.png"), "http://127.0.0.1:9/", "token"):
+        for target in (
+            inside[advisory],
+            str(world.outside / "secret.txt"),
+            str(pics(world) / "a.png"),
+            "http://127.0.0.1:9/",
+            "token",
+        ):
             status, _, body = ask(world.app, "GET", start + target, own(world))
             assert status == 404 and SECRET.encode() not in body and b"root:" not in body
 
@@ -422,7 +456,13 @@ def test_CVE_2024_47084(world: World) -> None:
     """The origin was not looked at when there was a cookie. Here: every change, with the session's cookie, from elsewhere."""
     before = world.snapshot(world.home)
     for path in ("/api/settings", "/gradio_api/run/predict", "/gradio_api/queue/join", "/api/presets/save"):
-        for origin in ("https://evil.example", "null", "http://127.0.0.1:1", "http://localhost", "http://127.0.0.1.evil.example"):
+        for origin in (
+            "https://evil.example",
+            "null",
+            "http://127.0.0.1:1",
+            "http://localhost",
+            "http://127.0.0.1.evil.example",
+        ):
             status, answered, _ = ask(
                 world.app, "POST", path, {**own(world), "origin": origin}, pieces=[b'{"theme": "dark", "data": []}']
             )
@@ -435,7 +475,14 @@ def test_CVE_2025_48889(world: World, commands: list[list[str]]) -> None:
     os.mkfifo(pipe := pics(world) / "pipe.txt")
     (pics(world) / "zero.txt").symlink_to("/dev/zero")
     began = time.monotonic()
-    for file in ("/dev/urandom", "/dev/zero", "/proc/kcore", str(pipe), str(pics(world) / "zero.txt"), str(world.outside / "secret.txt")):
+    for file in (
+        "/dev/urandom",
+        "/dev/zero",
+        "/proc/kcore",
+        str(pipe),
+        str(pics(world) / "zero.txt"),
+        str(world.outside / "secret.txt"),
+    ):
         values = form(world, sample__prompt_file=file)
         assert "sample.prompt_file" in findings(world.ask("/api/train", Asked({"values": values}))), file
         for route in ("/api/thumbnail", "/api/folders", "/api/dataset"):
@@ -500,8 +547,13 @@ def test_CVE_2026_28416(world: World) -> None:
 
 def test_CVE_2025_32434_and_all_that_runs_text() -> None:
     """PyTorch before 2.6 ran code though weights_only=True. Here: every call in the source that loads, evaluates or has a shell."""
-    assert _calls(lambda name: name in ("eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "os.execvp")) == []
-    assert _calls(lambda name: name.startswith(("marshal.", "shelve.", "commands.", "pty.", "yaml.load", "dill.", "joblib."))) == []
+    assert (
+        _calls(lambda name: name in ("eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "os.execvp")) == []
+    )
+    assert (
+        _calls(lambda name: name.startswith(("marshal.", "shelve.", "commands.", "pty.", "yaml.load", "dill.", "joblib.")))
+        == []
+    )
     assert _calls(lambda name: name.endswith("torch.load"), without={"weights_only": True}) == []
     assert _calls(lambda name: name.endswith("np.load"), without={"allow_pickle": False}) == []
     assert _calls(lambda _: True, having={"shell": True}) == _calls(lambda _: True, having={"trust_remote_code": True}) == []

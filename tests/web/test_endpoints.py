@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import http.client
 import json
 import logging
 import socket
 import threading
 import time
-import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
 from hostile_world import SECRET, World, alone, build, requests
-from raw_requests import answer, ask, run
+from raw_requests import Answer, answer, ask, run
 from route_table import routes_of
 
 from limner.settings import Settings
@@ -44,7 +45,7 @@ BODIES: dict[str, bytes] = {
     "deep lists": b"[" * DEEP + b"]" * DEEP,
     "deep objects": b'{"values":' * DEEP + b"1" + b"}" * DEEP,
     "deep inside": b'{"values": {"train.steps": ' + b"[" * DEEP + b"]" * DEEP + b"}}",
-    "a hundred thousand keys": json.dumps({"values": {f"x{i}": "1" for i in range(100_000)}}).encode(),
+    "twenty thousand keys": json.dumps({"values": {f"x{i}": "1" for i in range(20_000)}}).encode(),
     "keys of classes": b'{"__class__": {"__init__": 1}, "__proto__": {"a": 1}, "": 1, "values": {"__class__": "x"}}',
     "a form": b"values=1&values=2",
     "parts": b'--x\r\nContent-Disposition: form-data; name="a"; filename="../../x"\r\n\r\nx\r\n--x--\r\n',
@@ -83,6 +84,14 @@ def places(world: World, path: str) -> str:
     return path.replace("{name}", world.run.id).replace("{action}", "duplicate").replace("{api_name}", "predict")
 
 
+ONLY_LOOK = ("/api/check", "/api/toml", "/api/command", "/api/pictures/list", "/api/runs/{name}/{action}")
+"""With nothing in it a request of these is a good one; {action} is "duplicate"."""
+
+
+def posts(table: list[tuple[str, str]]) -> list[str]:
+    return [path for method, path in table if method == "POST" and path not in ("/api/tensorboard", "/login")]
+
+
 # --- misshapen --------------------------------------------------------------------------------------------------------
 
 
@@ -90,20 +99,22 @@ def places(world: World, path: str) -> str:
 def test_misshapen_bodies(standing: World, table: list[tuple[str, str]], kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """Each is refused in words, in time, and without a trace in the log; or it says nothing that the endpoint takes amiss."""
     before = standing.snapshot(standing.home, standing.root, standing.outside)
-    sent = {"a form": "application/x-www-form-urlencoded", "parts": "multipart/form-data; boundary=x"}.get(kind, "application/json")
+    sent = {"a form": "application/x-www-form-urlencoded", "parts": "multipart/form-data; boundary=x"}.get(
+        kind, "application/json"
+    )
     headers = OWN | cookie(standing) | {"content-type": sent}
-    for method, path in table:
-        if method != "POST" or path in ("/api/tensorboard", "/login") or path == "/api/runs/{name}/{action}" and kind == "nothing":
+    for path in posts(table):
+        if path == "/api/runs/{name}/{action}" and kind == "nothing":
             continue
-        began = time.monotonic()
-        status, answered, body = standing.watched(
-            lambda path=path: ask(
-                standing.app, "POST", places(standing, path), headers, pieces=[BODIES[kind]], query="token=x&name=x.txt" if "upload" in path else ""
-            ),
-            path,
-        )
+        began, query = time.monotonic(), "token=x&name=x.txt" if "upload" in path else ""
+
+        def sent_here(path: str = path, query: str = query) -> Answer:
+            return ask(standing.app, "POST", places(standing, path), headers, pieces=[BODIES[kind]], query=query)
+
+        status, answered, body = standing.watched(sent_here, path)
         assert time.monotonic() - began < 5, path
-        assert status in ((404,) if not gate._methods(path) else (400, 413, 422)) or (path, status) == ("/api/runs/{name}/{action}", 200), (path, status, body[:300])
+        allowed = (404,) if not gate._methods(path) else (400, 413, 422, *([200] if path in ONLY_LOOK else []))
+        assert status in allowed, (path, status, body[:300])
         assert len(body) < 100_000 and b"Traceback" not in body and SECRET.encode() not in body
         if status == 422:
             assert all(f["field"] and f["message"] for f in json.loads(body)["findings"]), path
@@ -201,7 +212,9 @@ def test_a_body_that_stops_or_drips_is_cut(standing: World, monkeypatch: pytest.
     monkeypatch.setattr(patience, "PAUSE_SECONDS", 0.2)
     headers = OWN | cookie(standing) | JSON
 
-    async def sent(path: str, headers: dict[str, str], drops: float, piece: bytes = b" ", query: bytes = b"") -> tuple[int, float]:
+    async def sent(
+        path: str, headers: dict[str, str], drops: float, piece: bytes = b" ", query: bytes = b""
+    ) -> tuple[int, float]:
         async def receive() -> dict[str, Any]:
             await asyncio.sleep(drops)
             return {"type": "http.request", "body": piece, "more_body": True}
@@ -262,7 +275,9 @@ def test_an_honest_body_may_take_its_time() -> None:
 def served(app: Any) -> Iterator[int]:
     """A real uvicorn with our protocol, in a thread; yields its port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", ws="none", http=patience.Protocol, timeout_keep_alive=2, lifespan="off"))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_level="critical", ws="none", http=patience.Protocol, timeout_keep_alive=2, lifespan="off")
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         yield listening.getsockname()[1]
@@ -272,38 +287,31 @@ def served(app: Any) -> Iterator[int]:
 
 def test_heads_that_never_end_are_cut_and_others_are_served(standing: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "HEAD_SECONDS", 0.5)
-    get = b"GET /api/notices HTTP/1.1\r\nHost: 127.0.0.1\r\nCookie: " + cookie(standing)["cookie"].encode() + b"\r\n"
     with served(standing.app) as port:
         address = ("127.0.0.1", port)
-        silent = [socket.create_connection(address, timeout=10) for _ in range(50)]
-        begun = [socket.create_connection(address, timeout=10) for _ in range(50)]
+        silent, begun = ([socket.create_connection(address, timeout=10) for _ in range(30)] for _ in range(2))
         for one in begun:
-            one.sendall(get)  # the head goes on, and on
+            one.sendall(b"GET /api/notices HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ")  # the head goes on, and on
         refused = socket.create_connection(address, timeout=10)  # answered at once, but its body goes on
         refused.sendall(b"POST /api/settings HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 1000000\r\n\r\n")
-        polling = socket.create_connection(address, timeout=10)
-        began = time.monotonic()
-        while time.monotonic() - began < 1.5:  # a page that asks again and again on one connection is never cut
-            polling.sendall(get + b"\r\n")
-            assert b" 200 OK" in polling.recv(65536)
-            for one in [*begun[:5], refused]:
-                try:
+        polling = http.client.HTTPConnection(*address, timeout=10)
+        polling.connect()
+        kept = polling.sock
+        for _ in range(10):  # a page that asks again and again on one connection is never cut
+            polling.request("GET", "/api/notices", headers=cookie(standing))
+            answered = polling.getresponse()
+            assert (answered.status, answered.read()) == (200, b"[]") and polling.sock is kept
+            for one in (*begun[:5], refused):
+                with suppress(OSError):
                     one.sendall(b"X")
-                except OSError:
-                    pass
-            time.sleep(0.1)
-        for one in (*silent, *begun):
-            try:
-                assert one.recv(10) == b""
-            except ConnectionResetError:
-                pass
+            time.sleep(0.15)
+        for one in (*silent, *begun, refused):
+            said = b""
+            with suppress(ConnectionResetError):
+                while piece := one.recv(65536):  # nothing more comes, and it does not time out: it was closed
+                    said += piece
+            assert said == b"" or (one is refused and b" 421 " in said)
             one.close()
-        try:
-            said = b"".join(iter(lambda: refused.recv(65536), b""))
-            assert b" 421 " in said
-        except ConnectionResetError:
-            pass
-        refused.close()
         polling.close()
 
 
@@ -322,29 +330,28 @@ def test_ten_thousand_wrong_passwords(caplog: pytest.LogCaptureFixture) -> None:
         return await answer(door, "POST", "/login", OWN, pieces=[f"password={word}".encode()], client=client)
 
     async def all_of_them() -> tuple[list[int], int]:
-        statuses = [(await tried("wrong", "10.0.0.9"))[0] for _ in range(500)]
-        tracemalloc.start()
-        before = tracemalloc.get_traced_memory()[0]
-        for number in range(9_500):
+        statuses, before = [0] * 10_000, 0
+        for number in range(10_000):
             now[0] += 0.36  # ten thousand in an hour
-            status, answered, page = await tried(f"wrong-{number}", "10.0.0.9")
-            statuses.append(status)
-            assert status in (401, 429) and "set-cookie" not in answered and password.encode() not in page
+            statuses[number], answered, page = await tried(f"wrong-{number}", "10.0.0.9")
+            assert statuses[number] in (401, 429) and "set-cookie" not in answered and password.encode() not in page
+            if number == 1000:
+                gc.collect()
+                before = len(gc.get_objects())
             if number == 9_000:
                 assert (await tried(password.replace(" ", "+"), "10.0.0.7"))[0] == 303  # the owner, while it goes on
-        grown = tracemalloc.get_traced_memory()[0] - before
-        tracemalloc.stop()
-        return statuses, grown
+        gc.collect()
+        return statuses, len(gc.get_objects()) - before
 
     statuses, grown = run(all_of_them())
     assert statuses.count(401) <= 25, statuses.count(401)  # that many were looked at; all others were told to wait
-    assert grown < 200_000
+    assert grown < 100 and len(door.login._tries) == 2
     assert run(tried(password.replace(" ", "+"), "10.0.0.9"))[0] == 429
     now[0] += login.LONGEST_WAIT_SECONDS
     status, answered, _ = run(tried(password.replace(" ", "+"), "10.0.0.9"))
     assert status == 303 and answered["location"] == "/" and password not in str(answered)
     assert password not in caplog.text and "wrong" not in caplog.text
-    print(f"10,000 wrong passwords in an hour: {statuses.count(401)} were looked at, memory grew by {grown} bytes")
+    print(f"10,000 wrong passwords in an hour: {statuses.count(401)} were looked at, {grown} objects more than after the first thousand")
 
 
 def test_one_machine_with_many_addresses_is_one_and_two_behind_one_socket_are_two() -> None:
@@ -363,7 +370,12 @@ def test_the_session_is_in_no_address_and_no_page(standing: World, caplog: pytes
     """The cookie alone carries it; a token in an address opens nothing, and nothing that is served or logged names it."""
     caplog.set_level(logging.DEBUG)
     rules = Rules((standing.home / "token").read_text())
-    for query in (f"token={rules.token}", f"token={rules.session}", f"{rules.cookie}={rules.session}", f"__sign={rules.session}"):
+    for query in (
+        f"token={rules.token}",
+        f"token={rules.session}",
+        f"{rules.cookie}={rules.session}",
+        f"__sign={rules.session}",
+    ):
         assert ask(standing.app, "GET", "/api/settings", OWN, query=query)[0] == 401
     for path in ("/", "/api/settings", "/api/folders", "/api/runs", "/studio/common.js", "/nothing"):
         _, answered, body = ask(standing.app, "GET", path, OWN | cookie(standing))
@@ -375,14 +387,16 @@ def test_the_session_is_in_no_address_and_no_page(standing: World, caplog: pytes
 
 def test_without_a_session_nothing_is_answered(standing: World, table: list[tuple[str, str]]) -> None:
     """On a server with a password, as it listens for other machines: every route, with good bodies."""
-    app = make_app(Context(Settings(), (standing.root,), Words()), Rules("t" * 40, password="a long password", any_address=True))
+    app = make_app(
+        Context(Settings(), (standing.root,), Words()), Rules("t" * 40, password="a long password", any_address=True)
+    )
     good = requests(standing.root / "pics", standing.run.id)
     before = standing.snapshot(standing.home, standing.root)
     for method, path in table:
         body = json.dumps(good[path].body).encode() if path in good else b""
         headers = {**OWN, "host": "192.168.1.9:7860", "origin": "http://192.168.1.9:7860", **JSON}
         status, answered, said = ask(app, method, places(standing, path), headers, pieces=[body])
-        expected = (303,) if path == "/" else (200, 401) if path.startswith("/login") else (401, 404, 405)
+        expected = (303,) if path == "/" else (200, 401) if path == "/login" else (401, 404, 405)
         assert status in expected, (method, path, status)
         assert "set-cookie" not in answered and standing.run.id.encode() not in said and SECRET.encode() not in said
     assert standing.snapshot(standing.home, standing.root) == before

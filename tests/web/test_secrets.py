@@ -38,7 +38,9 @@ class Browser:
         asking = http.client.HTTPConnection(*self.address, timeout=120)
         origin = f"http://{self.address[0]}:{self.address[1]}"
         content = body if isinstance(body, str) else json.dumps(body) if body is not None else None
-        asking.request(method, path, content, {"Origin": origin, "Cookie": self.cookie, "Content-Type": "application/json", **headers})
+        asking.request(
+            method, path, content, {"Origin": origin, "Cookie": self.cookie, "Content-Type": "application/json", **headers}
+        )
         answer = asking.getresponse()
         said = answer.read()
         for name, value in answer.getheaders():
@@ -97,7 +99,14 @@ def test_canaries(home: Path, tmp_path: Path, machine_file: Path, limner_web: Ca
         ("/api/command", {"values": values}), ("/api/toml", {"values": values}), ("/api/presets/save", {"values": values, "name": "mine"}),
     ):  # fmt: skip
         browser.ask("POST", path, body)
-    for path in ("/", "/api/nothing", "/api/runs", f"/api/runs/{good.id}/log", f"/api/runs/{good.id}/config.toml", "/api/notices"):
+    for path in (
+        "/",
+        "/api/nothing",
+        "/api/runs",
+        f"/api/runs/{good.id}/log",
+        f"/api/runs/{good.id}/config.toml",
+        "/api/notices",
+    ):
         browser.ask("GET", path)
     session = browser.cookie.partition("=")[2]
     server.end()
