@@ -53,7 +53,8 @@ def training(home: Path, tmp_path: Path, machine_file: Path) -> Iterator[tuple[R
     run = new_run(
         config(
             model, tiny.pictures(tmp_path / "pictures"),
-            train={"steps": 10_000_000}, output={"state_every_steps": 3000}, sample={"prompts": ["a cat --s 2"], "every_steps": 3000},
+            train={"steps": 10_000_000}, output={"state_every_steps": 3000},
+            sample={"prompts": ["a cat --s 2"], "every_steps": 3000},
         )
     )  # fmt: skip
     process = jobs.start(run, "cpu")

@@ -1,4 +1,4 @@
-"""A home, an allowed folder with links that lead out of it, and a folder outside that nobody may touch; and a watch over it all.
+"""A home, an allowed folder with links out of it, a folder outside that nobody may touch; and a watch over it all.
 
 An audit hook sees all that Python opens, lists and starts while a request is answered. Used by the tests of hostile values,
 of the advisories of other programs, and of requests from elsewhere.

@@ -349,7 +349,7 @@ UP = [
 
 
 def test_CVE_2026_56671(world: World) -> None:
-    """A file's name in an address was joined to a folder. Here: samples, checkpoints, tools' files, static files, thumbnails."""
+    """A file's name in an address was joined to a folder. Here: samples, checkpoints, tools' and static files."""
     name = world.run.id
     for file in UP:
         for path in (
@@ -367,7 +367,7 @@ def test_CVE_2026_56671(world: World) -> None:
 
 
 def test_CVE_2024_10099(world: World) -> None:
-    """VA-26-238-01 too: what was uploaded as .html or .svg ran in the page. Here: uploads, and whatever a run's folder holds."""
+    """VA-26-238-01 too: what was uploaded as .html or .svg ran in the page. Here: uploads, and what lies in a run's folder."""
     script = b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"
     for name in ("x.html", "x.svg", "x.xml", "x.js", "x.png.html", "x.htm"):
         answer = world.asking.post("/api/upload", params={"token": "0" * 16, "name": name}, content=script)
@@ -386,7 +386,7 @@ def test_CVE_2024_10099(world: World) -> None:
 
 
 def test_CVE_2025_6107(world: World) -> None:
-    """A weight's dotted name was walked with getattr and setattr. Here: files of weights at the tools; and no such call is there."""
+    """A weight's dotted name was walked with getattr and setattr. Here: files of weights; and there is no such call."""
     import numpy as np
 
     names = ["time_embed.__class__.__base__.__getattribute__", "a.__init__.__globals__.x", "lora_unet___class__.lora_up.weight"]
@@ -407,7 +407,7 @@ def test_CVE_2025_6107(world: World) -> None:
 
 
 def test_CVE_2026_123790(world: World, commands: list[list[str]]) -> None:
-    """Saving a preview could replace a program's file. Here: all that writes under a name that was sent, and Limner's own folder."""
+    """Saving a preview could replace a program's file. Here: uploads, and Limner's own folder."""
     for name in ("x.py", "__init__.py", "x.pth", "x.so", "x.sh"):
         answer = world.asking.post("/api/upload", params={"token": "0" * 16, "name": name}, content=b"import os")
         assert answer.status_code == 422
@@ -495,7 +495,7 @@ def test_CVE_2025_48889(world: World, commands: list[list[str]]) -> None:
 
 
 def test_CVE_2025_23042(world: World) -> None:
-    """A list of forbidden paths was passed by other capitals. Here: only listed folders are allowed, and the secret is not in them."""
+    """A list of forbidden paths was passed by other capitals. Here: folders are listed, and the secret is in none."""
     for file in (str(world.outside).upper(), f"{world.outside}".swapcase(), "/ETC/passwd", "/Etc/Passwd"):
         assert world.asking.get("/api/folders", params={"path": file}).status_code == 422
     (world.home / "TOKEN").write_bytes(token(world))  # as a file system that knows no capitals shows it
@@ -520,8 +520,10 @@ def test_CVE_2024_10648(world: World) -> None:
 def test_CVE_2026_28414(world: World) -> None:
     """/windows/win.ini is not absolute to Python 3.13 on Windows. Here: all paths that are typed, in Windows' spellings."""
     for file in (
-        "/windows/win.ini", "\\windows\\win.ini", "C:win.ini", "C:\\windows\\win.ini", "\\\\?\\C:\\windows\\win.ini", "C:/windows/win.ini",
-        "\\\\.\\C:", "\\\\server\\share\\x", "//server/share/x", "a.png::$DATA", "a.png:stream", "file:///C:/windows/win.ini", "CON", "NUL",
+        "/windows/win.ini", "\\windows\\win.ini", "C:win.ini", "C:\\windows\\win.ini", "\\\\?\\C:\\windows\\win.ini",
+        "C:/windows/win.ini",
+        "\\\\.\\C:", "\\\\server\\share\\x", "//server/share/x", "a.png::$DATA", "a.png:stream", "file:///C:/windows/win.ini", "CON",
+        "NUL",
     ):  # fmt: skip
         for route in ("/api/folders", "/api/thumbnail", "/api/dataset"):
             assert world.asking.get(route, params={"path": file}).status_code == 422, (route, file)
@@ -529,7 +531,7 @@ def test_CVE_2026_28414(world: World) -> None:
 
 
 def test_CVE_2026_28416(world: World) -> None:
-    """A loaded Space's address could send the server anywhere. Here: Gradio's proxy route; and nothing is loaded from elsewhere."""
+    """A loaded Space's address could send the server anywhere. Here: Gradio's proxy route; and nothing is loaded."""
     with socket.create_server(("127.0.0.1", 0)) as inner:
         inner.settimeout(0.2)
         address = f"http://127.0.0.1:{inner.getsockname()[1]}/x"
@@ -548,7 +550,7 @@ def test_CVE_2026_28416(world: World) -> None:
 
 
 def test_CVE_2025_32434_and_all_that_runs_text() -> None:
-    """PyTorch before 2.6 ran code though weights_only=True. Here: every call in the source that loads, evaluates or has a shell."""
+    """PyTorch before 2.6 ran code though weights_only=True. Here: all calls that load, evaluate or use a shell."""
     assert (
         _calls(lambda name: name in ("eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "os.execvp")) == []
     )

@@ -10,7 +10,6 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hostile_world import SECRET, World, alone, build, requests
@@ -40,6 +39,7 @@ OWN = {
 JSON, FORM, TEXT = "application/json", "application/x-www-form-urlencoded", "text/plain"
 UPLOAD = "multipart/form-data; boundary=x"
 EVIL = "https://evil.example"
+AS_JSON = {"content-type": JSON}
 
 FORMS: dict[str, dict[str, str]] = {
     # what a page of another site, a rebound name, a frame, or a program without a session sends; with a cookie but for the last
@@ -49,9 +49,9 @@ FORMS: dict[str, dict[str, str]] = {
     "an upload without preflight": {"host": HOST, "sec-fetch-site": "cross-site", "content-type": UPLOAD},
     "no content type": {"host": HOST, "origin": EVIL},
     "a sandboxed frame": {"host": HOST, "origin": "null", "content-type": JSON},
-    "another port of this machine": {"host": HOST, "origin": "http://127.0.0.1:8888", "sec-fetch-site": "same-site", "content-type": JSON},
+    "another port of this machine": {"host": HOST, "origin": "http://127.0.0.1:8888", "sec-fetch-site": "same-site"} | AS_JSON,
     "the other name of this machine": {"host": HOST, "origin": "http://localhost:7860", "content-type": JSON},
-    "a rebound name": {"host": "evil.example:7860", "origin": "http://evil.example:7860", "sec-fetch-site": "same-origin", "content-type": JSON},
+    "a rebound name": {"host": "evil.example:7860", "origin": "http://evil.example:7860", "sec-fetch-site": "same-origin"} | AS_JSON,
     "a rebound name alone": {"host": "evil.example", "content-type": JSON},
     "a name that begins like ours": {"host": f"{HOST.partition(':')[0]}.evil.example", "content-type": JSON},
     "a name with a dot behind": {"host": "localhost.", "origin": "http://localhost.", "content-type": JSON},
@@ -191,8 +191,10 @@ def test_reading_changes_nothing(standing: World, routes: list[tuple[str, str]])
     telling = {path for (_, path, _, _), (_, _, body) in zip(table, got, strict=True) if told(standing, body)}
     name = standing.run.id
     assert telling >= {
-        "/api/runs", f"/api/runs/{name}", f"/api/runs/{name}/log", f"/api/runs/{name}/config.toml", "/api/dataset", "/api/folders",
-        f"/api/runs/{name}/samples/step-000001_0.png", f"/api/runs/{name}/checkpoints/cat.safetensors", "/api/thumbnail", "/api/presets",
+        "/api/runs", f"/api/runs/{name}", f"/api/runs/{name}/log", f"/api/runs/{name}/config.toml", "/api/dataset",
+        "/api/folders",
+        f"/api/runs/{name}/samples/step-000001_0.png", f"/api/runs/{name}/checkpoints/cat.safetensors", "/api/thumbnail",
+        "/api/presets",
         "/api/settings", "/api/tools/2026-01-01_000000_inspect", "/api/tools/2026-01-01_000000_inspect/files/0",
     }  # fmt: skip
 

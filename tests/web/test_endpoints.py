@@ -160,7 +160,7 @@ def test_ten_megabytes(standing: World, table: list[tuple[str, str]], session: b
     assert len(got) > 30
 
 
-class _counted:  # noqa: N801  a function with a number
+class _counted:
     """`receive` of so many mebibytes."""
 
     def __init__(self, mebibytes: int) -> None:
@@ -248,7 +248,7 @@ def test_a_body_that_stops_or_drips_is_cut(standing: World, monkeypatch: pytest.
 
 
 def test_an_honest_body_may_take_its_time() -> None:
-    """A clock instead of waiting: at 2 KiB/s, in pieces of twenty seconds, it may come for hours; at half a KiB/s it may not."""
+    """A clock instead of waiting: at 2 KiB/s a body may come for hours; at half a KiB/s it may not."""
     now = [0.0]
 
     async def pieces_taken(pace: int, most: int) -> int:
@@ -352,7 +352,7 @@ def test_ten_thousand_wrong_passwords(caplog: pytest.LogCaptureFixture) -> None:
     status, answered, _ = run(tried(password.replace(" ", "+"), "10.0.0.9"))
     assert status == 303 and answered["location"] == "/" and password not in str(answered)
     assert password not in caplog.text and "wrong" not in caplog.text
-    print(f"10,000 wrong passwords in an hour: {statuses.count(401)} were looked at, {grown} objects more than after the first thousand")
+    print(f"10,000 wrong passwords in an hour: {statuses.count(401)} looked at, {grown} objects more than after the first 1000")
 
 
 def test_one_machine_with_many_addresses_is_one_and_two_behind_one_socket_are_two() -> None:

@@ -83,7 +83,8 @@ def test_canaries(home: Path, tmp_path: Path, machine_file: Path, limner_web: Ca
     assert browser.ask("POST", "/login", urlencode({"password": CANARIES["LIMNER_PASSWORD"]}))[0] == 303
     values = {
         "model.base": "pocket", "data.path": str(pics), "data.trigger": "zibbo", "train.steps": "2", "launch.device": "cpu",
-        "output.path": str(tmp_path / "out"), "output.state_every_steps": "1", "sample.prompts": '["zibbo --s 1"]', "output.name": "cat",
+        "output.path": str(tmp_path / "out"), "output.state_every_steps": "1", "sample.prompts": '["zibbo --s 1"]',
+        "output.name": "cat",
     }  # fmt: skip
     status, said = browser.ask("POST", "/api/train", {"values": values})
     assert status == 200, said
@@ -101,7 +102,8 @@ def test_canaries(home: Path, tmp_path: Path, machine_file: Path, limner_web: Ca
     for path, body in (
         ("/api/nothing", {}), ("/api/train", []), ("/api/train", {"values": {"optimizer.lr": "x", "model.base": "/nothing"}}),
         ("/api/import", {"name": "x.json", "text": '{"wandb_api_key": "$WANDB_API_KEY", "huggingface_token": "${HF_TOKEN}"}'}),
-        ("/api/command", {"values": values}), ("/api/toml", {"values": values}), ("/api/presets/save", {"values": values, "name": "mine"}),
+        ("/api/command", {"values": values}), ("/api/toml", {"values": values}),
+        ("/api/presets/save", {"values": values, "name": "mine"}),
     ):  # fmt: skip
         browser.ask("POST", path, body)
     for path in (
