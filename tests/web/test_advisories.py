@@ -522,8 +522,8 @@ def test_CVE_2026_28414(world: World) -> None:
     for file in (
         "/windows/win.ini", "\\windows\\win.ini", "C:win.ini", "C:\\windows\\win.ini", "\\\\?\\C:\\windows\\win.ini",
         "C:/windows/win.ini",
-        "\\\\.\\C:", "\\\\server\\share\\x", "//server/share/x", "a.png::$DATA", "a.png:stream", "file:///C:/windows/win.ini", "CON",
-        "NUL",
+        "\\\\.\\C:", "\\\\server\\share\\x", "//server/share/x", "a.png::$DATA", "a.png:stream", "CON", "NUL",
+        "file:///C:/windows/win.ini",
     ):  # fmt: skip
         for route in ("/api/folders", "/api/thumbnail", "/api/dataset"):
             assert world.asking.get(route, params={"path": file}).status_code == 422, (route, file)

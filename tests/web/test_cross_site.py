@@ -51,7 +51,7 @@ FORMS: dict[str, dict[str, str]] = {
     "a sandboxed frame": {"host": HOST, "origin": "null", "content-type": JSON},
     "another port of this machine": {"host": HOST, "origin": "http://127.0.0.1:8888", "sec-fetch-site": "same-site"} | AS_JSON,
     "the other name of this machine": {"host": HOST, "origin": "http://localhost:7860", "content-type": JSON},
-    "a rebound name": {"host": "evil.example:7860", "origin": "http://evil.example:7860", "sec-fetch-site": "same-origin"} | AS_JSON,
+    "a rebound name": {"host": "evil.example:80", "origin": "http://evil.example", "sec-fetch-site": "same-origin"} | AS_JSON,
     "a rebound name alone": {"host": "evil.example", "content-type": JSON},
     "a name that begins like ours": {"host": f"{HOST.partition(':')[0]}.evil.example", "content-type": JSON},
     "a name with a dot behind": {"host": "localhost.", "origin": "http://localhost.", "content-type": JSON},

@@ -257,7 +257,7 @@ class Gate:
         return await _go(self._giving_cookie(send), f"{self.rules.root_path}/")
 
     async def _within_limit(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
-        """Pass the request on; once its body is longer than `limit` bytes, or too slow, answer so, and let nobody else do it."""
+        """Pass the request on; once its body is longer than `limit` bytes, or too slow, answer so, and nobody else does."""
         declared = _headers(scope).get("content-length", ["0"])[0]
         too_long = f"At most {limit >> 20} MiB are taken here."
         if not declared.isdecimal() or len(declared) > 18 or int(declared) > limit:
