@@ -4,7 +4,7 @@ BIN := .venv/bin
 # two files of tests at a time, since much of their time is waiting; in their order, so that the longest, the demo, begins early
 TOGETHER := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo web test test-fast torture check docs bench
+.PHONY: demo web test test-fast torture check audit docs bench
 
 demo: .venv/run
 	$(BIN)/limner demo
@@ -33,6 +33,16 @@ check: .venv/test
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/check_docs.py
+
+# asks PyPI's advisory database, so it needs the network, and --strict or it calls what it could not look up sound;
+# tests/test_floors.py holds what it has led to so far
+audit: .venv-audit/bin/pip-audit
+	sed 's/+cpu$$//' constraints.txt > .venv-audit/constraints.txt
+	.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement .venv-audit/constraints.txt
+
+.venv-audit/bin/pip-audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit
 
 docs: .venv/run
 	$(BIN)/limner config docs docs/reference

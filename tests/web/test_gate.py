@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import socket
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from raw_requests import ask, run
 from route_table import routes_of
 
 from limner.settings import Settings
@@ -50,47 +48,6 @@ class Behind:
                 break
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"data"})
-
-
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """Run to its end in a thread of its own: a browser of another test may have its loop in this one."""
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(asyncio.run, work).result()
-
-
-def ask(
-    app: Any,
-    method: str,
-    path: str,
-    headers: dict[str, str] | list[tuple[str, str]],
-    *,
-    pieces: list[bytes] | None = None,
-    query: str = "",
-) -> tuple[int, dict[str, str], bytes]:
-    """(status, headers, body) of one raw ASGI request."""
-    lines = [(k.encode("latin-1"), v.encode("latin-1")) for k, v in (headers.items() if isinstance(headers, dict) else headers)]
-    scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(), "query_string": query.encode(), "root_path": "", "headers": lines,
-        "client": ("127.0.0.1", 5), "server": ("127.0.0.1", 7860),
-    }  # fmt: skip
-    waiting = list(pieces or [b""])
-    said: list[dict[str, Any]] = []
-
-    async def receive() -> dict[str, Any]:
-        if not waiting:
-            return {"type": "http.disconnect"}
-        return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
-
-    async def send(message: dict[str, Any]) -> None:
-        said.append(message)
-
-    run(app(scope, receive, send))
-    starts = [m for m in said if m["type"] == "http.response.start"]
-    assert len(starts) == 1, said
-    answered = {k.decode(): v.decode() for k, v in starts[0]["headers"]}
-    return starts[0]["status"], answered, b"".join(m.get("body", b"") for m in said[1:])
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Hostile values in every text of every tool, through the page's routes: nothing outside is reached, nothing is started.
 
-The tools work in this process, so that the audit hook of test_hostile_values sees all that they open.
+The tools work in this process, so that the audit hook of hostile_world sees all that they open.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import tool_uses
-from test_hostile_values import SECRET, Asked, World, world
+from hostile_world import SECRET, Asked, World, world
 
 from limner.config.fields import walk
 from limner.config.tools import Tools

@@ -71,7 +71,7 @@ def facts(section: Optimizer) -> Facts:
 
 def package_of(path: str) -> str | None:
     """Which of PACKAGES a class's path lies in, None if in none of them or if it is no path."""
-    if not all(part.isidentifier() for part in path.split(".")):
+    if not all(part.isidentifier() and not part.startswith("__") for part in path.split(".")):
         return None
     return next((p for p in PACKAGES if path.startswith(p + ".")), None)
 
@@ -81,7 +81,7 @@ def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for text in texts:
         name, _, value = (part.strip() for part in text.partition("="))
-        if not name.isidentifier() or not value:
+        if not name.isidentifier() or name.startswith("__") or not value:
             raise ValueError(f'"{text}" is not of the form name=value')
         if name in out:
             raise ValueError(f"{name} is given twice")

@@ -16,13 +16,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from limner.config.base import Line, Section
-from limner.data.scan import EXTENSIONS, MAX_CAPTION_BYTES, Picture, clean_caption
+from limner.data.scan import MAX_CAPTION_BYTES, Picture, clean_caption
 from limner.errors import printable, wrong
 
 MAX_CAPTION = 20_000
 """The longest caption an edit may make, in characters."""
 _LINE = re.compile(r"[^\r\n\u2028]+")
-_EXTENSION = re.compile(r"\.\w[\w.-]{0,15}")
+ENDINGS = (".txt", ".caption", ".cap", ".tags", ".tag", ".txt2")
+"""Of files that are written as captions: with any ending, an edit could reach the program beside a picture (CVE-2024-32024)."""
 
 
 _Separator = Annotated[Line, Field(min_length=1, max_length=8)]
@@ -180,10 +181,11 @@ def caption_file(picture: str, extensions: tuple[str, ...]) -> Path:
 
 
 def check_extensions(extensions: tuple[str, ...]) -> None:
-    """Raises UserError for an extension that is none of a caption, and where there is none."""
+    """Raises UserError for an extension that is not one of ENDINGS, and where there is none."""
     for extension in extensions:
-        if not _EXTENSION.fullmatch(extension) or extension.lower() in EXTENSIONS:
-            raise wrong("data.caption_extensions", f"{extension!r} cannot be a caption's ending.", 'Use one such as ".txt".')
+        if extension.lower() not in ENDINGS:
+            said = f"{extension[:40]!r} is no ending of captions that are written."
+            raise wrong("data.caption_extensions", said, f"Those are {', '.join(ENDINGS)}.")
     if not extensions:
         raise wrong("data.caption_extensions", "names no ending.", 'Use one such as ".txt".')
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import netrc
 import os
 import tempfile
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,6 +21,8 @@ from limner.preflight.packages import is_installed
 from limner.preflight.records import Records
 
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
+_UNSEEN = ("Cc", "Cf", "Cs")
+"""Control characters; marks that turn the direction of what follows, so that a name reads as another; halves of characters."""
 
 
 def check_logging(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
@@ -62,7 +65,11 @@ def check_output(config: Config, machine: Machine | None, records: Records) -> I
     name = config.output.name
     if not name.strip() or name in (".", "..") or name != name.strip() or name.endswith("."):
         yield Finding("output.name", f"{name!r} cannot be a file name.", "Use letters and digits.")
-    elif any(c in name for c in '/\\:*?"<>|$`\n\t') or name.split(".")[0].lower() in _RESERVED or name.startswith((".", "-")):
+    elif (
+        any(c in '/\\:*?"<>|$`' or unicodedata.category(c) in _UNSEEN for c in name)
+        or name.split(".")[0].lower() in _RESERVED
+        or name.startswith((".", "-"))
+    ):
         yield Finding("output.name", f"{name!r} cannot be a file name on every system.", "Use letters, digits, - and _.")
     elif len(os.fsencode(name)) > 200:
         yield Finding("output.name", f"is {len(os.fsencode(name))} bytes long.", "Use at most 200 bytes.")

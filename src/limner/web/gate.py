@@ -16,6 +16,7 @@ What comes                                            what stops it
 - another account on this machine                     a password too: without one, whoever can open the page is let in
 - changes by a link or a prefetch                     changes are POSTs, and a GET route that changes anything is a bug
 - huge bodies, addresses, headers                     413, 414, 431, counted while they come
+- heads and bodies that never end (slow loris)        cut off, 408: see `web.patience`
 - scripts slipped into what is shown                  Content-Security-Policy: our own files and this document's nonce only
 
 The session's cookie is made from `<home>/token` and the password: two servers on one home, or one started again, know the same
@@ -32,13 +33,13 @@ import secrets
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from limner import disk
-from limner.web import login
+from limner.web import login, patience
 
 BODY_BYTES = 4 << 20
 UPLOAD_BYTES = 4 << 30
@@ -65,6 +66,7 @@ startup-events, deep_link, run-history, runs, custom_component, dev/reload, proc
 pwa_icon, manifest.json, robots.txt."""
 
 UPLOADS = "/api/upload"
+_SLOW = "The rest of the request did not come in time."
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",  # the page has its own: see `web.document`
@@ -135,8 +137,8 @@ def token_of(home: Path) -> str:
     return path.read_text(encoding="ascii").strip()  # what the last of two servers wrote
 
 
-class _TooLarge(Exception):
-    """The body went on beyond its limit; the answer is sent already."""
+class _Cut(Exception):
+    """The body is too long or comes too slowly; the answer is sent already."""
 
 
 class Gate:
@@ -242,7 +244,10 @@ class Gate:
     async def _at_the_door(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
             return await _answer(send, 200, self.login.page(), "text/html")
-        body = await login.read(receive)
+        try:
+            body = await login.read(patience.in_time(receive))
+        except patience.TooSlow:
+            return await _answer(send, 408, _SLOW, more={"Connection": "close"})
         wait = self.login.seconds_to_wait(_client(scope))
         if wait > 0:
             page = self.login.page(f"Too many tries. Wait {wait:.0f} seconds.")
@@ -252,22 +257,30 @@ class Gate:
         return await _go(self._giving_cookie(send), f"{self.rules.root_path}/")
 
     async def _within_limit(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
-        """Pass the request on; the moment its body is longer than `limit` bytes, answer 413 and let nobody else answer."""
+        """Pass the request on; once its body is longer than `limit` bytes, or too slow, answer so, and nobody else does."""
         declared = _headers(scope).get("content-length", ["0"])[0]
+        too_long = f"At most {limit >> 20} MiB are taken here."
         if not declared.isdecimal() or len(declared) > 18 or int(declared) > limit:
-            return await _answer(send, 413, f"At most {limit >> 20} MiB are taken here.", more={"Connection": "close"})
-        taken, is_answered, is_over = 0, False, False
+            return await _answer(send, 413, too_long, more={"Connection": "close"})
+        coming, taken, is_answered, is_over = patience.in_time(receive), 0, False, False
 
         async def counting() -> Message:
-            nonlocal taken, is_over
-            message = await receive()
+            nonlocal taken
+            try:
+                message = await coming()
+            except patience.TooSlow:
+                await cut(408, _SLOW)
             taken += len(message.get("body", b""))
             if taken > limit:
-                if not (is_answered or is_over):
-                    await _answer(send, 413, f"At most {limit >> 20} MiB are taken here.", more={"Connection": "close"})
-                is_over = True
-                raise _TooLarge
+                await cut(413, too_long)
             return message
+
+        async def cut(status: int, text: str) -> NoReturn:
+            nonlocal is_over
+            if not (is_answered or is_over):
+                await _answer(send, status, text, more={"Connection": "close"})
+            is_over = True
+            raise _Cut
 
         async def watched(message: Message) -> None:
             nonlocal is_answered
@@ -277,7 +290,7 @@ class Gate:
 
         try:
             await self.app(scope, counting, watched)
-        except _TooLarge:
+        except _Cut:
             return None
 
 
@@ -308,7 +321,13 @@ def _headers(scope: Scope) -> dict[str, list[str]]:
 
 
 def _client(scope: Scope) -> str:
-    return scope["client"][0] if scope.get("client") else ""
+    """Who asks, as far as an address tells: of IPv6 the first half, since one machine has all addresses of the second."""
+    host = scope["client"][0] if scope.get("client") else ""
+    try:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or ipaddress.ip_network((int(address), 64), strict=False))
 
 
 def _with_headers(send: Send) -> Send:

@@ -33,7 +33,8 @@ _NAME = '<label for="username">Name</label><input id="username" name="username" 
 
 class Login:
     """Whether somebody may come in. Wrong tries make their address wait, each twice as long as the one before; many wrong
-    tries from everywhere make everybody wait. Behind a proxy all come from one address.
+    tries from everywhere make everybody wait, but not those of an address that waits the longest already: else a single one
+    could keep all others out. Behind a proxy all come from one address.
     """
 
     def __init__(self, username: str, password: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,11 +62,12 @@ class Login:
         if hmac.compare_digest(_digest(name, form.get("password", [""])[0]), self._right):
             self._tries.pop(client, None)
             return True
-        self._note(client, FREE_TRIES)
-        self._note("", FREE_TRIES_OF_ALL)
+        if self._note(client, FREE_TRIES) < LONGEST_WAIT_SECONDS:
+            self._note("", FREE_TRIES_OF_ALL)
         return False
 
-    def _note(self, who: str, free: int) -> None:
+    def _note(self, who: str, free: int) -> float:
+        """Count a wrong try; returns the seconds to wait."""
         tries, until = self._tries.pop(who, (0, 0.0))
         now = self._clock()
         tries = tries + 1 if now - until < 2 * LONGEST_WAIT_SECONDS else 1  # forgotten after a quiet time
@@ -73,6 +75,7 @@ class Login:
         self._tries[who] = tries, now + wait
         while len(self._tries) > _ADDRESSES:
             del self._tries[next(iter(self._tries))]
+        return wait
 
 
 def _digest(username: str, password: str) -> bytes:

@@ -108,7 +108,7 @@ def _typed(text: object, roots: Sequence[Path], field: str) -> Path:
 
 def is_inside(path: Path, roots: Iterable[Path]) -> bool:
     """Whether a resolved path lies in one of the (resolved) roots, and not under a name that begins with a dot."""
-    if path == runs.home().resolve() / "token":
+    if str(path).casefold() == str(runs.home().resolve() / "token").casefold():  # many file systems know no capitals
         return False
     inside = (path.relative_to(root).parts for root in roots if path.is_relative_to(root))
     return any(not any(part.startswith(".") for part in parts) for parts in inside)

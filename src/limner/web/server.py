@@ -18,7 +18,7 @@ import uvicorn
 
 from limner import runs, settings
 from limner.errors import Finding, wrong
-from limner.web import gate, places, words
+from limner.web import gate, patience, places, words
 from limner.web.context import Context
 
 PORT, PORTS = 7860, 21
@@ -121,6 +121,7 @@ def _answer(context: Context, rules: gate.Rules, listening: socket.socket, url: 
         server_header=False,
         proxy_headers=bool(rules.root_path),
         ws="none",
+        http=patience.Protocol,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     Server(config).run(sockets=[listening])
