@@ -83,20 +83,28 @@ class Cache:
         while some := list(islice(rest, _AT_ONCE)):
             yield from self._some_hashes(some)
 
-    def _some_hashes(self, paths: Sequence[str | Path]) -> list[str]:
+    def _some_hashes(self, paths: Sequence[str | Path], *, may_lack: bool = False) -> list[str]:
+        """Raises UserError for a file that cannot be read, or gives "" for it if it `may_lack`."""
         names = [os.fsencode(path) for path in paths]  # a name need not be text
         rows = self._rows("SELECT path, size, time, inode, hash FROM files WHERE path", names)
         out, new = list[str](), list[tuple[bytes, int, int, int, str]]()
         for path, name in zip(paths, names, strict=True):
-            stat = os.stat(path)
-            # an inode may have 64 bits where SQLite's numbers have 63
-            facts = stat.st_size, stat.st_mtime_ns, stat.st_ino & (1 << 63) - 1
-            row = rows.get(name)
-            if row is None or row[1:4] != facts or (self._verify and name not in self._hashed):
-                row = rows[name] = (name, *facts, disk.sha256(Path(path)))
-                new.append(row)
-                if self._verify:
-                    self._hashed.add(name)
+            try:
+                stat = os.stat(path)
+                # an inode may have 64 bits where SQLite's numbers have 63
+                facts = stat.st_size, stat.st_mtime_ns, stat.st_ino & (1 << 63) - 1
+                row = rows.get(name)
+                if row is None or row[1:4] != facts or (self._verify and name not in self._hashed):
+                    row = rows[name] = (name, *facts, disk.sha256(Path(path)))
+                    new.append(row)
+                    if self._verify:
+                        self._hashed.add(name)
+            except OSError as error:
+                if may_lack:
+                    out.append("")
+                    continue
+                said = f"cannot be read any more ({error.strerror})."
+                raise wrong(str(path), said, "Put it back, or resume the run to go on with what is there.") from None
             out.append(row[4])
         if new:
             with self._index:
@@ -109,11 +117,11 @@ class Cache:
         return {row[0]: row for row in self._index.execute(f"{question} IN ({places})", keys)}
 
     def are_sound(self, paths: Iterable[str], check: Callable[[str], bool]) -> Iterator[bool]:
-        """Whether each file passes `check`, which is asked once for each content."""
+        """Whether each file is there and passes `check`, which is asked once for each content."""
         rest = iter(paths)
         while some := list(islice(rest, _AT_ONCE)):
-            hashes = self._some_hashes(some)
-            known = {
+            hashes = self._some_hashes(some, may_lack=True)
+            known = {"": False} | {
                 found: bool(row[1]) for found, row in self._rows("SELECT hash, sound FROM sound WHERE hash", hashes).items()
             }
             for path, found in zip(some, hashes, strict=True):
