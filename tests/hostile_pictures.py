@@ -31,6 +31,13 @@ class Hostile:
     """What is said of it."""
     is_large: bool = False
     """It takes seconds to decode."""
+    is_caption: bool = False
+    """It is the caption file that is named."""
+
+    @property
+    def named(self) -> str:
+        """The file of which it is said."""
+        return str(Path(self.name).with_suffix(".txt")) if self.is_caption else self.name
 
 
 def encoded(picture: Image.Image, kind: str, **options) -> bytes:
@@ -150,16 +157,18 @@ HOSTILE: tuple[Hostile, ...] = (
     Hostile("pipe.png", "header", os.mkfifo, "no file"),
     Hostile("nowhere.png", "header", lambda p: p.symlink_to("gone.png"), "leads nowhere"),
     Hostile("itself.png", "header", lambda p: p.symlink_to("itself.png"), "leads nowhere"),
-    Hostile("latin.png", "header", captioned("ein Käfer".encode("latin-1")), "not UTF-8"),
-    Hostile("utf16.png", "header", captioned("a cat".encode("utf-16")), "not UTF-8"),
-    Hostile("endless_caption.png", "header", captioned(100 << 20), "too large for a caption"),
+    Hostile("latin.png", "header", captioned("ein Käfer".encode("latin-1")), "not UTF-8", is_caption=True),
+    Hostile("utf16.png", "header", captioned("a cat".encode("utf-16")), "not UTF-8", is_caption=True),
+    Hostile("endless_caption.png", "header", captioned(100 << 20), "too large for a caption", is_caption=True),
     Hostile("half.jpg", "decoding", content(cut("JPEG", 0.5)), "does not open"),
     Hostile("half.png", "decoding", content(cut("PNG", 0.5)), "does not open"),
     Hostile("half.webp", "decoding", content(cut("WEBP", 0.5)), "does not open"),
     Hostile("half.bmp", "decoding", content(cut("BMP", 0.5)), "does not open"),
     Hostile("sum.png", "decoding", content(wrong_sum), "does not open"),
     Hostile("hollow.png", "decoding", content(lambda: png(64, 64, zlib.compress(b""))), "does not open"),
-    Hostile("text_bomb.png", "decoding", content(lambda: png(64, 64, None, more=chunk(b"zTXt", b"a\0\0" + BOMB))), "does not open"),
+    Hostile(
+        "text_bomb.png", "decoding", content(lambda: png(64, 64, None, more=chunk(b"zTXt", b"a\0\0" + BOMB))), "does not open"
+    ),
     Hostile("cmyk.jpg", "fine", content(lambda: encoded(plain().convert("CMYK"), "JPEG"))),
     Hostile("deep.png", "fine", content(lambda: png(64, 64, None, depth=16))),
     Hostile("deep_colours.png", "fine", content(lambda: png(64, 64, None, depth=16, colour=2))),
@@ -193,7 +202,7 @@ LARGE: tuple[Hostile, ...] = (
 )
 """Of as many pixels as may be: what is decoded at once must be bounded."""
 
-BAD = [h.name for h in HOSTILE if h.seen in ("header", "decoding")]
+BAD = [h.named for h in HOSTILE if h.seen in ("header", "decoding")]
 
 
 def write(folder: Path, chosen: Sequence[Hostile] = HOSTILE, share: float = 0.05) -> int:

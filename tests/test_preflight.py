@@ -316,7 +316,8 @@ def test_each_disk_is_asked_for_what_goes_there(good: dict, tmp_path: Path, monk
     assert [f.message.split("about ")[1].split()[0] for f in found if f.field == "output.path"] == [
         str(3 * -(-weighs // 2**20))
     ]
-    found, _ = look(good, output={"path": str(folders["out"])}, **{**kept, "memory": {**kept["memory"], "cache_latents": False, "cache_text": False}})
+    kept["memory"] |= {"cache_latents": False, "cache_text": False}  # type: ignore[arg-type]
+    found, _ = look(good, output={"path": str(folders["out"])}, **kept)
     assert [f.field for f in found if "MiB" in f.message] == ["output.path"]
 
 

@@ -86,7 +86,10 @@ def test_a_zombie_is_dead() -> None:
 @pytest.mark.parametrize(
     ("exit_file", "said"),
     [
-        ({"code": -9, "pid": 99}, "the trainer was killed (signal 9); if nobody did that, the computer ran out of memory: lower"),
+        (
+            {"code": -9, "pid": 99},
+            "the trainer was killed (signal 9); if nobody did that, the computer ran out of memory",
+        ),
         ({"code": 137, "pid": 99}, "the trainer ended with exit code 137; if nobody did that, the computer ran out of memory"),
         ({"code": -11, "pid": 99}, "the trainer was killed (signal 11)"),
         ({"code": 3, "pid": 98}, "the trainer ended with exit code 3"),

@@ -101,7 +101,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
             if durable:
                 fsync(path.parent)
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it is renamed, or was never made, or the disk is read-only by now
             temporary.unlink()
 
 

@@ -18,6 +18,8 @@ from limner.runs import Run
 
 _BESIDE_MIB = 50
 """Events, logs and painted pictures of a run."""
+_TOKENIZERS_MIB = 8
+"""In a model's folder, beside the weights."""
 _NUM_STATES = 3  # two are kept while a third is written
 
 
@@ -40,10 +42,11 @@ def needs(config: Config, base: Base, pictures: Sequence[Picture]) -> Needs:
     variants = sum((1 + d.flip) * num_versions(d) for d in settings) if config.memory.cache_latents else 0
     captions = len(pictures) if caches_text(config, settings_of(config.data, pictures)) else 0
     trained, width = num_trained(config, base), BYTES[config.output.dtype]
+    makes_folder = config.adapter.trains_base and config.output.layout == "diffusers"
     return Needs(
         _mib(4 * (variants * 2 * base.latent_channels * side**2 + captions * text)),
         _mib(12 * trained),  # weights and two moments in float32
-        _mib((num_stored(base) if config.adapter.trains_base else trained) * width),
+        _mib((num_stored(base) if config.adapter.trains_base else trained) * width) + (_TOKENIZERS_MIB if makes_folder else 0),
     )
 
 

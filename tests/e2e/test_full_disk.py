@@ -7,11 +7,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import faults
+import tiny
+from limner.preflight import examine
 from limner.runs import Run
 from trainer import config, losses, new_run, result, states, train
 
@@ -24,7 +27,7 @@ LENGTH = {"steps": 8, "batch_size": 2}
 @pytest.fixture
 def elsewhere(tmp_path: Path, home: Path, machine_file: Path, monkeypatch: pytest.MonkeyPatch):
     """Limner's home is on a small disk of its own."""
-    with faults.small_disk(tmp_path / "disk", 16) as folder:
+    with faults.small_disk(tmp_path / "disk", 40) as folder:
         (folder / "home").mkdir()
         shutil.copy(machine_file, folder / "home" / "machine.json")
         monkeypatch.setenv("LIMNER_HOME", str(folder / "home"))
@@ -56,7 +59,7 @@ def test_a_disk_that_becomes_full(kind, where, count, needs, tiny_model, picture
     state = run.state()
     assert state.status == "failed" and faults.NO_SPACE in state.error and needs in state.error
     told = re.search(rf"error: ({elsewhere}\S*): .*: ([0-9]+) MiB are free there, about ([0-9]+) MiB are needed", state.error)
-    assert told and int(told[2]) == 0 and 1 <= int(told[3]) <= 8
+    assert told and int(told[2]) == 0 and 1 <= int(told[3]) <= 14
     assert "Free some space and resume the run" in state.error
     faults.require_ended(run)
     faults.require_whole(run)
@@ -92,7 +95,7 @@ def test_what_is_said_to_be_needed_is_what_it_takes(tiny_model, pictures, elsewh
     weighs = [sum(f.stat().st_size for f in s.iterdir()) / 2**20 for s in states(run)]
     (finished,) = [sum(f.stat().st_size for f in (run.checkpoints / "cat").rglob("*") if f.is_file()) / 2**20]
     assert max(weighs) <= told["state"] <= max(weighs) + 1.5
-    assert finished <= told["checkpoint"] + 1.2  # a folder holds the tokenizer as well
+    assert finished <= told["checkpoint"] <= finished + 6
 
 
 @posix
@@ -135,25 +138,47 @@ def test_the_output_disk_is_taken_out(tiny_model, pictures, tmp_path):
 
 
 @pytest.mark.slow
-@posix
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may become another user")
-def test_a_user_who_may_not_write_there(tiny_model, pictures, tmp_path, home):
-    out = tmp_path / "out"
-    out.mkdir(mode=0o755)
-    run = new_run(config(tiny_model, pictures, output={**OFTEN, "path": str(out)}, train=LENGTH))
-    for folder in (*tmp_path.parents, tmp_path):
-        if folder.stat().st_uid == 0 and folder.is_relative_to("/tmp"):
-            folder.chmod(folder.stat().st_mode | 0o055)
-    subprocess.run(["chown", "-R", "65534", str(home)], check=True)
-    assert faults.train(run, faults.other_user, 65534) == 2, run.tail()
-    assert str(out) in run.state().error and "Permission denied" in run.state().error
+def test_the_output_disk_becomes_read_only(tiny_model, pictures, tmp_path):
+    with faults.small_disk(tmp_path / "stick", 8) as stick:
+        run = new_run(config(tiny_model, pictures, output={**OFTEN, "path": str(stick)}, train=LENGTH))
+        assert faults.train(run, faults.run_words, "step", 6, "mount", "-o", "remount,ro", str(stick)) == 2
+        error = run.state().error
+        assert f"{stick}/cat.safetensors: cannot be read or written any more (Read-only file system)" in error
+        faults.require_ended(run)
+        assert [p.name for p in stick.iterdir()] == ["cat-step00000004.safetensors"]
+        subprocess.run(["mount", "-o", "remount,rw", str(stick)], check=True)
+        assert train(run) == 0 and (stick / "cat.safetensors").exists()
+
+
+def test_read_only_folders_are_named_before_the_start(tiny_model, pictures, tmp_path, monkeypatch):
+    with faults.small_disk(tmp_path / "disk", 1) as folder:
+        (folder / "home").mkdir()
+        tiny.pictures(folder / "pictures")
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        monkeypatch.setenv("LIMNER_HOME", str(folder / "home"))
+        given = {"output": {"path": str(folder / "out")}, "memory": {"cache_path": str(folder / "a" / "cache")}}
+        findings, _ = examine(config(tiny_model, folder / "pictures", **given), None)
+    said = {f.field: f.message for f in findings if "cannot be written (Read-only file system)" in f.message}
+    assert said.keys() == {"LIMNER_HOME", "output.path", "memory.cache_path"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="makes root an ordinary user, by Linux's capabilities")
+def test_a_user_who_may_not_write_there(tiny_model, pictures, tmp_path):
+    run = new_run(config(tiny_model, pictures, output={**OFTEN, "path": str(tmp_path / "out")}, train=LENGTH))
+    (tmp_path / "out").mkdir(mode=0o555)
+    assert faults.train(run, faults.ordinary_user) == 2, run.tail()
+    assert f"{tmp_path}/out" in run.state().error and "Permission denied" in run.state().error
     faults.require_ended(run)
-    assert list(out.iterdir()) == []
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize(
     "name",
-    ["it's \u732b \U0001f468\u200d\U0001f680 100 % #1 & co; (x) [y] {z} = ~ ,", pytest.param("x" * 200, marks=pytest.mark.slow)],
+    [
+        "it's \u732b \U0001f468\u200d\U0001f680 100 % #1 & co; (x) [y] {z} = ~ ,",
+        pytest.param("x" * 200, marks=pytest.mark.slow),
+    ],
 )
 def test_odd_names_work(name, tiny_model, pictures, tmp_path):
     out = tmp_path / ("\U0001f408 'q' \"q\"\n" if os.name != "nt" else "out") / ("y" * 255)

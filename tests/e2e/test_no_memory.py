@@ -1,4 +1,4 @@
-"""Memory runs out elsewhere than in a step: it is said what to change, nothing is left behind, and painting is not worth a run."""
+"""Memory runs out: it is said what to change, nothing is left behind, and a preview is not worth a run."""
 
 from __future__ import annotations
 

@@ -17,10 +17,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import preloaded  # noqa: F401
-
 import faults
 import forked
+import preloaded  # noqa: F401
 import tiny
 import trainer
 from limner.engine import __main__ as engine
@@ -57,9 +56,7 @@ def new(kind: str, folder: Path, model: Path, pictures: Path, machine: Path) -> 
     folder.mkdir(parents=True)
     shutil.copy(machine, folder / "machine.json")
     os.environ["LIMNER_HOME"] = str(folder)
-    return trainer.new_run(
-        trainer.config(model, pictures, adapter={"kind": kind}, output=OFTEN, sample=PROMPT, train=LENGTH)
-    )
+    return trainer.new_run(trainer.config(model, pictures, adapter={"kind": kind}, output=OFTEN, sample=PROMPT, train=LENGTH))
 
 
 def faults_of(run: Run, folder: Path, code: int, stays_full: bool, expected: dict[str, Any]) -> list[str]:

@@ -35,7 +35,7 @@ def size_of(path: str) -> tuple[str, int, int]:
 
 def first_bytes(path: str, limit: int) -> bytes:
     """The start of a file, or all of it. Raises OSError."""
-    # not by open(): its objects cost more than the reading, a hundred thousand times; and should it have become a pipe, not to wait
+    # not by open(): its objects cost more than the reading, a hundred thousand times. Not waiting, should it be a pipe by now
     number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         content = os.read(number, min(limit, _BLOCK_BYTES))

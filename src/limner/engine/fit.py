@@ -22,8 +22,9 @@ _STEP_LEFT = 'Set memory.quantize = "fp8", a smaller data.resolution or adapter.
 
 _NO_MEMORY = (
     "can't allocate memory", "Cannot allocate memory", "out of memory", "not enough memory", "_ALLOC_FAILED", "bad_alloc",
+    "could not create a primitive", "could not create a memory",
 )  # fmt: skip
-"""What torch, CUDA's libraries, MPS, the system and C++ say of it."""
+"""What torch, oneDNN, CUDA's libraries, MPS, the system and C++ say of it."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from limner.machine import Machine
 from limner.preflight.packages import is_installed
 from limner.preflight.records import Records
 
+_NOT_EVERYWHERE = set('/\\:*?"<>|$`\n\t\u2028\u2029')
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in "123456789\u00b9\u00b2\u00b3")}
 """Windows gives no file such a name, whatever its ending; its digits may stand high."""
 
@@ -61,7 +62,11 @@ def check_output(config: Config, machine: Machine | None, records: Records) -> I
     name = config.output.name
     if not name.strip() or name in (".", "..") or name != name.strip() or name.endswith("."):
         yield Finding("output.name", f"{name!r} cannot be a file name.", "Use letters and digits.")
-    elif any(c in name for c in '/\\:*?"<>|$`\n\t\u2028\u2029') or name.split(".")[0].lower() in _RESERVED or name.startswith((".", "-")):
+    elif (
+        any(c in name for c in '/\\:*?"<>|$`\n\t\u2028\u2029')
+        or name.split(".")[0].lower() in _RESERVED
+        or name.startswith((".", "-"))
+    ):
         yield Finding("output.name", f"{name!r} cannot be a file name on every system.", "Use letters, digits, - and _.")
     elif len(os.fsencode(name)) > 200:
         yield Finding("output.name", f"is {len(os.fsencode(name))} bytes long.", "Use at most 200 bytes.")
