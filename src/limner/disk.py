@@ -71,7 +71,7 @@ def as_os_error(error: BaseException, path: Path) -> OSError | None:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """What the system refuses inside is said of `path`: nobody knows the temporary names, and libraries name none at all."""
     try:
         yield
@@ -93,7 +93,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
-        with _naming(path):
+        with naming(path):
             yield temporary
             if durable:
                 fsync(temporary)
@@ -145,7 +145,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(folder)
     try:
-        with _naming(folder):
+        with naming(folder):
             temporary.mkdir()
             fill(temporary)
             files = sorted(p for p in temporary.rglob("*") if p.is_file())

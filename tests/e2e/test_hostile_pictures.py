@@ -43,14 +43,14 @@ def test_one_file_in_twenty_is_bad(tiny_model: Path, tmp_path: Path) -> None:
     assert code == 0 and mib <= faults.MOST_MIB, (told, mib)
     lines = told.splitlines()
     for hostile in HOSTILE:
-        mine = [line for line in lines if f"{hostile.named}:" in line]
+        mine = [line for line in lines if f"/{hostile.named}:" in line]
         if hostile.seen in ("header", "decoding"):
             assert len(mine) == 1 and hostile.words in mine[0] and mine[0].startswith("warning:"), (hostile.name, mine)
         else:
             assert mine == [], mine
     assert not [line for line in lines if not line.isprintable() or len(line) > 760]
     code, told, _, _ = faults.check(strict, tmp_path, "--deep", "--quick")
-    assert code == 2 and all(f"{name}:" in told for name in BAD)
+    assert code == 2 and all(f"/{name}:" in told for name in BAD)
 
     # a run is refused, or leaves them out, counts them and trains the rest
     refused = new_run(strict)

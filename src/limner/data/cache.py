@@ -107,9 +107,15 @@ class Cache:
                 raise wrong(str(path), said, "Put it back, or resume the run to go on with what is there.") from None
             out.append(row[4])
         if new:
-            with self._index:
+            with self._changing():
                 self._index.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", new)
         return out
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """A change of the index, whole or not at all. Raises OSError where there is no space for it."""
+        with disk.naming(self.folder / "index.sqlite"), self._index:
+            yield
 
     def _rows(self, question: str, keys: list[Any]) -> dict[Any, Any]:
         """Rows by their first column, which is one of the `keys`."""
@@ -127,7 +133,7 @@ class Cache:
             for path, found in zip(some, hashes, strict=True):
                 if found not in known:
                     known[found] = check(path)
-                    with self._index:
+                    with self._changing():
                         self._index.execute("INSERT OR REPLACE INTO sound VALUES (?, ?)", (found, int(known[found])))
                 yield known[found]
 
@@ -162,7 +168,7 @@ class Cache:
         with disk.replacing(self.folder / shard, durable=False) as temporary:
             save_file(tensors, temporary)
         rows = [(key, shard, json.dumps(sorted(e)), _checksum(e)) for key, e in entries.items()]
-        with self._index:
+        with self._changing():
             self._index.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", rows)
 
     def get(self, key: str) -> Entry | None:
@@ -180,7 +186,7 @@ class Cache:
         except (OSError, SafetensorError):
             entry = None
         if entry is None or _checksum(entry) != row[2]:
-            with self._index:
+            with self._changing():
                 self._index.execute("DELETE FROM entries WHERE key = ?", (key,))
             return None
         self._keep(key, entry)
@@ -237,6 +243,8 @@ def _open_index(path: Path) -> sqlite3.Connection:
         except sqlite3.DatabaseError as error:
             if connection is not None:
                 connection.close()
+            if (failed := disk.as_os_error(error, path)) is not None:
+                raise failed from error
             if isinstance(error, sqlite3.OperationalError) or attempt:
                 said = f"{path} cannot be opened ({error})."
                 raise wrong("memory.cache_path", said, "Choose another folder, or remove the file.") from None
