@@ -295,7 +295,7 @@ def test_a_deep_look_decodes_every_picture(good: dict, tmp_path: Path) -> None:
 def test_a_full_disk(good: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("limner.disk.free_bytes", lambda _: 10 << 20)
     [finding] = look(good)[0]
-    assert finding.field == "output.path" and finding.message.startswith("10 MiB are free, about 55 MiB are needed")
+    assert finding.field == "output.path" and finding.message.startswith("10 MiB are free, about 57 MiB are needed")
     assert finding.message.endswith(f"on the disk of {runs.home()}.")
     assert "MiB are needed" in look(good, adapter={"kind": "none"})[0][0].message
 

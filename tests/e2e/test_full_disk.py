@@ -49,8 +49,6 @@ def of_kind(kind: str, model: Path, pictures: Path) -> Run:
     [
         ("lora", "cache", 1, "what it caches"),
         ("lora", "file", 4, "a training state and a finished file"),
-        pytest.param("none", "file", 3, "a training state and a finished file", marks=pytest.mark.slow),
-        pytest.param("lora", "picture", 2, "", marks=pytest.mark.slow),
     ],
 )
 def test_a_disk_that_becomes_full(kind, where, count, needs, tiny_model, pictures, elsewhere, known):
@@ -99,13 +97,13 @@ def test_what_is_said_to_be_needed_is_what_it_takes(tiny_model, pictures, elsewh
 
 
 @posix
-@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("number", [errno.EFBIG, errno.EIO])
 def test_a_folder_that_takes_no_more_files(tiny_model, pictures, number):
     run = new_run(config(tiny_model, pictures, output=OFTEN, train=LENGTH))
     assert faults.train(run, faults.refused_files, "step", 4, number) == 2
     error = run.state().error
     assert os.strerror(number) in error and str(run.path) in error and "resume the run" in error
-    assert ("MiB are needed" in error) == (number in (errno.EDQUOT, errno.EFBIG))
+    assert ("MiB are needed" in error) == (number == errno.EFBIG)
     faults.require_ended(run)
     faults.require_whole(run)
     assert [p.name for p in states(run)] == ["step-00000002"] and not faults.leftovers(run.path)
@@ -173,15 +171,12 @@ def test_a_user_who_may_not_write_there(tiny_model, pictures, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "it's \u732b \U0001f468\u200d\U0001f680 100 % #1 & co; (x) [y] {z} = ~ ,",
-        pytest.param("x" * 200, marks=pytest.mark.slow),
-    ],
-)
-def test_odd_names_work(name, tiny_model, pictures, tmp_path):
+ODD = "it's \u732b \U0001f468\u200d\U0001f680 100 % #1 & co; (x) [y] {z} = ~ ,"
+
+
+def test_odd_names_work(tiny_model, pictures, tmp_path):
     out = tmp_path / ("\U0001f408 'q' \"q\"\n" if os.name != "nt" else "out") / ("y" * 255)
+    name = ODD + "x" * (200 - len(ODD.encode()))  # as long as may be
     embedding = {"token": "number"}
     chosen = config(tiny_model, pictures, output={"name": name, "path": str(out.with_name("y" * 255)), "save_every_steps": 1,
                                                   "keep_last": 1}, embedding=embedding, train={"steps": 2})  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,6 @@ def of(model: Path, folder: Path, **data) -> Config:
 def test_one_file_in_twenty_is_bad(tiny_model: Path, tmp_path: Path) -> None:
     num_usable = hostile_pictures.write(folder := tmp_path / "set")
     assert len(BAD) / (num_usable + len(BAD)) == pytest.approx(0.05, abs=0.005)
-    since = time.monotonic()
     strict, lenient = of(tiny_model, folder), of(tiny_model, folder, skip_broken=True)
 
     # before the start, at a glance: all that headers tell, with the reason
@@ -49,8 +47,6 @@ def test_one_file_in_twenty_is_bad(tiny_model: Path, tmp_path: Path) -> None:
         else:
             assert mine == [], mine
     assert not [line for line in lines if not line.isprintable() or len(line) > 760]
-    code, told, _, _ = faults.check(strict, tmp_path, "--deep", "--quick")
-    assert code == 2 and all(f"/{name}:" in told for name in BAD)
 
     # a run is refused, or leaves them out, counts them and trains the rest
     refused = new_run(strict)
@@ -62,7 +58,6 @@ def test_one_file_in_twenty_is_bad(tiny_model: Path, tmp_path: Path) -> None:
     warned = [e["message"] for e, _ in run.events() if e["event"] == "warning"]
     assert f"{len(BAD)} files were skipped; {num_usable} pictures are trained" in warned
     assert not [name for name in BAD if not any(name in words for words in warned)]
-    assert time.monotonic() - since < 60
     print(f"{len(BAD)} bad of {len(BAD) + num_usable}: check --deep had {mib} MiB")
 
 
