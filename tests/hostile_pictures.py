@@ -181,7 +181,7 @@ HOSTILE: tuple[Hostile, ...] = (
     Hostile("a_jpeg.png", "fine", content(lambda: encoded(plain(), "JPEG"))),
     Hostile("a_png.jpg", "fine", content(lambda: encoded(plain(), "PNG"))),
     Hostile("tail.png", "fine", content(lambda: encoded(plain(), "PNG") + b"PK\x03\x04" * 9999)),
-    Hostile("profile_bomb.png", "decoding", content(lambda: png(64, 64, None, more=chunk(b"iCCP", b"a\0\0" + BOMB))), "not open"),
+    Hostile("profile_bomb.png", "decoding", content(lambda: png(64, 64, None, more=chunk(b"iCCP", b"a\0\0" + BOMB))), "open"),
     Hostile("controls.png", "fine", captioned(b"a \x00\x1b[2J\x1b]52;c;eA==\x07 cat\xe2\x80\xae\r\n")),
     Hostile("marked.png", "fine", captioned(b"\xef\xbb\xbfa cat\r\n")),
     Hostile("a_word.png", "fine", captioned(b"a" * (1 << 20))),
