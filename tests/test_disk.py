@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from limner import disk
+from limner.errors import wrong
 
 
 class Crash(BaseException):
@@ -190,6 +192,38 @@ def test_sweeping_takes_temporary_names_only(tmp_path: Path) -> None:
     disk.sweep(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["a.tmp", "keep", "sub"] and os.listdir(tmp_path / "sub") == [f"{disk.TEMPORARY}b"]
     disk.sweep(tmp_path / "none")
+
+
+class Native(Exception):
+    """As safetensors raises it: no OSError, and no number but in its words."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        OSError(28, "No space left on device", "/x/.tmp-0123/weights"),
+        Native("Error while serializing: I/O error: No space left on device (os error 28)"),
+        sqlite3.OperationalError("database or disk is full"),
+    ],
+)
+def test_what_the_system_refuses_is_said_of_the_file_that_is_meant(tmp_path: Path, error: Exception) -> None:
+    def fail(_: Path) -> None:
+        raise error
+
+    with pytest.raises(OSError) as caught, disk.replacing(tmp_path / "a") as temporary:
+        fail(temporary)
+    assert (caught.value.errno, caught.value.filename) == (28, str(tmp_path / "a"))
+    with pytest.raises(OSError) as caught:
+        disk.write_folder(tmp_path / "b", fail)
+    assert (caught.value.errno, caught.value.filename) == (28, str(tmp_path / "b")) and os.listdir(tmp_path) == []
+
+
+def test_what_is_not_the_systems_or_of_another_file_stays_what_it_is(tmp_path: Path) -> None:
+    for error in (OSError("no number"), FileNotFoundError(2, "gone", "/x/other"), ValueError("x"), wrong("x", "(os error 28)")):
+        with pytest.raises(type(error)) as caught, disk.replacing(tmp_path / "a"):
+            raise error
+        assert caught.value is error
 
 
 def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:

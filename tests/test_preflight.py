@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 import tiny
+from limner import runs
 from limner.config import files
 from limner.errors import Finding
 from limner.machine import Device, Machine
 from limner.preflight import Records, examine
-from limner.preflight.output import _needed_mib
+from limner.space import needs
 
 CPU = Machine("2.13.0", "cpu", (Device("cpu", "x86", 16_000, True),), 2, 16_000, "")
 GPU = Machine("2.13.0", "12.8", (*CPU.devices, Device("cuda", "GTX 1080", 8_000, False)), 8, 16_000, "")
@@ -242,6 +243,7 @@ BAD_NAMES = [
     "CON",
     "nul.txt",
     "com1",
+    "lpt\u00b2.x",
     "-x",
     ".hidden",
     "a.",
@@ -293,15 +295,40 @@ def test_a_deep_look_decodes_every_picture(good: dict, tmp_path: Path) -> None:
 def test_a_full_disk(good: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("limner.disk.free_bytes", lambda _: 10 << 20)
     [finding] = look(good)[0]
-    assert finding.field == "output.path" and finding.message.startswith("10 MiB are free, about 55 MiB are needed")
-    assert look(good, adapter={"kind": "none"})[0][0].message.endswith("MiB are needed.")
+    assert finding.field == "output.path" and finding.message.startswith("10 MiB are free, about 57 MiB are needed")
+    assert finding.message.endswith(f"on the disk of {runs.home()}.")
+    assert "MiB are needed" in look(good, adapter={"kind": "none"})[0][0].message
+
+
+def test_each_disk_is_asked_for_what_goes_there(good: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches, runs and finished files may lie on three disks, and checkpoints on the way take space as well."""
+    folders = {name: tmp_path / name for name in ("cache", "out")}
+    monkeypatch.setattr("limner.disk.disk_of", lambda p: [*folders.values(), p].index(p))
+    monkeypatch.setattr("limner.disk.free_bytes", lambda p: (p not in folders.values()) << 40)
+    kept = {"memory": {"cache_path": str(folders["cache"])}, "adapter": {"kind": "none"}}
+    found, records = look(good, output={"path": str(folders["out"]), "save_every_steps": 1, "dtype": "fp32"}, **kept)
+    said = {f.field: int(f.message.split("about ")[1].split()[0]) for f in found}
+    assert said.keys() == {"memory.cache_path", "output.path"}
+    assert records.base is not None and records.scan is not None
+    weighs = sum(f.stat().st_size for f in records.base.path.rglob("*.safetensors"))  # type: ignore[union-attr]
+    assert said["output.path"] == 6 * -(-weighs // 2**20) >= 6  # of 5 steps each, and the last
+    found, _ = look(good, output={"path": str(folders["out"]), "save_every_steps": 1, "keep_last": 2, "dtype": "fp32"}, **kept)
+    assert [f.message.split("about ")[1].split()[0] for f in found if f.field == "output.path"] == [
+        str(3 * -(-weighs // 2**20))
+    ]
+    kept["memory"] |= {"cache_latents": False, "cache_text": False}  # type: ignore[arg-type]
+    found, _ = look(good, output={"path": str(folders["out"])}, **kept)
+    assert [f.field for f in found if "MiB" in f.message] == ["output.path"]
 
 
 def test_mirrored_pictures_take_their_space(good: dict) -> None:
     records = look(good)[1]
     assert records.scan is not None and records.base is not None
     records.scan.pictures *= 100_000
-    plain, mirrored = (_needed_mib(files.build({**good, "data": {"flip": flip}}, {}), records) for flip in (False, True))
+    plain, mirrored = (
+        needs(files.build({**good, "data": {"flip": flip}}, {}), records.base, records.scan.pictures).caches
+        for flip in (False, True)
+    )
     latents = 2 * records.base.latent_channels * (32 // records.base.latent_factor) ** 2  # mean and deviation
     assert mirrored - plain == pytest.approx(400_000 * latents * 4 / 2**20, abs=1) and mirrored - plain > 1000
 

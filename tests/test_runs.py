@@ -86,7 +86,12 @@ def test_a_zombie_is_dead() -> None:
 @pytest.mark.parametrize(
     ("exit_file", "said"),
     [
-        ({"code": -9, "pid": 99}, "the trainer was killed (signal 9)"),
+        (
+            {"code": -9, "pid": 99},
+            "the trainer was killed (signal 9); if nobody did that, the computer ran out of memory",
+        ),
+        ({"code": 137, "pid": 99}, "the trainer ended with exit code 137; if nobody did that, the computer ran out of memory"),
+        ({"code": -11, "pid": 99}, "the trainer was killed (signal 11)"),
         ({"code": 3, "pid": 98}, "the trainer ended with exit code 3"),
         ({"code": -9, "pid": 97}, "the trainer is gone"),
         ({"code": "x", "pid": 99}, "the trainer is gone"),
@@ -97,6 +102,13 @@ def test_why_a_run_died(run: Run, exit_file: object, said: str) -> None:
     run.write_state(State(status="running", pid=99, process_started=1.0, parent=98))
     disk.write_json(run.path / "exit.json", exit_file)
     assert run.state().status == "failed" and run.state().error.startswith(said)
+
+
+def test_a_full_disk_is_seen_by_whoever_looks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.write_state(State(status="running", **dead()))
+    monkeypatch.setattr("limner.disk.free_bytes", lambda path: 4096 if path == run.path else 1 << 30)
+    said = f"the trainer is gone (killed, or the machine was restarted); the disk of {run.path} is full: free some space"
+    assert run.state().error.startswith(said)
 
 
 def test_an_own_word_about_the_end_comes_first(run: Run) -> None:

@@ -7,9 +7,11 @@ survive goes through these functions, so that faults can be injected in one plac
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -17,9 +19,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from limner.errors import UserError
+
 TEMPORARY = ".tmp-"
 _REPLACED = f"{TEMPORARY}was-"  # then the name of a folder that is being replaced
 MANIFEST = "manifest.json"
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""No space on the disk, none left of a quota, or a file system that takes no file of that size."""
+_OF_RUST = re.compile(r"\(os error ([0-9]{1,5})\)", re.ASCII)
 
 
 def temporary_name(path: Path) -> Path:
@@ -50,6 +57,33 @@ def _rename(source: Path, target: Path) -> None:
             time.sleep(0.05)
 
 
+def as_os_error(error: BaseException, path: Path) -> OSError | None:
+    """What the system refused, however a library puts it; of `path`, where no file is named. None if it was something else."""
+    if isinstance(error, OSError):
+        is_told = error.errno is None or error.filename is not None
+        return error if is_told else OSError(error.errno, error.strerror, str(path))
+    if isinstance(error, UserError):
+        return None
+    said = str(error)
+    number = int(found[1]) if (found := _OF_RUST.search(said)) else None  # safetensors
+    number = errno.ENOSPC if "database or disk is full" in said else number  # SQLite
+    return None if number is None else OSError(number, os.strerror(number), str(path))
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the system refuses inside is said of `path`: nobody knows the temporary names, and libraries name none at all."""
+    try:
+        yield
+    except Exception as error:
+        failed = as_os_error(error, path)
+        if failed is not None and failed.filename is not None and TEMPORARY in str(failed.filename):
+            failed = OSError(failed.errno, failed.strerror, str(path))
+        if failed is None or failed is error:
+            raise
+        raise failed from error
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes `path`, on any failure it is removed.
@@ -59,14 +93,15 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
-        yield temporary
-        if durable:
-            fsync(temporary)
-        _rename(temporary, path)
-        if durable:
-            fsync(path.parent)
+        with naming(path):
+            yield temporary
+            if durable:
+                fsync(temporary)
+            _rename(temporary, path)
+            if durable:
+                fsync(path.parent)
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it is renamed, or was never made, or the disk is read-only by now
             temporary.unlink()
 
 
@@ -109,20 +144,21 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         raise FileExistsError(17, "exists and was not written by Limner", str(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(folder)
-    temporary.mkdir()
     try:
-        fill(temporary)
-        files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        manifest = {p.relative_to(temporary).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
-        (temporary / MANIFEST).write_text(json.dumps({"files": manifest}, indent=2), encoding="utf-8")
-        for path in [*files, temporary / MANIFEST, *(p for p in temporary.rglob("*") if p.is_dir()), temporary]:
-            fsync(path)
-        previous = folder.with_name(_REPLACED + folder.name)
-        if folder.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            _rename(folder, previous)  # a crash before the next line is put right by `sweep`
-        _rename(temporary, folder)
-        fsync(folder.parent)
+        with naming(folder):
+            temporary.mkdir()
+            fill(temporary)
+            files = sorted(p for p in temporary.rglob("*") if p.is_file())
+            manifest = {p.relative_to(temporary).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+            (temporary / MANIFEST).write_text(json.dumps({"files": manifest}, indent=2), encoding="utf-8")
+            for path in [*files, temporary / MANIFEST, *(p for p in temporary.rglob("*") if p.is_dir()), temporary]:
+                fsync(path)
+            previous = folder.with_name(_REPLACED + folder.name)
+            if folder.exists():
+                shutil.rmtree(previous, ignore_errors=True)
+                _rename(folder, previous)  # a crash before the next line is put right by `sweep`
+            _rename(temporary, folder)
+            fsync(folder.parent)
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -165,6 +201,15 @@ def sweep(folder: Path) -> None:
 
 def free_bytes(path: Path) -> int:
     """Free space on the disk that holds `path` or its nearest existing parent."""
+    return shutil.disk_usage(_there(path)).free
+
+
+def disk_of(path: Path) -> int:
+    """A number for the disk that holds `path` or its nearest existing parent."""
+    return _there(path).stat().st_dev
+
+
+def _there(path: Path) -> Path:
     while not path.exists() and path != path.parent:
         path = path.parent
-    return shutil.disk_usage(path).free
+    return path

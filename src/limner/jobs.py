@@ -112,7 +112,8 @@ def explain(run: Run, reason: str) -> None:
 def note_exit(run: Run, pid: int, code: int | None) -> None:
     """Record how the trainer ended; the runner's side of the truth. `code` is None for one that was not its own child."""
     with contextlib.suppress(OSError):
-        disk.write_json(run.path / "exit.json", {"code": code, "time": time.time(), "pid": pid})
+        if run.path.is_dir():  # it may have been deleted
+            disk.write_json(run.path / "exit.json", {"code": code, "time": time.time(), "pid": pid})
 
 
 def stop(run: Run, *, now: bool = False, grace_seconds: float = GRACE_SECONDS) -> State:

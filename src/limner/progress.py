@@ -236,6 +236,9 @@ def _say_end(run: Run) -> int:
     if state.status == "stopped" and not code:
         print(f"Stopped at step {state.step} of {state.steps}. Go on with: limner runs resume {run.id}")
         return 0
+    if not run.path.is_dir():
+        print(f"error: {run.path} was deleted or moved while it trained.", file=sys.stderr)
+        return 2
     for line in (state.error or f"the trainer ended with exit code {code}").split("\n"):
         print(line if line.startswith("error:") else f"error: {printable(line, 600)}", file=sys.stderr)
     print(f"The log: {run.log}", file=sys.stderr)

@@ -48,6 +48,10 @@ JOB_FILE = "target.json"
 LIVE: tuple[Status, ...] = ("starting", "running", "stopping")
 LAUNCHER = "LIMNER_LAUNCHER"
 """In the environment of processes that a launcher started which has the last word about them: its pid."""
+_LEAST_BYTES = 64 << 10
+_OUT_OF_MEMORY = (
+    "; if nobody did that, the computer ran out of memory: lower train.batch_size or data.resolution, or close other programs"
+)
 _CHANGE = re.compile(r"change-[0-9]{1,20}\.toml", re.ASCII)
 _MAX_CHANGE_BYTES = 1 << 20
 REQUESTS = ("stop", "stop-now", "sample", "save")
@@ -247,8 +251,12 @@ class Run:
         ended = disk.read_json(self.path / "exit.json")
         if isinstance(ended, dict) and ended.get("pid") in (state.pid, state.parent) and isinstance(ended.get("code"), int):
             code = ended["code"]
-            return f"the trainer was killed (signal {-code})" if code < 0 else f"the trainer ended with exit code {code}"
-        return "the trainer is gone (killed, or the machine was restarted)"
+            said = f"the trainer was killed (signal {-code})" if code < 0 else f"the trainer ended with exit code {code}"
+            said += _OUT_OF_MEMORY if code in (-9, 137) else ""
+        else:
+            said = "the trainer is gone (killed, or the machine was restarted)"
+        is_full = disk.free_bytes(self.path) < _LEAST_BYTES  # it could not say so itself
+        return f"{said}; the disk of {self.path} is full: free some space, and resume it" if is_full else said
 
     def tail(self, limit: int = 4000) -> str:
         """The end of the log."""

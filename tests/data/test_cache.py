@@ -287,7 +287,8 @@ def test_hashes_are_noted_on_the_way(folder: Path, tmp_path: Path, monkeypatch: 
     paths = [tmp_path / f"{i}.png" for i in range(150)]
     for path in paths[:140]:
         path.write_bytes(path.name.encode())
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match="cannot be read any more"):
         list(Cache(folder).content_hashes(paths))
+    assert [*Cache(folder).are_sound([str(p) for p in paths[100:]], lambda _: True)] == [True] * 40 + [False] * 10
     monkeypatch.setattr("limner.disk.sha256", lambda _: pytest.fail("read again"))
     assert len([*Cache(folder).content_hashes(paths[:100])]) == 100

@@ -154,6 +154,18 @@ def test_too_many_pixels_are_refused_unread(tmp_path: Path) -> None:
         load(tmp_path / "b.png", WHOLE)
 
 
+def test_large_pictures_become_what_small_ones_do(tmp_path: Path) -> None:
+    """They are brought to RGB piece by piece; the reference is float64 arithmetic over the whole."""
+    rng = np.random.default_rng(1)
+    colours, greys = rng.integers(0, 256, (700, 30, 4)), rng.integers(0, 65536, (700, 30))
+    path = saved(Image.fromarray(colours.astype(np.uint8), "RGBA"), tmp_path / "a.png")
+    share = colours[..., 3:] / 255
+    expected = colours[..., :3] * share + 255 * (1 - share)
+    assert np.abs(np.asarray(decode(path), np.float64) - expected).max() <= 1
+    path = saved(Image.fromarray(greys.astype(np.uint16)), tmp_path / "b.png")
+    assert np.array_equal(np.asarray(decode(path))[..., 1], np.floor(greys / 257))
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_damage_anywhere_gives_pixels_or_a_user_error(tmp_path: Path) -> None:
     rng = random.Random(0)

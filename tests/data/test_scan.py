@@ -113,7 +113,22 @@ def test_links_pipes_and_folders_named_like_pictures(root: Path) -> None:
     os.mkfifo(root / "pipe.png")
     os.mkfifo(root / "a.txt")
     (root / "linked.txt").mkdir()
-    assert sorted(names(look(root, trigger="x"))) == ["a.png", "inside.png", "linked.png"]
+    found = look(root, trigger="x")
+    assert sorted(names(found)) == ["a.png", "inside.png", "linked.png"]
+    assert {Path(f.field).name: f.message for f in found.broken} == {
+        "gone.png": "is a link that leads nowhere.",
+        "pipe.png": "is no file (a pipe, socket or device).",
+        "self.png": "is a link that leads nowhere.",
+    }
+
+
+def test_pictures_of_other_kinds_are_counted(root: Path) -> None:
+    for name in ("a.png", "b.GIF", "sub/c.heic", "d.heic", "notes.md"):
+        put(root / name)
+    found = look(root, trigger="x")
+    assert names(found) == ["a.png"] and not found.broken
+    (said,) = (str(w) for w in found.warnings)
+    assert "3 pictures are of kinds that Limner does not open (.gif, .heic), and are left out. The first is b.GIF." in said
 
 
 @posix

@@ -131,3 +131,19 @@ def test_copies_and_the_order_of_writes():
     saver.do(lambda: {"kind": "state", "step": 3}, aside=False)
     saver.close()
     assert told == [1, 2, 3]
+
+
+def test_no_state_is_written_behind_a_checkpoint_that_failed(model: Path, tmp_path: Path, monkeypatch: Any):
+    """The run would go on from that state, past the checkpoint, and at its end be done without a file."""
+    job = job_for(model, tiny.pictures(tmp_path / "p"), output={"name": "cat", "state_every_steps": 100}, train={"steps": 3})
+    write = checkpoint.save_file
+
+    def full(tensors: Any, path: Path, *args: Any) -> None:
+        if path.parent == job.run.checkpoints:
+            raise OSError(28, "No space left on device")
+        write(tensors, path, *args)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(job, 0)
+    assert names(job) == [] and list(job.run.states.iterdir()) == []

@@ -203,7 +203,7 @@ def test_killing_the_supervisor_ends_all(tmp_path: Path) -> None:
     jobs.stop_at_once(run)
     assert ended(run, process) == -9
     wait_for(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in below))
-    assert (run.state().status, run.state().error) == ("failed", "the trainer was killed (signal 9)")
+    assert run.state().status == "failed" and run.state().error.startswith("the trainer was killed (signal 9)")
 
 
 def test_what_never_trained_says_why_and_what_lost_its_steps_is_not_resumed(tmp_path: Path) -> None:

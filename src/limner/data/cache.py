@@ -83,25 +83,39 @@ class Cache:
         while some := list(islice(rest, _AT_ONCE)):
             yield from self._some_hashes(some)
 
-    def _some_hashes(self, paths: Sequence[str | Path]) -> list[str]:
+    def _some_hashes(self, paths: Sequence[str | Path], *, may_lack: bool = False) -> list[str]:
+        """Raises UserError for a file that cannot be read, or gives "" for it if it `may_lack`."""
         names = [os.fsencode(path) for path in paths]  # a name need not be text
         rows = self._rows("SELECT path, size, time, inode, hash FROM files WHERE path", names)
         out, new = list[str](), list[tuple[bytes, int, int, int, str]]()
         for path, name in zip(paths, names, strict=True):
-            stat = os.stat(path)
-            # an inode may have 64 bits where SQLite's numbers have 63
-            facts = stat.st_size, stat.st_mtime_ns, stat.st_ino & (1 << 63) - 1
-            row = rows.get(name)
-            if row is None or row[1:4] != facts or (self._verify and name not in self._hashed):
-                row = rows[name] = (name, *facts, disk.sha256(Path(path)))
-                new.append(row)
-                if self._verify:
-                    self._hashed.add(name)
+            try:
+                stat = os.stat(path)
+                # an inode may have 64 bits where SQLite's numbers have 63
+                facts = stat.st_size, stat.st_mtime_ns, stat.st_ino & (1 << 63) - 1
+                row = rows.get(name)
+                if row is None or row[1:4] != facts or (self._verify and name not in self._hashed):
+                    row = rows[name] = (name, *facts, disk.sha256(Path(path)))
+                    new.append(row)
+                    if self._verify:
+                        self._hashed.add(name)
+            except OSError as error:
+                if may_lack:
+                    out.append("")
+                    continue
+                said = f"cannot be read any more ({error.strerror})."
+                raise wrong(str(path), said, "Put it back, or resume the run to go on with what is there.") from None
             out.append(row[4])
         if new:
-            with self._index:
+            with self._changing():
                 self._index.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", new)
         return out
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """A change of the index, whole or not at all. Raises OSError where there is no space for it."""
+        with disk.naming(self.folder / "index.sqlite"), self._index:
+            yield
 
     def _rows(self, question: str, keys: list[Any]) -> dict[Any, Any]:
         """Rows by their first column, which is one of the `keys`."""
@@ -109,17 +123,17 @@ class Cache:
         return {row[0]: row for row in self._index.execute(f"{question} IN ({places})", keys)}
 
     def are_sound(self, paths: Iterable[str], check: Callable[[str], bool]) -> Iterator[bool]:
-        """Whether each file passes `check`, which is asked once for each content."""
+        """Whether each file is there and passes `check`, which is asked once for each content."""
         rest = iter(paths)
         while some := list(islice(rest, _AT_ONCE)):
-            hashes = self._some_hashes(some)
-            known = {
+            hashes = self._some_hashes(some, may_lack=True)
+            known = {"": False} | {
                 found: bool(row[1]) for found, row in self._rows("SELECT hash, sound FROM sound WHERE hash", hashes).items()
             }
             for path, found in zip(some, hashes, strict=True):
                 if found not in known:
                     known[found] = check(path)
-                    with self._index:
+                    with self._changing():
                         self._index.execute("INSERT OR REPLACE INTO sound VALUES (?, ?)", (found, int(known[found])))
                 yield known[found]
 
@@ -154,7 +168,7 @@ class Cache:
         with disk.replacing(self.folder / shard, durable=False) as temporary:
             save_file(tensors, temporary)
         rows = [(key, shard, json.dumps(sorted(e)), _checksum(e)) for key, e in entries.items()]
-        with self._index:
+        with self._changing():
             self._index.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?)", rows)
 
     def get(self, key: str) -> Entry | None:
@@ -172,7 +186,7 @@ class Cache:
         except (OSError, SafetensorError):
             entry = None
         if entry is None or _checksum(entry) != row[2]:
-            with self._index:
+            with self._changing():
                 self._index.execute("DELETE FROM entries WHERE key = ?", (key,))
             return None
         self._keep(key, entry)
@@ -229,6 +243,8 @@ def _open_index(path: Path) -> sqlite3.Connection:
         except sqlite3.DatabaseError as error:
             if connection is not None:
                 connection.close()
+            if (failed := disk.as_os_error(error, path)) is not None:
+                raise failed from error
             if isinstance(error, sqlite3.OperationalError) or attempt:
                 said = f"{path} cannot be opened ({error})."
                 raise wrong("memory.cache_path", said, "Choose another folder, or remove the file.") from None

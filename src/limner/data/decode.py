@@ -12,6 +12,7 @@ from limner.data.headers import MAX_PIXELS
 from limner.errors import wrong
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Image.open would start other programs for some formats
+_ROWS = 256
 _DAMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError, ArithmeticError, struct.error)
 
 
@@ -71,9 +72,14 @@ def _upright(picture: Image.Image) -> Image.Image:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16") or picture.mode == "I":
         # 16-bit greys: Pillow's own conversion clips at 255 instead of scaling
-        return Image.fromarray((np.asarray(picture, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if has_transparency(picture):
-        picture = picture.convert("RGBA")
-        ground = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, picture).convert("RGB")
-    return picture.convert("RGB")
+        levels = np.asarray(picture)
+        return Image.fromarray((levels.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if not has_transparency(picture):
+        return picture.convert("RGB")
+    out = Image.new("RGB", picture.size)
+    for top in range(0, picture.height, _ROWS):  # piece by piece: as a whole it would be in memory four times
+        place = (0, top, picture.width, min(top + _ROWS, picture.height))
+        piece = picture.crop(place).convert("RGBA")
+        ground = Image.new("RGBA", piece.size, (255, 255, 255, 255))
+        out.paste(Image.alpha_composite(ground, piece).convert("RGB"), place)
+    return out

@@ -8,6 +8,8 @@ import struct
 import imagesize
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+UNSEEN = frozenset({".gif", ".avif", ".jxl", ".tif", ".tiff", ".heic", ".heif"})
+"""Pictures as well, but of kinds that are not opened."""
 MAX_PIXELS = 64_000_000
 _PNG = b"\x89PNG\r\n\x1a\n"
 _HEAD_BYTES = 32
@@ -33,8 +35,8 @@ def size_of(path: str) -> tuple[str, int, int]:
 
 def first_bytes(path: str, limit: int) -> bytes:
     """The start of a file, or all of it. Raises OSError."""
-    # not by open(): its objects cost more than the reading, a hundred thousand times
-    number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    # not by open(): its objects cost more than the reading, a hundred thousand times. Not waiting, should it be a pipe by now
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     try:
         content = os.read(number, min(limit, _BLOCK_BYTES))
         while _BLOCK_BYTES <= len(content) < limit and (more := os.read(number, limit - len(content))):

@@ -46,7 +46,7 @@ def _listed(folder: Path) -> dict[str, str]:
     for inside, _, names in os.walk(folder):
         for name in sorted(names):
             stem, extension = os.path.splitext(name)
-            if extension.lower() in EXTENSIONS:
+            if extension.lower() in EXTENSIONS and os.path.isfile(os.path.join(inside, name)):  # opening a pipe would hang
                 found.setdefault(
                     os.path.relpath(os.path.join(inside, stem), folder).replace(os.sep, "/"), os.path.join(inside, name)
                 )

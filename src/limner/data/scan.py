@@ -15,7 +15,7 @@ from pathlib import Path
 
 from limner.config import Data
 from limner.data import archives, metadata, subsets, tags
-from limner.data.headers import EXTENSIONS, first_bytes, size_of
+from limner.data.headers import EXTENSIONS, UNSEEN, first_bytes, size_of
 from limner.data.metadata import Metadata
 from limner.data.remembered import MANY, Remembered
 from limner.data.subset import Subset
@@ -61,6 +61,8 @@ class Scan:
     pictures: list[Picture] = field(default_factory=list)
     broken: list[Finding] = field(default_factory=list)
     warnings: list[Finding] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    """Pictures of kinds that are not opened."""
     num_barred: int = 0
     """Links that were not followed; they are among the broken."""
     has_archives: bool = False
@@ -88,6 +90,11 @@ def scan(data: Data, may_follow: MayFollow = None) -> Scan:
             Finding("data.trigger", said, "Set data.trigger, or put a .txt file beside each picture.", "warning")
         )
     _check_trigger(data, out)
+    if out.unseen:
+        kinds = ", ".join(sorted({_ending(path) for path in out.unseen}))
+        said = f"{len(out.unseen)} pictures are of kinds that Limner does not open ({kinds}), and are left out."
+        remedy = "Save them as PNG, JPEG or WebP to use them."
+        out.warnings.append(Finding("data.path", f"{said} The first is {Path(out.unseen[0]).name}.", remedy, "warning"))
     if data.caption_column is not None and not out.has_archives:
         said = "has no effect: no captions are taken from tar or parquet files."
         out.warnings.append(Finding("data.caption_column", said, "Remove it.", "warning"))
@@ -249,8 +256,19 @@ def _folders(root: Path, out: Scan, may_follow: MayFollow, *, deep: bool) -> Ite
             entries = [e for e in entries if e.name not in barred]
         files = [e.name for e in entries if _is_file(e)]
         known = set(files)
-        pending += [Path(e.path) for e in reversed(entries) if deep and e.name not in known and _is_folder(e)]
-        yield folder, [n for n in files if n[n.rfind(".") :].lower() in EXTENSIONS], known
+        rest = [e for e in entries if e.name not in known]
+        folders = {e.name for e in rest if _is_folder(e)}
+        pending += [Path(e.path) for e in reversed(rest) if deep and e.name in folders]
+        for entry in rest:
+            if _ending(entry.name) in EXTENSIONS and entry.name not in folders:
+                said = "is a link that leads nowhere." if entry.is_symlink() else "is no file (a pipe, socket or device)."
+                out.broken.append(Finding(entry.path, said, "Remove it, or set data.skip_broken = true."))
+        out.unseen += [entry.path for entry in entries if entry.name in known and _ending(entry.name) in UNSEEN]
+        yield folder, [n for n in files if _ending(n) in EXTENSIONS], known
+
+
+def _ending(name: str) -> str:
+    return name[name.rfind(".") :].lower()
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from limner.data.headers import EXTENSIONS
+from limner.data.headers import EXTENSIONS, UNSEEN
 from limner.errors import wrong
 
 CAPTIONS = ("caption", "text", "prompt")
@@ -22,7 +22,6 @@ CAPTIONS = ("caption", "text", "prompt")
 MAX_FILES = 5_000_000
 MAX_PICTURE_BYTES = 512 << 20
 MAX_TEXT_BYTES = 1 << 20
-_UNSEEN = frozenset({".gif", ".avif", ".jxl", ".tif", ".tiff", ".heic"})
 _NOT_EVERYWHERE = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f]|[. ]$')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE | re.DOTALL)
 _LONGEST_STEM = 180
@@ -50,7 +49,7 @@ class Unpacking:
         """Take a file, if it is a picture, its caption, or a .json that may hold one; `inside` is the folder it goes into."""
         end = _ending(name, self.extensions)
         if end is None:
-            if (other := name[name.rfind(".") :].lower()) in _UNSEEN:
+            if (other := name[name.rfind(".") :].lower()) in UNSEEN:
                 self.leave_out(f"{other} pictures, which Limner does not open", name)
             return
         place = self._place(inside, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -85,16 +86,26 @@ def main(folder: str) -> int:
     try:
         return _train_as_fits(run, journal, flag)
     except UserError as error:
-        for finding in error.findings:
-            print(finding, file=sys.stderr)
-        return _failed(journal, str(error), error.exit_code)
+        return _refused(journal, error)
     except Exception as error:
-        traceback.print_exc()
-        from limner.engine.runtime import lost
+        from limner.engine import ends, runtime
 
-        return _failed(journal, lost(error) or explain(error), 1, is_echo=bool(lost(error)))
+        echo = runtime.lost(error)
+        if not echo and (known := ends.in_words(error, run, journal.state.phase)) is not None:
+            return _refused(journal, known)
+        with contextlib.suppress(OSError):  # the log's disk may be full
+            traceback.print_exc()
+        said = f"{printable(f'{type(error).__name__}: {error}', 400)}. The log has the details."
+        return _failed(journal, echo or said, 1, is_echo=bool(echo))
     finally:
         lock.release()
+
+
+def _refused(journal, error: UserError) -> int:
+    with contextlib.suppress(OSError):
+        for finding in error.findings:
+            print(finding, file=sys.stderr)
+    return _failed(journal, str(error), error.exit_code)
 
 
 def _failed(journal, reason: str, code: int, *, is_echo: bool = False) -> int:
@@ -103,24 +114,10 @@ def _failed(journal, reason: str, code: int, *, is_echo: bool = False) -> int:
     try:
         journal.say(status="failed", phase="", error=reason)
         journal.event("stop", step=journal.state.step, status="failed", error=reason)
-    except OSError as error:
-        print(f"error: the state could not be written either ({error}).", file=sys.stderr)
+    except (OSError, UserError) as error:
+        with contextlib.suppress(OSError):
+            print(f"error: the state could not be written either ({printable(error)}).", file=sys.stderr)
     return code
-
-
-def explain(error: Exception) -> str:
-    """A foreign exception in words, with a remedy where one is known."""
-    import torch
-
-    words = printable(f"{type(error).__name__}: {error}", 400)
-    if isinstance(error, torch.OutOfMemoryError):
-        remedy = "Set memory.checkpointing = true, or a smaller train.batch_size or data.resolution."
-        return f"The device ran out of memory. {remedy} ({words})"
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return f"The computer ran out of memory. Lower train.batch_size or data.resolution, or close other programs. ({words})"
-    if isinstance(error, OSError) and error.errno == 28:
-        return f"The disk is full. Free some space and resume the run; the last training state is whole. ({words})"
-    return f"{words}. The log has the details."
 
 
 def _train_as_fits(run: Run, journal, flag: StopFlag) -> int:

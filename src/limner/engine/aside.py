@@ -50,13 +50,24 @@ class Saver:
         self._tell = tell
         self._thread = ThreadPoolExecutor(1, "saving")
         self._writing: deque[Future[Told | None]] = deque()
+        self._has_failed = False
 
     def do(self, write: Callable[[], Told | None], *, aside: bool) -> None:
         """Run `write`, which returns what is to be told of it: in the thread, or now."""
         if aside:
-            self._writing.append(self._thread.submit(write))
+            self._writing.append(self._thread.submit(self._write, write))
             return
         self._say(write())
+
+    def _write(self, write: Callable[[], Told | None]) -> Told | None:
+        """Nothing behind what failed: a run goes on from a state, and would not write the checkpoint before it again."""
+        if self._has_failed:
+            return None
+        try:
+            return write()
+        except BaseException:
+            self._has_failed = True
+            raise
 
     def collect(self, *, wait: bool = False) -> None:
         """Tell what is done, or all once it is. Raises what a write raised."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from limner import estimate, fitting, runs
+from limner import estimate, fitting, runs, space
 from limner.config import Config, defaults
 from limner.config.model import merges
 from limner.data import scan
@@ -48,13 +48,14 @@ def plan(dataset: Dataset, base: Base, rate: float, runtime: Runtime) -> dict[st
 
 
 def reckoned(config: Config, run: Run, base: Base, dataset: Dataset, runtime: Runtime, caches_text: bool) -> dict[str, Any]:
-    """What the run was reckoned to take, as far as that was asked before, and the way that memory.fit chose."""
+    """What the run was reckoned to take, as far as that was asked before, the way that memory.fit chose, and MiB on disk."""
     try:
         asked = estimate.question(dataset, base, runtime.device.type, runtime.precision, caches_text)
         found = estimate.known(runs.home(), config, asked)
     except UserError:
         found = None
-    return {"estimate": None if found is None else asdict(found), "fit": fitting.recorded(run)}
+    needed = asdict(space.needs(config, base, dataset.pictures))
+    return {"estimate": None if found is None else asdict(found), "fit": fitting.recorded(run), "space": needed}
 
 
 def _folder(picture: scan.Picture) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import psutil
 import torch
 
@@ -18,10 +20,20 @@ _SPARE = 0.95
 """Of what is free, so much is planned with: the reckoning is a few percent off."""
 _STEP_LEFT = 'Set memory.quantize = "fp8", a smaller data.resolution or adapter.rank, or close other programs.'
 
+_NO_MEMORY = (
+    "can't allocate memory", "Cannot allocate memory", "out of memory", "not enough memory", "_ALLOC_FAILED", "bad_alloc",
+    "could not create a primitive", "could not create a memory",
+)  # fmt: skip
+"""What torch, oneDNN, CUDA's libraries, MPS, the system and C++ say of it."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the computer has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """Whether the device or the computer has no memory left, however a library says so."""
+    if isinstance(error, UserError):
+        return False
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(said in str(error) for said in _NO_MEMORY)
 
 
 class OutOfMemory(Exception):

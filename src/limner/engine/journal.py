@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -30,8 +32,19 @@ class Journal(StateTeller):
         self.trackers: list[Tracker] = []
         self.meter: Meter | None = None
         self._process = psutil.Process()
+        self._folder = _identity(run.path)
         self._pending: list[tuple[int, Tensor, Tensor | None, dict[str, float]]] = []
         self._flushed = 0.0
+
+    def say(self, *args: Any, **values: Any) -> None:
+        self._require_folder()
+        super().say(*args, **values)
+
+    def _require_folder(self) -> None:
+        """Raises UserError if the run's folder was deleted or moved away: another of its name is not to be begun there."""
+        if self._folder is not None and _identity(self.run.path) != self._folder:
+            said = "this run's folder was deleted or moved while it trained; nothing more can be saved there."
+            raise wrong(str(self.run.path), said, "Start the run anew, or move its folder back and resume it.")
 
     def event(self, kind: str, **values) -> None:
         if not self.is_main:
@@ -54,6 +67,7 @@ class Journal(StateTeller):
     def flush(self) -> None:
         """Read the noted losses back and write their events. Raises UserError if one is not finite."""
         pending, self._pending, self._flushed = self._pending, [], time.monotonic()
+        self._require_folder()
         if not pending:
             return
         losses = torch.stack([loss for _, loss, _, _ in pending]).tolist()
@@ -70,6 +84,15 @@ class Journal(StateTeller):
         self.event("memory", step=pending[-1][0], **memory)
         if self.meter is not None and (speed := self.meter.read()):
             self.event("speed", step=pending[-1][0], **speed)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What stays the same as long as a folder does; None if there is none."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def diverged(step: int, rates: dict[str, float]) -> UserError:

@@ -9,6 +9,9 @@ from limner.engine import loading, paint
 from limner.engine.average import evaluation_weights
 from limner.engine.compiled import uncompiled
 from limner.engine.due import sample_path
+from limner.engine.fit import is_out_of_memory
+from limner.errors import printable
+from limner.models.given_back import give_back
 
 if TYPE_CHECKING:
     from limner.engine.training import Training
@@ -21,8 +24,19 @@ def sample(job: Training, step: int) -> None:
     job.saver.collect(wait=True)
     job.journal.flush()
     job.journal.say(phase="sampling", progress=(0, len(job.prompts)), step=step)
-    with evaluation_weights(job.optimizer, job.params, job.average), uncompiled(job.config.speed):
-        paint_previews(job, step)
+    reason = ""
+    try:
+        with evaluation_weights(job.optimizer, job.params, job.average), uncompiled(job.config.speed):
+            paint_previews(job, step)
+    except Exception as error:
+        if job.runtime.world > 1 or not is_out_of_memory(error):  # several paint together, and would wait for this one
+            raise
+        reason = printable(f"{type(error).__name__}: {error}", 150)
+    if reason:  # out here what was being painted is forgotten
+        give_back()
+        said = f"memory ran out while painting at step {step}, and the rest was left out ({reason}); training goes on. "
+        said += "Set memory.vae_tiling = true, or a smaller sample.width and sample.height"
+        job.journal.event("warning", message=said)
     job.runtime.barrier()
     job.journal.say(phase="training", progress=(step, job.dataset.total_steps))
 

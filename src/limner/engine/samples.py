@@ -121,7 +121,9 @@ class Samples:
         return array("Q", variants)
 
     def _keys_of(self, variants: Sequence[int]) -> Iterator[str]:
-        contents = Keys(range(len(self._settings)), self.cache.content_hashes(p.path for p in self.dataset.pictures))
+        count = len(self._settings)
+        used = range(count) if len(variants) >= count else sorted({variant % count for variant in variants})
+        contents = Keys(used, self.cache.content_hashes(self.dataset.pictures[i].path for i in used))
         plain: dict[tuple[Fit, bool], tuple[str, ...]] = {}  # very many share it
         for variant in variants:
             which, index = divmod(variant, len(self._settings))
@@ -197,7 +199,13 @@ class Samples:
         return out
 
     def _encode_pictures(self, variants: Sequence[int]) -> dict[str, Entry]:
-        return {self._latent_keys[v]: self._encode_picture(v) for v in variants}
+        entries = {self._latent_keys[v]: self._encode_picture(v) for v in variants}
+        # an edit meanwhile must not be kept under the name of what was there before
+        for variant, key in zip(variants, self._keys_of(variants), strict=True):
+            if key != self._latent_keys[variant]:
+                path = self.dataset.pictures[self._look(variant)[0]].path
+                raise wrong(path, "was changed while the run read it.", "Resume the run to take it as it is now.")
+        return entries
 
     def _encode_texts(self, numbers: Sequence[int]) -> dict[str, Entry]:
         return {self._text_keys[i]: self._encode_caption(self._captions[i]) for i in numbers}
@@ -311,8 +319,9 @@ class Samples:
             # damaged since the start: make it again, whatever that needs
             self._require_model()
             with loading.lent(self.family, "vae", self.family.keep.vae_dtype, self.runtime.device, self.config.model):
-                entry = self._encode_picture(variant)
-            self.cache.put({self._latent_keys[variant]: entry})
+                entries = self._encode_pictures([variant])
+            self.cache.put(entries)
+            entry = entries[self._latent_keys[variant]]
         return entry
 
     def _require_model(self) -> None:

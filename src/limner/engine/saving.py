@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from limner import disk
 from limner.engine import checkpoint, shards
 from limner.engine.aside import Copies, Told
 from limner.engine.average import evaluation_weights
 from limner.engine.journal import diverged
+from limner.errors import wrong
 from limner.models.weights import PRECISIONS
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ def save_weights(job: Training, step: int) -> None:
 def write_weights(job: Training, step: int) -> None:
     """The main process's part of it: aside, or now."""
     config, folder = job.config, checkpoint.output_folder(job.config, job.run.checkpoints)
+    if disk.disk_of(folder) != job.output_disk:
+        said = f"{folder} is on another disk than when the run began: that one is gone."
+        raise wrong("output.path", said, "Bring it back and resume the run.")
     facts = job.facts | {"step": step, "epoch": job.dataset.order.epoch_of(step), "saved_at": time.time()}
     writers = checkpoint.checkpoint_writers(config, job.family, job.adapter, folder, facts)
     path, *others = writers

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from limner import disk
 from limner.adapters.adapter import Adapter
 from limner.changes import Change
 from limner.config import Config
@@ -17,6 +18,7 @@ from limner.diffusion.timesteps import Timesteps, timesteps_of
 from limner.engine import graphs, hints
 from limner.engine.aside import Saver, fits_aside
 from limner.engine.average import Average
+from limner.engine.checkpoint import output_folder
 from limner.engine.feed import AHEAD, Feed
 from limner.engine.journal import Journal
 from limner.engine.meter import Meter
@@ -71,6 +73,8 @@ class Training:
     saved_at: int | None = field(init=False, default=None)
     """The step of the last save."""
     meter: Meter = field(init=False)
+    output_disk: int = field(init=False)
+    """The disk that finished files go to."""
 
     def __post_init__(self) -> None:
         self.timesteps = timesteps_of(self.config.objective, self.family.process)
@@ -86,6 +90,7 @@ class Training:
         self.feed = Feed(self, AHEAD if self.runtime.device.type == "cuda" else 0)
         self.saver = Saver(self.journal.event)
         self.saves_aside = not self.config.adapter.trains_base and fits_aside(self.params)
+        self.output_disk = disk.disk_of(output_folder(self.config, self.run.checkpoints))
         device, situation = self.runtime.device, hints.situation(self.config, self.runtime.device.type)
         self.meter = self.journal.meter = Meter(device, self.runtime.precision, situation, is_on=self.runtime.is_main)
 

@@ -9,6 +9,8 @@ from limner.data.decode import decode
 from limner.engine.journal import Journal
 from limner.errors import UserError, wrong
 
+_MOST_NAMED = 100
+
 
 def usable_pictures(config: Config, cache: Cache, journal: Journal) -> list[scan.Picture]:
     """The pictures of the data set. Raises UserError on broken ones unless they are to be skipped.
@@ -29,9 +31,13 @@ def sound_pictures(config: Config, found: scan.Scan, cache: Cache, journal: Jour
     if config.data.skip_broken:
         sound = list(cache.are_sound((p.path for p in found.pictures), decodes))
         pictures = [p for p, opens in zip(found.pictures, sound, strict=True) if opens]
-        unsound = {p.path for p, opens in zip(found.pictures, sound, strict=True) if not opens}
-        for name in sorted({*unsound, *(f.field for f in found.broken)})[:100]:
+        skipped = {p.path for p, opens in zip(found.pictures, sound, strict=True) if not opens}
+        skipped |= {f.field for f in found.broken}
+        for name in sorted(skipped)[:_MOST_NAMED]:
             journal.event("warning", message=f"skipped {name}, which does not open")
+        if skipped:
+            said = f"{len(skipped)} files were skipped; {len({p.path for p in pictures})} pictures are trained"
+            journal.event("warning", message=said)
     return pictures
 
 

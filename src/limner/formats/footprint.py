@@ -79,6 +79,11 @@ def num_trained(config: Config, base: Base) -> int:
     return sum(_of_a_layer(adapter, s[0], s[1], prod(s[1:])) for s in tensors if len(s) in (2, 4))
 
 
+def num_stored(base: Base) -> int:
+    """How many numbers the whole model has. Raises UserError if a file cannot be read."""
+    return sum(_numbers(tensors_of(base, part)) for part in FAMILIES[base.family].parts if part not in base.absent)
+
+
 def _of_a_layer(adapter: Any, outputs: int, inputs: int, columns: int) -> int:
     """How many numbers an adapter has for a layer at most; `columns`: inputs times the kernel."""
     if isinstance(adapter, Ia3):

@@ -10,19 +10,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from limner import disk, runs
+from limner import disk, runs, space
 from limner.config import Config
-from limner.data.looks import num_versions
 from limner.errors import Finding
 from limner.formats.embedding_file import file_name
-from limner.formats.footprint import num_trained
 from limner.machine import Machine
 from limner.preflight.packages import is_installed
 from limner.preflight.records import Records
 
-_RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10))}
-_UNSEEN = ("Cc", "Cf", "Cs")
-"""Control characters; marks that turn the direction of what follows, so that a name reads as another; halves of characters."""
+_NOT_EVERYWHERE = set('/\\:*?"<>|$`')
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in "123456789\u00b9\u00b2\u00b3")}
+"""Windows gives no file such a name, whatever its ending; its digits may stand high."""
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Control characters and ends of lines; marks that turn the direction of what follows, so that a name reads as another; halves of characters."""
 
 
 def check_logging(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
@@ -66,7 +66,7 @@ def check_output(config: Config, machine: Machine | None, records: Records) -> I
     if not name.strip() or name in (".", "..") or name != name.strip() or name.endswith("."):
         yield Finding("output.name", f"{name!r} cannot be a file name.", "Use letters and digits.")
     elif (
-        any(c in '/\\:*?"<>|$`' or unicodedata.category(c) in _UNSEEN for c in name)
+        any(c in _NOT_EVERYWHERE or unicodedata.category(c) in _UNSEEN for c in name)
         or name.split(".")[0].lower() in _RESERVED
         or name.startswith((".", "-"))
     ):
@@ -81,12 +81,20 @@ def check_output(config: Config, machine: Machine | None, records: Records) -> I
     ):
         if folder is not None:
             yield from writable(field, folder)
-    needed = _needed_mib(config, records)
-    free = disk.free_bytes(config.output.path or runs.home()) >> 20
-    if free < needed:
-        yield Finding(
-            "output.path", f"{free} MiB are free, about {needed} MiB are needed.", "Free some space, or choose another disk."
-        )
+    yield from _space(config, records)
+
+
+def _space(config: Config, records: Records) -> Iterable[Finding]:
+    """That each disk has room for what will be written there."""
+    base, pictures = records.base, [*(records.scan.pictures if records.scan else ()), *records.classes, *records.to_paint]
+    if base is None or base.path is None:
+        return
+    length = (records.dataset.total_steps, records.dataset.num_epochs) if records.dataset is not None else (0, 0)
+    fields = {config.memory.cache_path: "memory.cache_path", config.output.path: "output.path"}
+    for folder, needed in space.on_disks(space.by_place(config, space.needs(config, base, pictures), *length)).items():
+        if (free := disk.free_bytes(folder) >> 20) < needed:
+            said = f"{free} MiB are free, about {needed} MiB are needed on the disk of {folder}."
+            yield Finding(fields.get(folder, "output.path"), said, "Free some space, or choose another disk.")
 
 
 def _already_there(config: Config) -> Iterable[Finding]:
@@ -118,17 +126,3 @@ def writable(field: str, folder: Path) -> Iterable[Finding]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         yield Finding(field, f"{folder} cannot be written ({reason}).", "Choose another folder, or change its permissions.")
-
-
-def _needed_mib(config: Config, records: Records) -> int:
-    """About how much the run writes, in MiB: caches, three training states at the peak, the finished file."""
-    base, pictures = records.base, [*(records.scan.pictures if records.scan else ()), *records.classes, *records.to_paint]
-    if base is None or base.path is None:
-        return 200
-    side = (config.data.resolution or base.resolution_px) // base.latent_factor
-    text = 512 * 4096 if base.prediction == "flow" else (75 * config.model.text_chunks + 2) * 2048
-    variants = sum((1 + data.flip) * num_versions(data) for data in (p.settings(config.data) for p in pictures))
-    caches = 4 * (variants * 2 * base.latent_channels * side**2 + len(pictures) * text)
-    trained = num_trained(config, base)
-    # weights and two moments in float32, and the finished file
-    return (caches + trained * (3 * 12 + 4)) // 2**20 + 50

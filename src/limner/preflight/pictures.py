@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +14,16 @@ from limner.config import Config, Data
 from limner.data.buckets import Buckets
 from limner.data.dataset import assemble, bucket_rule, bucket_rules
 from limner.data.decode import decode
+from limner.data.headers import MAX_PIXELS
 from limner.data.held_out import parted
-from limner.data.scan import settings_of
+from limner.data.scan import Picture, settings_of
 from limner.errors import Finding, UserError
 from limner.formats.base import Base
 from limner.machine import Machine
 from limner.preflight.records import Records
+
+_PIXELS_AT_ONCE = MAX_PIXELS
+"""About 10 bytes each while they are decoded."""
 
 
 def check_pictures(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
@@ -46,14 +52,36 @@ def check_depth(config: Config, machine: Machine | None, records: Records) -> It
     del machine
     if not records.deep or records.scan is None:
         return
+    room = _Room(_PIXELS_AT_ONCE)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for finding in filter(None, pool.map(_fault, (p.path for p in (*records.scan.pictures, *records.classes)))):
+        faults = pool.map(lambda p: _fault(p, room), (*records.scan.pictures, *records.classes))
+        for finding in filter(None, faults):
             yield replace(finding, severity="warning", remedy="It will be skipped.") if config.data.skip_broken else finding
 
 
-def _fault(path: str) -> Finding | None:
+class _Room:
+    """So many pixels may be decoded at once, whatever the number of threads; one picture always may."""
+
+    def __init__(self, pixels: int) -> None:
+        self._most, self._taken, self._changed = pixels, 0, threading.Condition()
+
+    @contextmanager
+    def of(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + pixels <= self._most)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+def _fault(picture: Picture, room: _Room) -> Finding | None:
     try:
-        decode(path)
+        with room.of(picture.width * picture.height):
+            decode(picture.path)
     except UserError as error:
         return error.findings[0]
     return None
