@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from limner import parsing
+
 TEMPORARY = ".tmp-"
 _REPLACED = f"{TEMPORARY}was-"  # then the name of a folder that is being replaced
 MANIFEST = "manifest.json"
@@ -90,8 +92,8 @@ def read_json(path: Path, limit: int = 64 << 20) -> Any:
     """The JSON in `path`, or None where there is no such file or it does not hold JSON (half-written, damaged)."""
     try:
         with path.open("rb") as file:
-            return json.loads(file.read(limit))
-    except (OSError, ValueError, RecursionError):
+            return parsing.json_value(file.read(limit))
+    except (OSError, ValueError):
         return None
 
 

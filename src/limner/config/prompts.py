@@ -5,14 +5,13 @@ Unlike kohya's, flags are read only behind the first " --", so a prompt may begi
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from limner import parsing
 from limner.config import Config
 from limner.config.base import clean
 from limner.config.files import shown
@@ -138,12 +137,12 @@ def read_file(path: Path) -> Sequence[str | dict[str, Any]]:
         text = path.read_bytes().decode("utf-8-sig")
         if kind == ".txt":
             return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-        entries = _subsets(tomllib.loads(text)) if kind == ".toml" else json.loads(text)
+        entries = _subsets(parsing.toml(text)) if kind == ".toml" else parsing.json_value(text)
     except UnicodeDecodeError:
         raise wrong(FIELD, f"{path.name} is not UTF-8 text.", "Save it as UTF-8.") from None
     except OSError as error:
         raise wrong(FIELD, f"{path} cannot be read ({error.strerror}).", "Check the path and its permissions.") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise wrong(FIELD, f"{path.name} is not valid {kind[1:].upper()}: {error}.", "Mend it there.") from None
     if not isinstance(entries, list) or not all(isinstance(entry, str | dict) for entry in entries):
         needed = {".toml": "a table [prompt] and tables [[prompt.subset]]", ".json": "a list of texts or tables"}[kind]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from limner import parsing
 from limner.errors import UserError, printable, wrong
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
@@ -52,11 +52,11 @@ def read_header(path: Path, field: str | None = None) -> Header:
             (length,) = struct.unpack("<Q", first)
             if length < 2 or length > MAX_HEADER_BYTES or length + 8 > size:
                 raise damaged(f"its header claims {length} bytes, the file has {size}")
-            raw = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_table)
+            raw = parsing.json_value(file.read(length).decode("utf-8"), pairs=_table)
     except OSError as error:
         raise wrong(field, f"{path} cannot be read ({error.strerror}).", "Check the path and its permissions.") from None
-    except (ValueError, RecursionError):
-        raise damaged("its header is not JSON, or names a tensor twice") from None
+    except ValueError:
+        raise damaged("its header is not JSON, names a tensor twice, or holds more than any model") from None
     if not isinstance(raw, dict):
         raise damaged("its header is not a table")
     metadata = raw.pop("__metadata__", {})
