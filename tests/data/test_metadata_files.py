@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from limner.config import Data
+from limner.data import metadata
 from limner.data.scan import Scan, scan
 from limner.errors import UserError
 
