@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -44,7 +45,10 @@ def read_header(path: Path, field: str | None = None) -> Header:
         return wrong(field, f"{path.name} is not a whole safetensors file: {why}.", "Download or copy it again.")
 
     try:
-        size = path.stat().st_size
+        about = path.stat()
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):  # a pipe would be waited for, for ever
+            raise wrong(field, f"{path} is no regular file.", "Give the path of a file.")
+        size = about.st_size
         with path.open("rb") as file:
             first = file.read(8)
             if len(first) < 8:

@@ -1,0 +1,284 @@
+"""Cases of tests/corpus.py through their doors, in one forked process that notes all it does; and what must hold of each.
+
+O1 no traceback. O2 a documented exit code or status, in 5 seconds of a processor. O3 each finding names a field or file and a
+remedy, its message is at most 300 characters, without controls. O4 nothing is written, and no secret read, outside the case's own
+folder and the home; what is refused leaves nothing. O5 no process is started. O6 no connection is made. O7 at most 1 GiB of memory
+more than before. O8 a good request is answered afterwards. O9 the canary is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import forked
+from strangers import DOORS, SECRET, Case, Place
+
+SECONDS, MIB = 5.0, 1024
+HANGS_SECONDS = 60.0
+_WRITES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "os.chown"}
+_STARTS = {
+    "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "os.fork", "pty.spawn", "os.forkpty",
+}  # fmt: skip
+_CALLS = {"socket.connect", "socket.sendto", "socket.getaddrinfo", "urllib.Request", "pickle.find_class"}
+
+
+@dataclass
+class Answer:
+    """What a case gave at one door."""
+
+    code: int | None = None
+    text: str = ""
+    """All that was said."""
+    findings: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """(field, message, remedy, severity) of those that were told."""
+    seconds: float = 0.0
+    """Of a processor."""
+    wall_seconds: float = 0.0
+    mib: float = 0.0
+    """The most memory meanwhile, beyond what there was before."""
+    events: list[tuple[str, str]] = field(default_factory=list)
+    """What was done that must not be: (what, where)."""
+    left: list[str] = field(default_factory=list)
+    """Files that are new in the case's folder."""
+    runs: int = 0
+    """Folders of runs in the home."""
+
+
+def answers(cases: dict[str, Case], root: Path, machine: Path) -> dict[tuple[str, str], Answer]:
+    """The answers of all cases at all their doors. A process that hangs or dies is replaced, and the case has no code."""
+    jobs = [(name, door) for name, case in cases.items() for door in case.doors]
+    out: dict[tuple[str, str], Answer] = {}
+    while jobs:
+        ours, its = forked.CONTEXT.Pipe()
+        worker = forked.CONTEXT.Process(target=_work, args=(its, cases_module(cases), jobs, root, machine))
+        worker.start()
+        its.close()
+        try:
+            while jobs and ours.poll(HANGS_SECONDS):
+                out[jobs[0]] = ours.recv()
+                jobs.pop(0)
+        except EOFError:
+            pass
+        if jobs:
+            worker.kill()
+            out[jobs.pop(0)] = Answer(text="the process hung or died")
+        worker.join()
+    return out
+
+
+def cases_module(cases: dict[str, Case]) -> tuple[str, list[str]]:
+    """Cases cannot be sent to another process, their module's name can."""
+    module = next(m for m in list(sys.modules.values()) if getattr(m, "CASES", None) is not None and cases.keys() <= m.CASES.keys())
+    return module.__name__, list(cases)
+
+
+def faults(case: Case, answer: Answer) -> Iterator[str]:
+    """The oracles that an answer offends."""
+    if "Traceback" in answer.text or "Error:" in answer.text:
+        yield "O1 a traceback"
+    documented = {"refused": (2, 413, 422), "accepted": (0, 200), "either": (0, 2, 200, 413, 422)}[case.answer]
+    if answer.code not in documented:
+        yield f"O2 the code {answer.code}"
+    if answer.seconds > SECONDS:
+        yield f"O2 {answer.seconds:.1f} seconds"
+    errors = [f for f in answer.findings if f[3] == "error"]
+    if answer.code in (2, 413, 422) and not errors:
+        yield "O3 refused without a finding"
+    for name, message, remedy, _ in answer.findings:
+        if not name or not message or not all(t.isprintable() for t in (name, message, remedy)) or len(message) > 300:
+            yield f"O3 {name!r}: {message!r}"
+    for name, message, remedy, _ in errors:
+        if not remedy:
+            yield f"O3 no remedy for {name}: {message}"
+    if answer.code in (2, 413, 422) and case.says and not any(case.says in part for f in errors for part in f):
+        yield f"O3 {case.says!r} is not said"
+    if not all(line.isprintable() for line in answer.text.splitlines()) and answer.code not in (200, 413, 422):
+        yield "O3 controls on the terminal"
+    yield from (f"O4-O6 {what} {where}" for what, where in answer.events)
+    if case.answer == "refused" and (answer.left or answer.runs):
+        yield f"O4 left: {answer.left or 'a run'}"
+    if answer.mib > MIB:
+        yield f"O7 {answer.mib:.0f} MiB"
+
+
+# --- in the process ---------------------------------------------------------------------------------------------------
+
+_seen: list[tuple[str, tuple[Any, ...]]] | None = None
+_told: list[tuple[str, str, str, str]] = []
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    if _seen is not None and (event == "open" or event in _WRITES or event in _STARTS or event in _CALLS):
+        _seen.append((event, arguments))
+
+
+def _work(asked: Connection, module: tuple[str, list[str]], jobs: Sequence[tuple[str, str]], root: Path, machine: Path) -> None:
+    import importlib
+
+    from limner.errors import Finding, printable
+
+    cases: dict[str, Case] = importlib.import_module(module[0]).CASES
+    sys.dont_write_bytecode = True
+    sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    home = root / "home"
+    os.environ["LIMNER_HOME"] = str(home)
+    if not home.exists():
+        home.mkdir(parents=True)
+        shutil.copy(machine, home / "machine.json")
+    place = Place(root, *_around(root))
+    original = Finding.__str__
+
+    def told(finding: Finding) -> str:
+        # as it is printed
+        _told.append((printable(finding.field, 120), printable(finding.message, 300), printable(finding.remedy, 300), finding.severity))
+        return original(finding)
+
+    Finding.__str__ = told  # type: ignore[method-assign]
+    sys.addaudithook(_note)
+    page = Page(root)
+    page.ask("GET", "/api/presets")
+    for number, (name, door) in enumerate(jobs):
+        asked.send(_tried(cases[name], door, Place(root / f"case {number}", place.pictures, place.outside), page, home))
+    asked.send(None)
+
+
+def _around(root: Path) -> tuple[Path, Path]:
+    """A folder of pictures, and one outside with a secret."""
+    from PIL import Image
+
+    pictures, outside = root / "pictures", root.parent / f"{root.name}-outside"
+    if not pictures.exists():
+        pictures.mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (64, 64), (80 * i, 30, 30)).save(pictures / f"p{i}.png")
+            (pictures / f"p{i}.txt").write_text("a sks cat")
+        outside.mkdir()
+        (outside / "secret.txt").write_text(SECRET)
+    return pictures, outside
+
+
+def _tried(case: Case, door: str, place: Place, page: Page, home: Path) -> Answer:
+    global _seen
+    place.folder.mkdir()
+    before = {p.name: p.read_bytes() for p in place.outside.iterdir()}
+    file = case.make(place)
+    there = _listed(place.folder)
+    os.chdir(place.folder)
+    _told.clear()
+    reset_peak()
+    low, cpu, wall = peak_mib(), time.process_time(), time.monotonic()
+    _seen = []
+    try:
+        code, text = page.door(door, file) if door in ("page", "upload") else typed(DOORS[door](file, place))
+    finally:
+        seen, _seen = _seen, None
+    out = Answer(code, text, [*page.told, *_told], time.process_time() - cpu, time.monotonic() - wall, peak_mib() - low)
+    page.told.clear()
+    out.events = [(event, str(arguments)[:200]) for event, arguments in seen if _is_forbidden(event, arguments, place, home)]
+    after = {p.name: p.read_bytes() for p in place.outside.iterdir()}
+    out.events += [("changed", str(set(before.items()) ^ set(after.items()))[:200])] if before != after and "hard" not in case.says else []
+    out.left = sorted(_listed(place.folder) - there)
+    out.runs = len(list((home / "runs").glob("*"))) if (home / "runs").is_dir() else 0
+    os.chdir(place.folder.parent)
+    shutil.rmtree(place.folder)
+    for left in ("presets", "runs", "imported", "uploads"):
+        shutil.rmtree(home / left, ignore_errors=True)
+    return out
+
+
+def _listed(folder: Path) -> set[str]:
+    return {os.path.join(above, name).encode("utf-8", "backslashreplace").decode() for above, names, files in os.walk(folder) for name in names + files}
+
+
+def typed(words: list[str]) -> tuple[int, str]:
+    """(exit code, what was said) of `limner WORDS...`."""
+    from limner import cli
+
+    said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    sys.argv = ["limner", *words]
+    code: Any = 0
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            cli.main()
+        except SystemExit as left:
+            code = left.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    return code, said.buffer.getvalue().decode("utf-8", "replace")  # type: ignore[attr-defined]
+
+
+class Page:
+    """The page's routes, with a session."""
+
+    def __init__(self, root: Path) -> None:
+        from starlette.testclient import TestClient
+
+        from limner.settings import Settings
+        from limner.web.app import make_app
+        from limner.web.context import Context
+        from limner.web.words import Words
+
+        context = Context(Settings(), (root.resolve(),), Words())
+        self.told: list[tuple[str, str, str, str]] = []
+        self._client = TestClient(
+            make_app(context), "http://127.0.0.1", headers={"Origin": "http://127.0.0.1"}, raise_server_exceptions=False
+        )
+        self._client.get("/")  # gives the session's cookie
+
+    def ask(self, method: str, address: str, **content: Any) -> tuple[int, str]:
+        answer = self._client.request(method, address, **content)
+        if answer.status_code in (413, 422):
+            # the page shows a finding's texts as they are: no markup is read in them, and they wrap
+            self.told += [
+                (f["field"], f["message"][:300], f["remedy"], f["severity"]) for f in answer.json().get("findings", ())
+            ]
+        return answer.status_code, answer.text
+
+    def door(self, door: str, file: Path) -> tuple[int, str]:
+        if door == "upload":
+            return self.ask("POST", f"/api/upload?token={'0' * 16}&name={file.name}", content=file.read_bytes())
+        body = {"name": file.name, "text": file.read_bytes().decode("utf-8", "surrogatepass")}
+        return self.ask("POST", "/api/import", content=json.dumps(body), headers={"Content-Type": "application/json"})
+
+
+def _is_forbidden(event: str, arguments: tuple[Any, ...], place: Place, home: Path) -> bool:
+    if event in _STARTS or event in _CALLS:
+        return True
+    paths = [os.fsdecode(a) for a in arguments[:2] if isinstance(a, str | bytes | os.PathLike)]
+    if event == "open":
+        paths, (_, mode, flags) = paths[:1], arguments
+        writes = any(sign in (mode or "") for sign in "wax+") or bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
+        if not writes:
+            return any(_real(path).startswith((f"{place.outside}/", "/etc/passwd", "/etc/shadow")) for path in paths) and not (
+                place.outside / "x.safetensors"
+            ).exists()
+    inside = (f"{place.folder.resolve()}", f"{home.resolve()}", "/dev/null", "/tmp/limner-", "/dev/shm")
+    return any(not _real(path).startswith(inside) for path in paths if path)
+
+
+def _real(path: str) -> str:
+    return os.path.realpath(path) if "\0" not in path else path
+
+
+def reset_peak() -> None:
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib() -> float:
+    """The most memory since `reset_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
