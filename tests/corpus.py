@@ -19,7 +19,7 @@ from pathlib import Path
 from headers import MALFORMED, file_of, published, single_file, tensor
 from limner.config.fields import walk
 from strangers import (
-    SECRET, Case, Place, content, filled, folder, folder_named, link, lora, model, named, npz, options, path_of, pickled, pipe,
+    Case, Place, content, filled, folder, folder_named, link, lora, model, named, npz, options, path_of, pickled, pipe,
     renamed, saying, socket_file, tarred, tensors, toml, transposed, without, zipped,
 )  # fmt: skip
 
@@ -377,4 +377,3 @@ CASES: dict[str, Case] = {
     "G22 what cannot be read": Case(unreadable, ("pictures", "pictures, skipping"), "either"),
 }  # fmt: skip
 
-assert SECRET

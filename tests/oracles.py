@@ -9,6 +9,7 @@ more than before. O8 a good request is answered afterwards. O9 the canary is not
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -56,13 +57,13 @@ class Answer:
     """Folders of runs in the home."""
 
 
-def answers(cases: dict[str, Case], root: Path, machine: Path) -> dict[tuple[str, str], Answer]:
-    """The answers of all cases at all their doors. A process that hangs or dies is replaced, and the case has no code."""
-    jobs = [(name, door) for name, case in cases.items() for door in case.doors]
+def answers(module: str, root: Path, machine: Path) -> dict[tuple[str, str], Answer]:
+    """The answers of the module's CASES at all their doors. A process that hangs or dies is replaced, and the case has no code."""
+    jobs = [(name, door) for name, case in importlib.import_module(module).CASES.items() for door in case.doors]
     out: dict[tuple[str, str], Answer] = {}
     while jobs:
         ours, its = forked.CONTEXT.Pipe()
-        worker = forked.CONTEXT.Process(target=_work, args=(its, cases_module(cases), jobs, root, machine))
+        worker = forked.CONTEXT.Process(target=_work, args=(its, module, jobs, root, machine))
         worker.start()
         its.close()
         try:
@@ -76,12 +77,6 @@ def answers(cases: dict[str, Case], root: Path, machine: Path) -> dict[tuple[str
             out[jobs.pop(0)] = Answer(text="the process hung or died")
         worker.join()
     return out
-
-
-def cases_module(cases: dict[str, Case]) -> tuple[str, list[str]]:
-    """Cases cannot be sent to another process, their module's name can."""
-    module = next(m for m in list(sys.modules.values()) if getattr(m, "CASES", None) is not None and cases.keys() <= m.CASES.keys())
-    return module.__name__, list(cases)
 
 
 def faults(case: Case, answer: Answer) -> Iterator[str]:
@@ -109,6 +104,8 @@ def faults(case: Case, answer: Answer) -> Iterator[str]:
     yield from (f"O4-O6 {what} {where}" for what, where in answer.events)
     if case.answer == "refused" and (answer.left or answer.runs):
         yield f"O4 left: {answer.left or 'a run'}"
+    if SECRET in answer.text:
+        yield "O4 the secret"
     if answer.mib > MIB:
         yield f"O7 {answer.mib:.0f} MiB"
 
@@ -124,12 +121,10 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
         _seen.append((event, arguments))
 
 
-def _work(asked: Connection, module: tuple[str, list[str]], jobs: Sequence[tuple[str, str]], root: Path, machine: Path) -> None:
-    import importlib
-
+def _work(asked: Connection, module: str, jobs: Sequence[tuple[str, str]], root: Path, machine: Path) -> None:
     from limner.errors import Finding, printable
 
-    cases: dict[str, Case] = importlib.import_module(module[0]).CASES
+    cases: dict[str, Case] = importlib.import_module(module).CASES
     sys.dont_write_bytecode = True
     sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     home = root / "home"
@@ -172,8 +167,8 @@ def _around(root: Path) -> tuple[Path, Path]:
 def _tried(case: Case, door: str, place: Place, page: Page, home: Path) -> Answer:
     global _seen
     place.folder.mkdir()
-    before = {p.name: p.read_bytes() for p in place.outside.iterdir()}
     file = case.make(place)
+    before = {p.name: p.read_bytes() for p in place.outside.iterdir()}
     there = _listed(place.folder)
     os.chdir(place.folder)
     _told.clear()
@@ -186,13 +181,17 @@ def _tried(case: Case, door: str, place: Place, page: Page, home: Path) -> Answe
         seen, _seen = _seen, None
     out = Answer(code, text, [*page.told, *_told], time.process_time() - cpu, time.monotonic() - wall, peak_mib() - low)
     page.told.clear()
-    out.events = [(event, str(arguments)[:200]) for event, arguments in seen if _is_forbidden(event, arguments, place, home)]
+    given = _real(str(file))
+    out.events = [(e, str(a)[:200]) for e, a in seen if _is_forbidden(e, a, (place.folder, home), (place.outside, given))]
     after = {p.name: p.read_bytes() for p in place.outside.iterdir()}
-    out.events += [("changed", str(set(before.items()) ^ set(after.items()))[:200])] if before != after and "hard" not in case.says else []
+    if before != after:
+        out.events.append(("changed", str(set(before.items()) ^ set(after.items()))[:200]))
     out.left = sorted(_listed(place.folder) - there)
     out.runs = len(list((home / "runs").glob("*"))) if (home / "runs").is_dir() else 0
     os.chdir(place.folder.parent)
     shutil.rmtree(place.folder)
+    for strange in after.keys() - {"secret.txt"}:
+        (place.outside / strange).unlink()
     for left in ("presets", "runs", "imported", "uploads"):
         shutil.rmtree(home / left, ignore_errors=True)
     return out
@@ -254,19 +253,16 @@ class Page:
         return self.ask("POST", "/api/import", content=json.dumps(body), headers={"Content-Type": "application/json"})
 
 
-def _is_forbidden(event: str, arguments: tuple[Any, ...], place: Place, home: Path) -> bool:
+def _is_forbidden(event: str, arguments: tuple[Any, ...], ours: tuple[Path, ...], secret: tuple[Path, str]) -> bool:
+    """Whether something was done that no case may: `secret` are the folder outside and what the user gave by name."""
     if event in _STARTS or event in _CALLS:
         return True
-    paths = [os.fsdecode(a) for a in arguments[:2] if isinstance(a, str | bytes | os.PathLike)]
+    paths = [_real(os.fsdecode(a)) for a in arguments[:2] if isinstance(a, str | bytes | os.PathLike)]
     if event == "open":
         paths, (_, mode, flags) = paths[:1], arguments
-        writes = any(sign in (mode or "") for sign in "wax+") or bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
-        if not writes:
-            return any(_real(path).startswith((f"{place.outside}/", "/etc/passwd", "/etc/shadow")) for path in paths) and not (
-                place.outside / "x.safetensors"
-            ).exists()
-    inside = (f"{place.folder.resolve()}", f"{home.resolve()}", "/dev/null", "/tmp/limner-", "/dev/shm")
-    return any(not _real(path).startswith(inside) for path in paths if path)
+        if not any(sign in (mode or "") for sign in "wax+") and not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
+            return any(path.startswith((f"{secret[0]}/secret", "/etc/passwd", "/etc/shadow")) for path in paths if path != secret[1])
+    return any(not path.startswith((*(f"{folder.resolve()}" for folder in ours), os.devnull)) for path in paths)
 
 
 def _real(path: str) -> str:
