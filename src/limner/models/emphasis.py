@@ -12,6 +12,7 @@ from itertools import groupby
 Pieces = list[tuple[str, float]]
 """A text piece by piece, and each piece's weight."""
 
+_MAX_DEPTH = 100  # what is opened deeper is plain text: no weight means anything there, and each costs all within it
 _FACTORS = {"(": 1.1, "[": 1 / 1.1}
 _OPENER = {")": "(", "]": "["}
 _PART = re.compile(
@@ -37,7 +38,7 @@ def parse(text: str) -> Pieces:
             for piece in pieces[start:]:
                 piece[1] *= float(weight) if weight else _FACTORS[opener]
             continue
-        if said in open_:
+        if said in open_ and len(open_[said]) < _MAX_DEPTH:
             open_[said].append(len(pieces))
         is_escaped = said[0] == "\\" and len(said) == 2
         pieces.append([said[1] if is_escaped else said, 1.0])
