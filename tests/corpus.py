@@ -126,6 +126,11 @@ def loops(place: Place) -> Path:
     return root
 
 
+def output_that_leads_out(place: Place) -> Path:
+    (place.folder / "new").symlink_to(place.outside / "nothing")
+    return tarred(("a.txt", b"x"))(place)
+
+
 def strange_captions(place: Place) -> Path:
     """A caption that is a folder, one that is a pipe, one that leads outside: none is read."""
     root = folder()(place)
@@ -194,7 +199,7 @@ def tar_of_lies(place: Place) -> Path:
 
 CASES: dict[str, Case] = {
     # --- B. values
-    **{f"{n} in every text": Case(everywhere(text), ("check", "train"), "either") for n, text in INJECTIONS.items()},
+    **{f"{n} in every text": Case(everywhere(text), ("check", "page"), "either") for n, text in INJECTIONS.items()},
     "B11 an argument among kohya's": Case(content("a.json", written(additional_parameters="--output_dir=/etc")), IMPORT, "accepted"),
     "B12 a script among kohya's": Case(content("a.json", written(extra_accelerate_launch_args="./evil.py -m evil")), IMPORT, "accepted"),
     "B13 a file among kohya's": Case(content("a.json", written(additional_parameters="--config_file=./x.toml")), IMPORT, "accepted"),
@@ -204,6 +209,7 @@ CASES: dict[str, Case] = {
     "B15 a power as an argument": Case(options(optimizer={"arguments": ["x=9**9**9"]}), CONFIG, says="optimizer.arguments"),
     "B15 brackets as an argument": Case(options(optimizer={"arguments": ["x=" + deep("(", 9000, ")")]}), CONFIG, says="optimizer.arguments"),
     "B15 minus signs as an argument": Case(options(optimizer={"arguments": ["x=" + "-" * 19_000 + "1"]}), CONFIG, says="optimizer.arguments"),
+    "B15 a pattern of stars": Case(options(adapter={"kind": "lora", "rules": ["*a" * 9000 + "b: off"]}), ("check", "page"), says="adapter.rules"),
     "B16 numbers that are none": Case(toml("[optimizer]\nlr = nan\nbeta1 = inf\n[train]\nsteps = 1e999\n"), CONFIG, says="optimizer.lr"),
     "B21 4301 digits": Case(toml(f"[train]\nsteps = {'1' * 4301}\n"), CONFIG, says="digits"),
     "B21 4000 digits": Case(toml(f"[train]\nsteps = {'1' * 4000}\n[optimizer]\nlr = {'1' * 4000}\n"), CONFIG, says="train.steps"),
@@ -211,13 +217,13 @@ CASES: dict[str, Case] = {
     "B24 a lone surrogate": Case(toml('[output]\nname = "\\ud800"\n'), CONFIG, says="TOML"),
     "B24 a lone surrogate in JSON": Case(content("a.json", '{"LoRA_type": "Standard", "output_name": "\\ud800"}'), IMPORT, "either"),
     "B25 a terminal's controls": Case(toml('[output]\nname = "\\u001b[2J\\u001b]52;c;eA\\u0007"\n'), CONFIG, says="output.name"),
-    "B26 signs that turn text": Case(options(output={"name": "a\u202eb\u200bc"}), CONFIG, "either"),
+    "B26 signs that turn text": Case(options(output={"name": "a\u202eb\u200bc"}), CONFIG, says="output.name"),
     # --- C. paths
     "C01 up": Case(options(output={"name": "../x"}), CONFIG, says="output.name"),
     "C02 absolute": Case(options(output={"name": "/etc/x"}), CONFIG, says="output.name"),
     "C04 a link outside": Case(link("a.toml", "OUTSIDE/secret.txt"), ("check", "import", "prompts", "subsets"), "refused"),
     "C05 links in a ring": Case(loops, ("pictures",), "either"),
-    "C06 a link to nothing as output": Case(link("out", "OUTSIDE/nothing"), ("inspect, looking",), says="x"),
+    "C06 a link to nothing as output": Case(output_that_leads_out, ("unpack",), "either"),
     "C07 a hard link": Case(hard_link, ("inspect", "metadata"), "accepted"),
     "C09 a pipe": Case(pipe("x.safetensors"), ("check", "import", "model", "start", "merge", "inspect", "metadata", "metadata file")),
     "C09 a pipe as a checkpoint": Case(pipe("x.ckpt"), ("model", "inspect", "convert")),
@@ -242,7 +248,7 @@ CASES: dict[str, Case] = {
     "C18 two names of one look": Case(twins, ("pictures",), "accepted"),
     "C19 a home that is none": Case(path_of("~nobody-of-this-name/x"), (*ALL, "pictures")),
     "C19 variables": Case(path_of("$HOME/%APPDATA%/x"), (*ALL, "pictures")),
-    "C21 an output that is a file": Case(lambda p: options(output={"path": str(next(p.pictures.glob("*.png")))})(p), ("check", "train"), says="output.path"),
+    "C21 an output that is a file": Case(lambda p: options(output={"path": str(content("a.png", "x")(p))})(p), ("check", "train"), says="output.path"),
     "C22 one folder for all": Case(folder(), ("output",), "either"),
     **{f"C25 {name!r}": Case(options(output={"name": name}), ("check", "page"), says="output.name") for name in (
         "../../x", "a/b", "", ".", "..", ".hidden")},
@@ -261,8 +267,8 @@ CASES: dict[str, Case] = {
     "D07 lists without end": Case(toml("a = " + "[" * 900_000), ("check", "page", "subsets"), says="nested too deeply"),
     "D08 a name of 5000 parts": Case(toml(".".join(["a"] * 5000) + " = 1\n"), (*CONFIG, "import", "subsets"), says="64 parts"),
     "D08 a name of 400,000 parts": Case(toml(".".join(["a"] * 400_000) + " = 1\n"), (*CONFIG, "import", "subsets"), says="64 parts"),
-    "D08 a header of 400,000 parts": Case(toml("[" + " . ".join(['"a"'] * 200_000) + "]\n"), ("check", "page"), says="64 parts"),
-    "D08 names in a deep table": Case(toml("[" + ".".join(["a"] * 60) + "]\n" + "".join(f"b.c{i}=1\n" for i in range(40_000))), ("check", "page")),
+    "D08 a header of 150,000 parts": Case(toml("[" + " . ".join(['"a"'] * 150_000) + "]\n"), ("check", "page"), says="64 parts"),
+    "D08 names in a deep table": Case(toml("[" + ".".join(["a"] * 60) + "]\n" + "".join(f"b.c{i}=1\n" for i in range(15_000))), ("check", "page")),
     "D09 tables in tables": Case(toml(f"a = {deep('{b = ', 1000)}1{'}' * 1000}\n"), CONFIG, says="nested too deeply"),
     "D10 4301 digits": Case(content("a.json", '{"LoRA_type": "Standard", "seed": ' + "1" * 4301 + "}"), IMPORT),
     "D10 4000 digits": Case(content("a.json", '{"LoRA_type": "Standard", "seed": ' + "1" * 4000 + "}"), IMPORT, "accepted"),
@@ -283,25 +289,27 @@ CASES: dict[str, Case] = {
     "D20 strange names, JSON": Case(content("a.json", '{"LoRA_type": "Standard", "__class__": 1, "__proto__": {"x": 1}, "": 2}'), IMPORT, "accepted"),
     "D21 a text of 10 MB": Case(toml('[output]\nname = "' + "x" * 10_000_000 + '"\n'), ("check", "train", "import", "preset", "page", "subsets"), says="1048576"),
     "D21 a text of 1 MB": Case(toml('[output]\nname = "' + "x" * 1_000_000 + '"\n'), CONFIG, says="output.name"),
-    "D22 100,000 names": Case(toml("".join(f"a{i}=1\n" for i in range(100_000))), CONFIG, says="more options"),
-    "D22 100,000 names of kohya's": Case(content("a.json", json.dumps({"LoRA_type": "Standard"} | {f"a{i}": 1 for i in range(60_000)})), IMPORT, "accepted"),
-    "D22 100,000 tables": Case(toml("[[datasets]]\n" * 70_000), ("import", "page", "subsets", "check"), "either"),
+    "D22 50,000 names": Case(toml("".join(f"a{i}=1\n" for i in range(50_000))), CONFIG, says="more options"),
+    "D22 20,000 names of kohya's": Case(content("a.json", json.dumps({"LoRA_type": "Standard"} | {f"a{i}": 1 for i in range(20_000)})), IMPORT, "accepted"),
+    "D22 30,000 tables": Case(toml("[[datasets]]\n" * 30_000), ("import", "page", "subsets", "check"), "either"),
     "D23 a pattern that could run for ever": Case(toml('[output]\nname = """\n' + "[" * 500_000 + "\n" + "[" + " " * 400_000 + "x\n" + '"""\n[nope]\nb = 1\n'), CONFIG, says="nope"),
     "D25 kohya's of tomorrow": Case(content("a.json", written(a_key_of_next_year="x")), IMPORT, "accepted"),
     "D25 OneTrainer's": Case(content("a.json", json.dumps({"__version": 6, "training_method": "LORA", "model_type": "STABLE_DIFFUSION_XL_10_BASE", "lora_rank": 16})), IMPORT),
+    "D23 another such pattern": Case(content("a.json", written(additional_parameters="--wandb-a" * 100_000)), IMPORT, "either"),
     "D26 secrets": Case(content("a.json", written(huggingface_token="hf_" + "x" * 30, wandb_api_key="k" * 40)), IMPORT, "accepted"),
     # --- E. models, LoRAs
     **{name if name[0] == "E" else f"E07 {name}": Case(content("x.safetensors", raw), ("model", "start", "inspect", "metadata"), says="not a whole safetensors file")
        for name, raw in MALFORMED.items()},
     "E09 a list, to all": Case(content("x.safetensors", file_of([])), (*BASE, *LORA, "vae", "metadata", "import", "embedding", "merge_model")),
     "E21 a header of empty lists": Case(content("x.safetensors", b'{"a":[' + b"[]," * 5_000_000 + b"[]]}", ), ("inspect",)),
-    "E22 nothing of a huge shape": Case(tensors({"a": tensor(0, 0, [0, 1 << 60])}), (*BASE, *LORA)),
+    "E22 nothing of a huge shape": Case(tensors({"a": tensor(0, 0, [0, 1 << 60])}), (*BASE, *LORA), "either"),
+    "E23 a name of 1 MB": Case(tensors({"lora_unet_" + "a." * 500_000: tensor(0, 4)}, bytes(4)), (*BASE, *LORA), says="characters"),
     "E23 names of tensors": Case(tensors({n: tensor(4 * i, 4 * i + 4) for i, n in enumerate(("\0", "../../x", "t.__class__.__base__.__getattribute__"))}, bytes(12)), (*BASE, "start", "resize"), "either"),
     "E23 names of layers": Case(lora(renamed("attn1_to_q", "__class__.__init__")), ("start", "sample", "resize", "merge_loras"), "either"),
     "E24 NaN": Case(lora(filled(float("nan"))), ("inspect",), "accepted"),
     "E24 NaN, merged": Case(lora(filled(float("nan"))), ("resize",), "either"),
     "E24 infinity": Case(lora(filled(float("inf"))), ("inspect",), "accepted"),
-    "E25 20,000 names": Case(tensors({f"t{i}": tensor(4 * i, 4 * i + 4) for i in range(20_000)}, bytes(80_000)), ("inspect", "model", "start"), "either"),
+    "E25 8,000 names": Case(tensors({f"t{i}": tensor(4 * i, 4 * i + 4) for i in range(8000)}, bytes(32_000)), ("inspect", "model", "start"), "either"),
     "E26 metadata of 9 MB": Case(lora(saying(ss_tag_frequency=json.dumps({"a": {f"tag {i}": i for i in range(300_000)}}))), ("inspect", "metadata", "start", "import"), "either"),
     "E26 metadata of empty lists": Case(lora(saying(ss_tag_frequency="{" + '"a":[[],[],[]],' * 100_000 + '"b":0}', ss_dataset_dirs=deep("[", 100_000))), ("inspect", "import"), "either"),
     "E27 metadata for a page and a terminal": Case(lora(saying(**{"modelspec.title": "<img src=x onerror=alert(1)>\x1b[2J\u202e", "ss_output_name": "$(touch PWNED)"})), ("inspect", "metadata", "import"), "either"),
@@ -321,7 +329,7 @@ CASES: dict[str, Case] = {
     "E31 layers without end": Case(model({"text_encoder/config.json": {"num_hidden_layers": 10**9}}), ("model", "train model"), says="num_hidden_layers"),
     "E31 blocks without end": Case(model({"unet/config.json": {"layers_per_block": 10**12}}), ("model",), says="layers_per_block"),
     "E31 layers that are none": Case(model({"unet/config.json": {"layers_per_block": float("nan")}}), ("model",), says="layers_per_block"),
-    "E31 timesteps without end": Case(model({"scheduler/scheduler_config.json": {"num_train_timesteps": 10**12}}), ("model", "sample"), says="num_train_timesteps"),
+    "E31 timesteps without end": Case(model({"scheduler/scheduler_config.json": {"num_train_timesteps": 10**12}}), ("model", "paint"), says="num_train_timesteps"),
     "E31 a schedule of NaN": Case(model({"scheduler/scheduler_config.json": {"beta_start": float("nan")}}), ("model",), says="beta_start"),
     "E31 a schedule of texts": Case(model({"scheduler/scheduler_config.json": {"beta_end": "x", "prediction_type": [1]}}), ("model",), says="beta_end"),
     "E31 an index that is none": Case(model({"model_index.json": {"transformer": 3, "unet": {"a": 1}}}), ("model",), "either"),
@@ -345,8 +353,8 @@ CASES: dict[str, Case] = {
     **{f"G12 {line[:24]}": Case(content("p.txt", line), ("prompts",), says="p.txt, prompt 1") for line in (
         "a --w 99999999 --h 99999999", "a --s 1000000000", f"a --d 1{'0' * 100}", "a --l 1.2.3", "a --cn /etc/passwd", "a --l nan", f"a --w {'9' * 900_000}")},
     "G12 flags in a flag": Case(content("p.txt", "a --n b --  -- c"), ("prompts",), "accepted"),
-    "G12 300,000 prompts": Case(lines_of(150_000), ("prompts",), says="prompts"),
-    "G12 faults without end": Case(content("p.txt", "a --w 1\n" * 100_000), ("prompts",)),
+    "G12 150,000 prompts": Case(lines_of(150_000), ("prompts",), says="150000 prompts"),
+    "G12 faults without end": Case(content("p.txt", "a --w 1\n" * 10_000), ("prompts",)),
     "G13 an object": Case(content("p.json", "{}"), ("prompts",), says="p.json"),
     "G13 lists in lists": Case(content("p.json", deep("[", 50_000, "]")), ("prompts",), says="nested too deeply"),
     "G13 no prompt": Case(content("p.toml", "[[x]]\na = 1\n"), ("prompts",), says="p.toml"),

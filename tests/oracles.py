@@ -27,7 +27,7 @@ import forked
 from strangers import DOORS, SECRET, Case, Place
 
 SECONDS, MIB = 5.0, 1024
-HANGS_SECONDS = 60.0
+HANGS_SECONDS = float(os.environ.get('LIMNER_HANGS_SECONDS', '60'))
 _WRITES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "os.chown"}
 _STARTS = {
     "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "os.fork", "pty.spawn", "os.forkpty",
@@ -95,9 +95,9 @@ def faults(case: Case, answer: Answer) -> Iterator[str]:
         if not name or not message or not all(t.isprintable() for t in (name, message, remedy)) or len(message) > 300:
             yield f"O3 {name!r}: {message!r}"
     for name, message, remedy, _ in errors:
-        if not remedy:
+        if not remedy and name != "server":  # the gate's limit is its own remedy
             yield f"O3 no remedy for {name}: {message}"
-    if answer.code in (2, 413, 422) and case.says and not any(case.says in part for f in errors for part in f):
+    if answer.code == 2 and case.says and not any(case.says in part for f in errors for part in f):
         yield f"O3 {case.says!r} is not said"
     if not all(line.isprintable() for line in answer.text.splitlines()) and answer.code not in (200, 413, 422):
         yield "O3 controls on the terminal"
@@ -145,8 +145,8 @@ def _work(asked: Connection, module: str, jobs: Sequence[tuple[str, str]], root:
     page = Page(root)
     page.ask("GET", "/api/presets")
     for number, (name, door) in enumerate(jobs):
-        asked.send(_tried(cases[name], door, Place(root / f"case {number}", place.pictures, place.outside), page, home))
-    asked.send(None)
+        folder = root / f"case {os.getpid()} {number}"
+        asked.send(_tried(cases[name], door, Place(folder, place.pictures, place.outside), page, home))
 
 
 def _around(root: Path) -> tuple[Path, Path]:
@@ -176,7 +176,7 @@ def _tried(case: Case, door: str, place: Place, page: Page, home: Path) -> Answe
     low, cpu, wall = peak_mib(), time.process_time(), time.monotonic()
     _seen = []
     try:
-        code, text = page.door(door, file) if door in ("page", "upload") else typed(DOORS[door](file, place))
+        code, text = page.door(door, file, accepts=case.answer != "refused") if door in ("page", "upload") else typed(DOORS[door](file, place))
     finally:
         seen, _seen = _seen, None
     out = Answer(code, text, [*page.told, *_told], time.process_time() - cpu, time.monotonic() - wall, peak_mib() - low)
@@ -246,11 +246,20 @@ class Page:
             ]
         return answer.status_code, answer.text
 
-    def door(self, door: str, file: Path) -> tuple[int, str]:
+    def door(self, door: str, file: Path, *, accepts: bool) -> tuple[int, str]:
+        """What a door says; of what is to be refused, the import and then the check."""
         if door == "upload":
             return self.ask("POST", f"/api/upload?token={'0' * 16}&name={file.name}", content=file.read_bytes())
         body = {"name": file.name, "text": file.read_bytes().decode("utf-8", "surrogatepass")}
-        return self.ask("POST", "/api/import", content=json.dumps(body), headers={"Content-Type": "application/json"})
+        code, text = self.ask("POST", "/api/import", content=json.dumps(body), headers={"Content-Type": "application/json"})
+        return (code, text) if code != 200 or accepts else self._check(json.loads(text)["values"])
+
+    def _check(self, values: dict[str, str]) -> tuple[int, str]:
+        """What is said of values that were imported into the form: 422 if they cannot be trained with."""
+        code, text = self.ask("POST", "/api/check", content=json.dumps({"values": values}), headers={"Content-Type": "application/json"})
+        found = [f for f in json.loads(text).get("findings", ()) if f["severity"] == "error"] if code == 200 else []
+        self.told += [(f["field"], f["message"][:300], f["remedy"], "error") for f in found]
+        return (422 if found else code), text
 
 
 def _is_forbidden(event: str, arguments: tuple[Any, ...], ours: tuple[Path, ...], secret: tuple[Path, str]) -> bool:

@@ -92,6 +92,7 @@ DOORS: dict[str, Callable[[Path, Place], list[str]]] = {
     "merge_loras": _words("tools", "merge_loras", "--loras", "FILE", "--loras", "FILE", "--output", "OUT"),
     "resize": _words("tools", "resize", "--lora", "FILE", "--output", "OUT", "--rank", "2"),
     "merge_model": _words("tools", "merge_model", "--base", MODEL, "--loras", "FILE", "--output", "OUT"),
+    "paint": _words("sample", "a cat", "--steps", "1", "--model", "FILE", "--out", "new.png"),
     "sample": _words("sample", "a cat", "--steps", "1", "--lora", "FILE", "--out", "new.png"),
     "embedding": _words("sample", "a cat", "--steps", "1", "--embedding", "FILE", "--out", "new.png"),
     "prompts": _words("check", "--quick", "GOOD", "--sample.prompt_file", "FILE"),

@@ -207,8 +207,9 @@ def _unknown(path: str, text: str, source: str, schema: type[BaseModel] = Config
     kohya = [o for options in _options_by_path(schema).values() for o in options if o.kohya and o.kohya == name]
     match = [o.path for o in kohya]
     if not match and len(path) < _MAX_NAME:
-        near = difflib.get_close_matches(name, by_name, 1, 0.6)
-        match = [by_name[n] for n in near] or difflib.get_close_matches(path, known, 1, 0.6)
+        theirs = {o.kohya: o.path for k in inside or known for o in _options_by_path(schema)[k] if o.kohya and not o.inverted}
+        near = difflib.get_close_matches(name, {**theirs, **by_name}, 1, 0.6)
+        match = [(theirs | by_name)[n] for n in near] or difflib.get_close_matches(path, known, 1, 0.6)
     remedy = f"Did you mean {match[0]}?" if match else "`limner config options` lists every option."
     if kohya and kohya[0].inverted:
         remedy = f"It is {match[0]} here, and means the opposite."

@@ -20,6 +20,7 @@ from limner.errors import Finding, UserError, wrong
 
 FIELD = "sample.prompt_file"
 MAX_FILE_BYTES = 1 << 20
+MAX_PROMPTS = 10_000
 SOLVERS = get_args(Solver)
 _INTEGERS = {"w": ("width", 16, 8192), "h": ("height", 16, 8192), "d": ("seed", 0, 2**63 - 1), "s": ("steps", 1, 1000)}
 _NUMBERS = {"l": "guidance", "g": "told_guidance", "fs": "shift"}
@@ -167,6 +168,9 @@ def all_prompts(config: Config, resolution: int, size_step: int) -> list[Prompt]
     entries: list[tuple[str | dict[str, Any], str]] = [(line, f"sample.prompts[{i}]") for i, line in enumerate(section.prompts)]
     if (file := section.prompt_file) is not None:
         entries += [(entry, f"{file.name}, prompt {i}") for i, entry in enumerate(read_file(file), 1)]
+    if len(entries) > MAX_PROMPTS:
+        field = "sample.prompts" if section.prompt_file is None else FIELD
+        raise wrong(field, f"holds {len(entries)} prompts.", f"At most {MAX_PROMPTS} are painted; leave some out.")
     side = resolution // size_step * size_step
     prompts, faults = [], list[Finding]()
     for i, (entry, where) in enumerate(entries):

@@ -69,7 +69,7 @@ def read(path: Path) -> Metadata:
     captions, kept = dict[str, str](), 0
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
-            raise wrong("data.metadata", f"{path} is no regular file.", "Give the path of a file.")
+            raise wrong("data.metadata", f"{path} cannot be read: it is no regular file.", "Give the path of a file.")
         with path.open("rb") as file:
             if path.stat().st_size > _MAX_BYTES:
                 raise wrong("data.metadata", f"{path} is larger than 1 GiB.", "Divide it.")

@@ -14,6 +14,7 @@ from limner import parsing
 from limner.errors import UserError, printable, wrong
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+_MAX_NAME = 1024  # patterns look through each
 BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 BITS |= {"I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 BITS |= {"C64": 64, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
@@ -47,7 +48,7 @@ def read_header(path: Path, field: str | None = None) -> Header:
     try:
         about = path.stat()
         if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):  # a pipe would be waited for, for ever
-            raise wrong(field, f"{path} is no regular file.", "Give the path of a file.")
+            raise wrong(field, f"{path} cannot be read: it is no regular file.", "Give the path of a file.")
         size = about.st_size
         with path.open("rb") as file:
             first = file.read(8)
@@ -68,6 +69,8 @@ def read_header(path: Path, field: str | None = None) -> Header:
         raise damaged("its metadata are not text")
     tensors, places = dict[str, TensorInfo](), dict[str, tuple[int, int]]()
     for name, entry in raw.items():
+        if len(name) > _MAX_NAME:
+            raise damaged(f"the name of tensor {printable(repr(name), 60)} has {len(name)} characters")
         found = _tensor(entry)
         if found is None:
             raise damaged(f"the entry of tensor {printable(repr(name), 60)} is malformed")

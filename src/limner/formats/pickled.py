@@ -57,7 +57,7 @@ def examine(path: Path, field: str | None = None) -> Pickled:
 
     try:
         if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
-            raise refused("is no regular file", "Give the path of a file.")
+            raise refused("cannot be read: it is no regular file", "Give the path of a file.")
         with _Bounded(io.FileIO(path)) as file:
             start = file.read(len(_LEGACY))
             if start == _LEGACY:

@@ -56,13 +56,17 @@ def _wandb_has_key() -> bool:
         return False
 
 
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Signs that turn the text behind them: a name that looks like another one."""
+
+
 def check_output(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     """Names that work everywhere, folders that can be written, space for what will be."""
     del machine
     name = config.output.name
     if not name.strip() or name in (".", "..") or name != name.strip() or name.endswith("."):
         yield Finding("output.name", f"{name!r} cannot be a file name.", "Use letters and digits.")
-    elif any(c in name for c in '/\\:*?"<>|$`\n\t') or name.split(".")[0].lower() in _RESERVED or name.startswith((".", "-")):
+    elif any(c in name for c in '/\\:*?"<>|$`\n\t' + _TURNING) or name.split(".")[0].lower() in _RESERVED or name.startswith((".", "-")):
         yield Finding("output.name", f"{name!r} cannot be a file name on every system.", "Use letters, digits, - and _.")
     elif len(os.fsencode(name)) > 200:
         yield Finding("output.name", f"is {len(os.fsencode(name))} bytes long.", "Use at most 200 bytes.")

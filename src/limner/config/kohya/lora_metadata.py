@@ -56,7 +56,7 @@ _CLASSES = {
     "schedulefreeadamw": "AdamWScheduleFree", "adamwschedulefree": "AdamWScheduleFree", "sgd": "SGDNesterov",
     "pagedadamw": "PagedAdamW", "pagedadamw32bit": "PagedAdamW32bit", "came": "pytorch_optimizer.CAME",
 }  # fmt: skip
-_PIECE = re.compile(r"([A-Za-z_]\w*)=((?:\([^()]*\)|\[[^\[\]]*\]|'[^']*'|\"[^\"]*\"|[^,()])*)")
+_PIECE = re.compile(r"\b([A-Za-z_]\w*+)=((?:\([^()]*\)|\[[^\[\]]*\]|'[^']*'|\"[^\"]*\"|[^,()])*)")
 _MAX_CHARACTERS = 20_000
 
 
