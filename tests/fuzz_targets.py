@@ -10,6 +10,7 @@ import os
 import random
 import struct
 import tempfile
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,7 +82,8 @@ def prompt_file(content: bytes) -> None:
     except UserError as error:
         _told(error)
         return
-    assert all(p.width % 64 == p.height % 64 == 0 and p.text.isprintable() | ("\n" in p.text) | ("\t" in p.text) for p in found)
+    assert all(p.width % 64 == p.height % 64 == 0 for p in found)
+    assert not any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for p in found for c in p.text + p.negative)
 
 
 _DRAWN = Data(

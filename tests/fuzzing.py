@@ -9,15 +9,19 @@ import struct
 import sys
 
 if __name__ == "__main__":
-    import json
-
     import atheris  # pyright: ignore[reportMissingImports]
+
+    looked_at = ["limner", "tomllib", "json", "tarfile", "zipfile", "pickletools"]
+    for name in [name for name in sys.modules if name.partition(".")[0] in looked_at]:
+        del sys.modules[name]  # to be imported again, looked at
+    with atheris.instrument_imports(include=looked_at):
+        import json
 
     # of C nothing is seen: the scanners of JSON that are written in Python guide it
     json.decoder.scanstring = json.decoder.py_scanstring  # type: ignore[attr-defined]
     json.scanner.make_scanner = json.scanner.py_make_scanner  # type: ignore[attr-defined]
     json._default_decoder = json.JSONDecoder()  # type: ignore[attr-defined]
-    with atheris.instrument_imports(include=["limner", "tomllib", "json", "tarfile", "zipfile", "pickletools"]):
+    with atheris.instrument_imports(include=looked_at):
         import fuzz_targets
     target = fuzz_targets.TARGETS[sys.argv.pop(1)]
     atheris.Setup(sys.argv, target)
