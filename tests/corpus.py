@@ -19,8 +19,30 @@ from pathlib import Path
 from headers import MALFORMED, file_of, published, single_file, tensor
 from limner.config.fields import walk
 from strangers import (
-    Case, Place, content, filled, folder, folder_named, link, lora, model, named, npz, options, path_of, pickled, pipe,
-    renamed, saying, socket_file, tarred, tensors, toml, transposed, without, zipped,
+    Case,
+    Place,
+    content,
+    filled,
+    folder,
+    folder_named,
+    link,
+    lora,
+    model,
+    named,
+    npz,
+    options,
+    path_of,
+    pickled,
+    pipe,
+    renamed,
+    saying,
+    socket_file,
+    tarred,
+    tensors,
+    toml,
+    transposed,
+    without,
+    zipped,
 )  # fmt: skip
 
 ELSEWHERE = {
@@ -43,7 +65,11 @@ INJECTIONS = {
     "B09": ".txt > CANARY", "B10": ".txt;touch${IFS}CANARY",
 }  # fmt: skip
 TEXTS = sorted(
-    {o.path for o in walk() if {str, Path} & set(o.types) and not o.choices and (not o.tags or "lora" in o.tags) and not o.is_list}
+    {
+        o.path
+        for o in walk()
+        if {str, Path} & set(o.types) and not o.choices and (not o.tags or "lora" in o.tags) and not o.is_list
+    }
 )
 
 
@@ -80,7 +106,10 @@ def overlapping(place: Place) -> Path:
 
 def bomb(place: Place) -> Path:
     """200 MB of zeros in 200 KB."""
-    with zipfile.ZipFile(place.folder / "x.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive, archive.open("a.png", "w") as entry:
+    with (
+        zipfile.ZipFile(place.folder / "x.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive,
+        archive.open("a.png", "w") as entry,
+    ):
         for _ in range(200):
             entry.write(bytes(1 << 20))
     return place.folder / "x.zip"
@@ -114,7 +143,9 @@ def sparse(place: Place) -> Path:
 
 def many_entries(place: Place) -> Path:
     entries = {f"{i:05}": {"caption": "a cat", "tags": "a, b"} for i in range(20_000)}
-    return content("m.json", json.dumps(entries | {picture.stem: {"caption": "x"} for picture in place.pictures.glob("*.png")}))(place)
+    return content(
+        "m.json", json.dumps(entries | {picture.stem: {"caption": "x"} for picture in place.pictures.glob("*.png")})
+    )(place)
 
 
 def loops(place: Place) -> Path:
@@ -265,10 +296,10 @@ CASES: dict[str, Case] = {
     "D07 lists in lists": Case(toml(f"a = {deep('[', 500, ']')}\n"), CONFIG),
     "D07 lists in lists, JSON": Case(content("a.json", '{"a": ' + deep("[", 5000, "]") + "}"), ("import", "page", "subsets", "prompts", "metadata file")),
     "D07 lists without end": Case(toml("a = " + "[" * 900_000), ("check", "page", "subsets"), says="nested too deeply"),
-    "D08 a name of 5000 parts": Case(toml(".".join(["a"] * 5000) + " = 1\n"), (*CONFIG, "import", "subsets"), says="64 parts"),
-    "D08 a name of 400,000 parts": Case(toml(".".join(["a"] * 400_000) + " = 1\n"), (*CONFIG, "import", "subsets"), says="64 parts"),
-    "D08 a header of 150,000 parts": Case(toml("[" + " . ".join(['"a"'] * 150_000) + "]\n"), ("check", "page"), says="64 parts"),
-    "D08 names in a deep table": Case(toml("[" + ".".join(["a"] * 60) + "]\n" + "".join(f"b.c{i}=1\n" for i in range(15_000))), ("check", "page")),
+    "D08 a name of 5000 parts": Case(toml(".".join(["a"] * 5000) + " = 1\n"), (*CONFIG, "import", "subsets"), says="32 parts"),
+    "D08 a name of 400,000 parts": Case(toml(".".join(["a"] * 400_000) + " = 1\n"), (*CONFIG, "import", "subsets"), says="32 parts"),
+    "D08 a header of 150,000 parts": Case(toml("[" + " . ".join(['"a"'] * 150_000) + "]\n"), ("check", "page"), says="32 parts"),
+    "D08 names in a deep table": Case(toml("[" + ".".join(["a"] * 30) + "]\n" + "".join(f"b.c{i}=1\n" for i in range(15_000))), ("check", "page")),
     "D09 tables in tables": Case(toml(f"a = {deep('{b = ', 1000)}1{'}' * 1000}\n"), CONFIG, says="nested too deeply"),
     "D10 4301 digits": Case(content("a.json", '{"LoRA_type": "Standard", "seed": ' + "1" * 4301 + "}"), IMPORT),
     "D10 4000 digits": Case(content("a.json", '{"LoRA_type": "Standard", "seed": ' + "1" * 4000 + "}"), IMPORT, "accepted"),
@@ -303,7 +334,7 @@ CASES: dict[str, Case] = {
     "E09 a list, to all": Case(content("x.safetensors", file_of([])), (*BASE, *LORA, "vae", "metadata", "import", "embedding", "merge_model")),
     "E21 a header of empty lists": Case(content("x.safetensors", b'{"a":[' + b"[]," * 5_000_000 + b"[]]}", ), ("inspect",)),
     "E22 nothing of a huge shape": Case(tensors({"a": tensor(0, 0, [0, 1 << 60])}), (*BASE, *LORA), "either"),
-    "E23 a name of 1 MB": Case(tensors({"lora_unet_" + "a." * 500_000: tensor(0, 4)}, bytes(4)), (*BASE, *LORA), says="characters"),
+    "E23 a name of 1 MB": Case(tensors({"lora_unet_" + "a." * 500_000: tensor(0, 4)}, bytes(4)), (*BASE, *LORA), says="malformed"),
     "E23 names of tensors": Case(tensors({n: tensor(4 * i, 4 * i + 4) for i, n in enumerate(("\0", "../../x", "t.__class__.__base__.__getattribute__"))}, bytes(12)), (*BASE, "start", "resize"), "either"),
     "E23 names of layers": Case(lora(renamed("attn1_to_q", "__class__.__init__")), ("start", "sample", "resize", "merge_loras"), "either"),
     "E24 NaN": Case(lora(filled(float("nan"))), ("inspect",), "accepted"),
@@ -358,7 +389,7 @@ CASES: dict[str, Case] = {
     "G13 an object": Case(content("p.json", "{}"), ("prompts",), says="p.json"),
     "G13 lists in lists": Case(content("p.json", deep("[", 50_000, "]")), ("prompts",), says="nested too deeply"),
     "G13 no prompt": Case(content("p.toml", "[[x]]\na = 1\n"), ("prompts",), says="p.toml"),
-    "G13 a name of 300,000 parts": Case(content("p.toml", "prompt." + ".".join(["a"] * 300_000) + " = 1"), ("prompts",), says="64 parts"),
+    "G13 a name of 300,000 parts": Case(content("p.toml", "prompt." + ".".join(["a"] * 300_000) + " = 1"), ("prompts",), says="32 parts"),
     "G14 a zip that leads out": Case(zipped("x.zip", ("../x.txt", b"x"), ("/x.txt", b"x"), ("C:\\x.txt", b"x"), ("a/../../x.txt", b"x")), ("upload",), "accepted"),
     "G14 a link": Case(zipped("x.zip", symbolic("a.txt", "/etc/passwd"), symbolic("b.png", "/etc/passwd")), ("upload",), "accepted"),
     "G14 names twice": Case(zipped("x.zip", ("a.txt", b"1"), ("a.txt", b"2"), ("A.txt", b"3")), ("upload",), "accepted"),
@@ -384,4 +415,3 @@ CASES: dict[str, Case] = {
     "G20 one picture twice": Case(same_twice, ("pictures",), "either"),
     "G22 what cannot be read": Case(unreadable, ("pictures", "pictures, skipping"), "either"),
 }  # fmt: skip
-

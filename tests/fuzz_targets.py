@@ -1,6 +1,6 @@
-"""What is fuzzed: each target takes bytes, and nothing but the error for users may come of them. Used by hypothesis and atheris.
+"""What is fuzzed, by hypothesis and atheris: each target takes bytes, and nothing but the error for users may come of them.
 
-What is taken is held against something else: the safetensors library, the limits of the options, the file that is written of it.
+What is taken is held against something else: the safetensors library, the options' limits, the file that is written of it.
 """
 
 from __future__ import annotations

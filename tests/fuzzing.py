@@ -1,4 +1,4 @@
-"""Random texts by grammar, for the targets of tests/fuzz_targets.py: with hypothesis here, along the code's branches with atheris.
+"""Random texts by grammar for the targets of tests/fuzz_targets.py, and, with atheris, along the branches of the code.
 
 `python tests/fuzzing.py TARGET [libFuzzer's options] [FOLDER]` is atheris; it has to be installed (pip install atheris).
 """
@@ -72,10 +72,16 @@ def strategies():
         st.text(character, max_size=8), st.sampled_from(["", "a", "__class__", "../x", "\x1b[2J", "\u202e", "NaN", "1e999", "9" * 4301]),
     )  # fmt: skip
     number = st.one_of(
-        st.integers(-(2**70), 2**70), st.floats(), st.sampled_from([0, -1, 2**63, 10**400, 1e308, -0.0]), st.booleans(), st.none()
+        st.integers(-(2**70), 2**70),
+        st.floats(),
+        st.sampled_from([0, -1, 2**63, 10**400, 1e308, -0.0]),
+        st.booleans(),
+        st.none(),
     )
     value = st.recursive(
-        st.one_of(number, word), lambda v: st.one_of(st.lists(v, max_size=3), st.dictionaries(word, v, max_size=3)), max_leaves=6
+        st.one_of(number, word),
+        lambda v: st.one_of(st.lists(v, max_size=3), st.dictionaries(word, v, max_size=3)),
+        max_leaves=6,
     )
 
     def damaged(texts):
@@ -113,19 +119,39 @@ def strategies():
     from limner.data.subsets import _KNOWN as KEYS
 
     entry = st.fixed_dictionaries(
-        {"dtype": st.sampled_from(["F32", "BF16", "I64", "U8", "BOOL", "F4", "X", 3]), "shape": st.one_of(st.lists(st.integers(-1, 5), max_size=4), value)},
+        {
+            "dtype": st.sampled_from(["F32", "BF16", "I64", "U8", "BOOL", "F4", "X", 3]),
+            "shape": st.one_of(st.lists(st.integers(-1, 5), max_size=4), value),
+        },
         optional={"data_offsets": st.one_of(st.lists(st.integers(-1, 40), min_size=2, max_size=2), value), "x": value},
     )
     one_tensor = st.integers(0, 5).map(lambda n: {"a": {"dtype": "F32", "shape": [n], "data_offsets": [0, 4 * n]}})
-    head = st.one_of(st.dictionaries(st.one_of(word, st.just("__metadata__")), st.one_of(entry, entry, value), max_size=4), one_tensor)
+    head = st.one_of(
+        st.dictionaries(st.one_of(word, st.just("__metadata__")), st.one_of(entry, entry, value), max_size=4), one_tensor
+    )
     flags = st.sampled_from(["w", "h", "d", "s", "l", "g", "fs", "n", "ss", "cn", "x", "W", ""])
-    part = st.tuples(st.sampled_from([" --", " -- ", "--", "\t--"]), flags, st.sampled_from([" ", "  ", "=", ""]), st.one_of(word, number.map(str))).map("".join)
-    signs = st.one_of(word, st.sampled_from(list("(){}[]|,:;\\\n\r\u2028\0") + ["{{", "}}", "|||", ":1.2)", "{a|b}"]))
+    part = st.tuples(
+        st.sampled_from([" --", " -- ", "--", "\t--"]),
+        flags,
+        st.sampled_from([" ", "  ", "=", ""]),
+        st.one_of(word, number.map(str)),
+    ).map("".join)
+    signs = st.one_of(word, st.sampled_from([*"(){}[]|,:;\\\n\r\u2028\0", "{{", "}}", "|||", ":1.2)", "{a|b}"]))
     kohya = sorted(arguments())
     ours = sorted({o.path for o in walk()})
     argument = st.one_of(st.sampled_from(kohya), word)
-    form = st.dictionaries(st.one_of(argument, st.sampled_from(["LoRA_type", "optimizer", "additional_parameters", "model_list"])), value, max_size=8)
-    line = joined(st.one_of(st.tuples(st.just("--"), argument, st.sampled_from([" ", "="]), st.one_of(word, number.map(str))).map("".join), st.sampled_from(["train_network.py", '"', "'", "\\\n", "accelerate launch"])), by=" ")
+    form = st.dictionaries(
+        st.one_of(argument, st.sampled_from(["LoRA_type", "optimizer", "additional_parameters", "model_list"])),
+        value,
+        max_size=8,
+    )
+    line = joined(
+        st.one_of(
+            st.tuples(st.just("--"), argument, st.sampled_from([" ", "="]), st.one_of(word, number.map(str))).map("".join),
+            st.sampled_from(["train_network.py", '"', "'", "\\\n", "accelerate launch"]),
+        ),
+        by=" ",
+    )
     sections = st.sampled_from(sorted({p.partition(".")[0] for p in ours}))
     pickle_codes = st.one_of(
         st.binary(max_size=3), st.sampled_from([b"\x80\x02", b"}", b"(", b"]", b"q\x00", b"h\x00", b"0", b"t", b"R", b"Q", b"u", b"s", b".", b"K\x01",
@@ -136,7 +162,7 @@ def strategies():
     grammar = {
         "header": st.tuples(st.sampled_from([0, 4, 8, 16, 40]), as_json(st.one_of(head, head, value))).map(lambda p: struct.pack("<H", p[0]) + p[1]),
         "prompt": joined(st.one_of(word, part)),
-        "prompt_file": st.one_of(joined(st.one_of(word, part, st.just("\n"))), as_json(value), as_json(st.lists(st.dictionaries(st.one_of(word, st.sampled_from(["prompt", *("width", "seed", "scale")])), value, max_size=4), max_size=3)), tables(st.sampled_from(["prompt", "width", "seed"]), st.sampled_from(["prompt", "[prompt.subset]"]))),
+        "prompt_file": st.one_of(joined(st.one_of(word, part, st.just("\n"))), as_json(value), as_json(st.lists(st.dictionaries(st.one_of(word, st.sampled_from(["prompt", "width", "seed", "scale"])), value, max_size=4), max_size=3)), tables(st.sampled_from(["prompt", "width", "seed"]), st.sampled_from(["prompt", "[prompt.subset]"]))),
         "caption": st.one_of(joined(signs), st.binary(max_size=40)),
         "weights": joined(signs, most=30),
         "kohya": st.one_of(as_json(form), line, tables(argument, word.map(repr)), tables(st.sampled_from(sorted(KEYS)), st.sampled_from(["general", "[datasets]", "[datasets.subsets]"]))),
@@ -157,7 +183,9 @@ def archives(st, word):
     import zipfile
 
     name = st.one_of(word, st.sampled_from(["a.png", "../a.txt", "/a.txt", "a.txt", "a/b.png", "a", "a.json", ".x", "CON.txt"]))
-    entries = st.lists(st.tuples(name, st.binary(max_size=20), st.sampled_from([b"0", b"1", b"2", b"5", b"6", b"L", b"x", b"S"])), max_size=4)
+    entries = st.lists(
+        st.tuples(name, st.binary(max_size=20), st.sampled_from([b"0", b"1", b"2", b"5", b"6", b"L", b"x", b"S"])), max_size=4
+    )
 
     def zipped(given) -> bytes:
         out = io.BytesIO()

@@ -1,9 +1,9 @@
 """Cases of tests/corpus.py through their doors, in one forked process that notes all it does; and what must hold of each.
 
-O1 no traceback. O2 a documented exit code or status, in 5 seconds of a processor. O3 each finding names a field or file and a
-remedy, its message is at most 300 characters, without controls. O4 nothing is written, and no secret read, outside the case's own
-folder and the home; what is refused leaves nothing. O5 no process is started. O6 no connection is made. O7 at most 1 GiB of memory
-more than before. O8 a good request is answered afterwards. O9 the canary is not there.
+O1 no traceback. O2 a documented exit code or status, in 5 seconds of a processor. O3 each finding names a field or file and
+a remedy, its message is at most 300 characters, without controls. O4 nothing is written, and no secret read, outside the
+case's own folder and the home; what is refused leaves nothing. O5 no process is started. O6 no connection is made. O7 at most
+1 GiB of memory more than before. O8 the next case is answered by the same process. O9 the canary is not there.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import forked
 from strangers import DOORS, SECRET, Case, Place
 
 SECONDS, MIB = 5.0, 1024
-HANGS_SECONDS = float(os.environ.get('LIMNER_HANGS_SECONDS', '60'))
+HANGS_SECONDS = 60.0
 _WRITES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "os.chown"}
 _STARTS = {
-    "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "os.fork", "pty.spawn", "os.forkpty",
+    "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "os.fork", "os.forkpty",
 }  # fmt: skip
 _CALLS = {"socket.connect", "socket.sendto", "socket.getaddrinfo", "urllib.Request", "pickle.find_class"}
 
@@ -57,10 +57,10 @@ class Answer:
     """Folders of runs in the home."""
 
 
-def answers(module: str, root: Path, machine: Path) -> dict[tuple[str, str], Answer]:
-    """The answers of the module's CASES at all their doors. A process that hangs or dies is replaced, and the case has no code."""
+def answers(module: str, root: Path, machine: Path) -> Iterator[tuple[tuple[str, str], Answer]]:
+    """((case, door), answer) of the module's CASES at all their doors. A process that hangs or dies is replaced, and the case
+    has no code."""
     jobs = [(name, door) for name, case in importlib.import_module(module).CASES.items() for door in case.doors]
-    out: dict[tuple[str, str], Answer] = {}
     while jobs:
         ours, its = forked.CONTEXT.Pipe()
         worker = forked.CONTEXT.Process(target=_work, args=(its, module, jobs, root, machine))
@@ -68,18 +68,17 @@ def answers(module: str, root: Path, machine: Path) -> dict[tuple[str, str], Ans
         its.close()
         try:
             while jobs and ours.poll(HANGS_SECONDS):
-                out[jobs[0]] = ours.recv()
-                jobs.pop(0)
+                answer = ours.recv()
+                yield jobs.pop(0), answer
         except EOFError:
             pass
         if jobs:
             worker.kill()
-            out[jobs.pop(0)] = Answer(text="the process hung or died")
+            yield jobs.pop(0), Answer(text="the process hung or died")
         worker.join()
-    return out
 
 
-def faults(case: Case, answer: Answer) -> Iterator[str]:
+def faults(case: Case, answer: Answer) -> Iterator[str]:  # noqa: C901  # one oracle after the other
     """The oracles that an answer offends."""
     if "Traceback" in answer.text or "Error:" in answer.text:
         yield "O1 a traceback"
@@ -137,7 +136,9 @@ def _work(asked: Connection, module: str, jobs: Sequence[tuple[str, str]], root:
 
     def told(finding: Finding) -> str:
         # as it is printed
-        _told.append((printable(finding.field, 120), printable(finding.message, 300), printable(finding.remedy, 300), finding.severity))
+        _told.append(
+            (printable(finding.field, 120), printable(finding.message, 300), printable(finding.remedy, 300), finding.severity)
+        )
         return original(finding)
 
     Finding.__str__ = told  # type: ignore[method-assign]
@@ -176,7 +177,11 @@ def _tried(case: Case, door: str, place: Place, page: Page, home: Path) -> Answe
     low, cpu, wall = peak_mib(), time.process_time(), time.monotonic()
     _seen = []
     try:
-        code, text = page.door(door, file, accepts=case.answer != "refused") if door in ("page", "upload") else typed(DOORS[door](file, place))
+        code, text = (
+            page.door(door, file, accepts=case.answer != "refused")
+            if door in ("page", "upload")
+            else typed(DOORS[door](file, place))
+        )
     finally:
         seen, _seen = _seen, None
     out = Answer(code, text, [*page.told, *_told], time.process_time() - cpu, time.monotonic() - wall, peak_mib() - low)
@@ -198,7 +203,11 @@ def _tried(case: Case, door: str, place: Place, page: Page, home: Path) -> Answe
 
 
 def _listed(folder: Path) -> set[str]:
-    return {os.path.join(above, name).encode("utf-8", "backslashreplace").decode() for above, names, files in os.walk(folder) for name in names + files}
+    return {
+        os.path.join(above, name).encode("utf-8", "backslashreplace").decode()
+        for above, names, files in os.walk(folder)
+        for name in names + files
+    }
 
 
 def typed(words: list[str]) -> tuple[int, str]:
@@ -256,7 +265,9 @@ class Page:
 
     def _check(self, values: dict[str, str]) -> tuple[int, str]:
         """What is said of values that were imported into the form: 422 if they cannot be trained with."""
-        code, text = self.ask("POST", "/api/check", content=json.dumps({"values": values}), headers={"Content-Type": "application/json"})
+        code, text = self.ask(
+            "POST", "/api/check", content=json.dumps({"values": values}), headers={"Content-Type": "application/json"}
+        )
         found = [f for f in json.loads(text).get("findings", ()) if f["severity"] == "error"] if code == 200 else []
         self.told += [(f["field"], f["message"][:300], f["remedy"], "error") for f in found]
         return (422 if found else code), text
@@ -270,7 +281,9 @@ def _is_forbidden(event: str, arguments: tuple[Any, ...], ours: tuple[Path, ...]
     if event == "open":
         paths, (_, mode, flags) = paths[:1], arguments
         if not any(sign in (mode or "") for sign in "wax+") and not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
-            return any(path.startswith((f"{secret[0]}/secret", "/etc/passwd", "/etc/shadow")) for path in paths if path != secret[1])
+            return any(
+                path.startswith((f"{secret[0]}/secret", "/etc/passwd", "/etc/shadow")) for path in paths if path != secret[1]
+            )
     return any(not path.startswith((*(f"{folder.resolve()}" for folder in ours), os.devnull)) for path in paths)
 
 

@@ -103,7 +103,18 @@ DOORS: dict[str, Callable[[Path, Place], list[str]]] = {
     "pictures, skipping": _words("check", "--quick", "--data.skip_broken=true", "--data.trigger", "sks", "--data.path", "FILE"),
     "train pictures": _words("train", "--data.trigger", "sks", "--data.path", "FILE"),
     "unpack": _words("tools", "unpack", "--source", "FILE", "--output", "NEW"),
-    "output": _words("check", "--quick", "--data.trigger", "sks", "--data.path", "FILE", "--output.path", "FILE", "--memory.cache_path", "FILE"),
+    "output": _words(
+        "check",
+        "--quick",
+        "--data.trigger",
+        "sks",
+        "--data.path",
+        "FILE",
+        "--output.path",
+        "FILE",
+        "--memory.cache_path",
+        "FILE",
+    ),
 }
 """What is typed. Beside these there are the page's doors, "page" (the import of a file's text) and "upload"."""
 
@@ -139,7 +150,9 @@ def tensors(header: Any, data: bytes = b"", name: str = "x.safetensors") -> Call
     return content(name, file_of(header, data))
 
 
-def zipped(name: str, *entries: tuple[str | zipfile.ZipInfo, bytes], packing: int = zipfile.ZIP_STORED) -> Callable[[Place], Path]:
+def zipped(
+    name: str, *entries: tuple[str | zipfile.ZipInfo, bytes], packing: int = zipfile.ZIP_STORED
+) -> Callable[[Place], Path]:
     def make(place: Place) -> Path:
         import warnings
 
@@ -223,7 +236,7 @@ def model(changes: dict[str, Any], *, text: bytes | None = None) -> Callable[[Pl
     """The pocket model with other configuration files: {"unet/config.json": {key: value}}, or a file's whole text."""
 
     def make(place: Place) -> Path:
-        root = shutil.copytree(MODEL, place.folder / "model")
+        root = shutil.copytree(MODEL, place.folder / "model", copy_function=_copied)
         for name, change in changes.items():
             path = root / name
             if text is not None:
@@ -235,6 +248,10 @@ def model(changes: dict[str, Any], *, text: bytes | None = None) -> Callable[[Pl
         return root
 
     return make
+
+
+def _copied(source: str, target: str) -> None:
+    (os.symlink if source.endswith(".safetensors") else shutil.copy)(source, target)
 
 
 class Run:
@@ -285,7 +302,9 @@ def npz(place: Place) -> Path:
     return place.folder / "a.npz"
 
 
-def lora(change: Callable[[dict[str, Any], bytes], tuple[Any, bytes]] = lambda h, d: (h, d), rank: int = 2) -> Callable[[Place], Path]:
+def lora(
+    change: Callable[[dict[str, Any], bytes], tuple[Any, bytes]] = lambda h, d: (h, d), rank: int = 2
+) -> Callable[[Place], Path]:
     """A LoRA for the pocket model's first attention, changed."""
 
     def make(place: Place) -> Path:

@@ -18,14 +18,20 @@ LAST = {"B": 26, "C": 26, "D": 26, "E": 30, "G": 24}
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory, machine_file: Path) -> dict[tuple[str, str], oracles.Answer]:
-    found = oracles.answers("corpus", tmp_path_factory.mktemp("corpus") / "root", machine_file)
+    found = dict(oracles.answers("corpus", tmp_path_factory.mktemp("corpus") / "root", machine_file))
     times = sorted((answer.wall_seconds, *pair) for pair, answer in found.items())
-    print(f"{len(CASES)} cases, {len(found)} answers, {sum(a.seconds for a in found.values()):.1f} s; the slowest:", *times[-5:], sep="\n")
+    print(
+        f"{len(CASES)} cases, {len(found)} answers, {sum(a.seconds for a in found.values()):.1f} s; the slowest:",
+        *times[-5:],
+        sep="\n",
+    )
     print("the largest:", *sorted((round(answer.mib), *pair) for pair, answer in found.items())[-3:], sep="\n")
     return found
 
 
-@pytest.mark.parametrize(("name", "door"), PAIRS, ids=[f"{name}, {door}".encode("ascii", "replace").decode() for name, door in PAIRS])
+@pytest.mark.parametrize(
+    ("name", "door"), PAIRS, ids=[f"{name}, {door}".encode("ascii", "replace").decode() for name, door in PAIRS]
+)
 def test_a_file_of_a_stranger(answers: dict[tuple[str, str], oracles.Answer], name: str, door: str) -> None:
     answer = answers[name, door]
     assert not list(oracles.faults(CASES[name], answer)), answer

@@ -1,4 +1,4 @@
-"""The parsers of strangers' texts under random ones: nothing but words comes of them. tests/torture/test_fuzz.py does it for long."""
+"""The parsers of strangers' texts under random ones: nothing but words comes of them. For long: tests/torture/test_fuzz.py."""
 
 from __future__ import annotations
 

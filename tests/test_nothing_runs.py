@@ -68,9 +68,10 @@ def test_no_file_can_become_code(path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "eval('1')", "import os\nos.system('x')", "torch.load(path)", "torch.load(path, weights_only=False)", "torch.load(p, weights_only=x)",
-    "subprocess.run('x', shell=True)", "np.load(path)", "import pickle", "from pickle import loads", "archive.extractall('x')",
-    "AutoModel.from_pretrained(x, trust_remote_code=True)", "importlib.import_module(name)", "from os import system", "import yaml",
+    "eval('1')", "import os\nos.system('x')", "torch.load(path)", "torch.load(path, weights_only=False)",
+    "torch.load(p, weights_only=x)", "subprocess.run('x', shell=True)", "np.load(path)", "import pickle",
+    "from pickle import loads", "archive.extractall('x')", "AutoModel.from_pretrained(x, trust_remote_code=True)",
+    "importlib.import_module(name)", "from os import system", "import yaml",
 ])  # fmt: skip
 def test_the_test_sees(text: str) -> None:
     assert faults(text, "x.py")
@@ -80,4 +81,6 @@ def test_what_is_computed_is_still_there() -> None:
     """An exception that is no longer needed is taken back."""
     for name in NAMED:
         text = (SOURCE / name).read_text(encoding="utf-8")
-        assert any(c.endswith("import_module") and not isinstance(n.args[0], ast.Constant) for c, n in calls(ast.parse(text))), name
+        assert any(
+            c.endswith("import_module") and not isinstance(n.args[0], ast.Constant) for c, n in calls(ast.parse(text))
+        ), name

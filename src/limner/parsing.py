@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 _PART = r"""(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
-_LONG_NAME = re.compile(rf"{_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{64}}", re.ASCII)
+_LONG_NAME = re.compile(rf"{_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{32}}", re.ASCII)
 """tomllib walks along a dotted name once for each of its parts: of one megabyte it would take days."""
 _LONG_NUMBER = re.compile(r"0[xob][0-9A-Fa-f_]{3500}")
 """Python bounds the digits of decimal numbers alone, and then cannot write the others out."""
@@ -24,7 +24,7 @@ _IN_TEXT = ', \\"'
 def toml(text: str) -> dict[str, Any]:
     """The tables of a TOML text. Raises ValueError, whatever is wrong with it."""
     if _LONG_NAME.search(text):
-        raise ValueError("a name has more than 64 parts")
+        raise ValueError("a name has more than 32 parts")
     if _LONG_NUMBER.search(text):
         raise ValueError("a number has thousands of digits")
     try:

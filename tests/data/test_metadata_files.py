@@ -96,9 +96,14 @@ def test_faults_are_told_in_words(root: Path, name: str) -> None:
 
 def test_a_file_is_read_piece_by_piece(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the pieces are that it comes in, the same is read."""
-    told = {f"{i:03} é😀": {"caption": "cat " + "é" * (i % 7), "tags": ["a", 'b"{,}'], "train_resolution": [64, 64]} for i in range(300)}
-    (file := root / "m.json").write_text(json.dumps({"a": {"caption": "x"}, **told}, indent=1, ensure_ascii=False), encoding="utf-8-sig")
-    expected = {"a": "x"} | {name: f"{entry['caption']}, a, b\"{{,}}" for name, entry in told.items()}
+    told = {
+        f"{i:03} é😀": {"caption": "cat " + "é" * (i % 7), "tags": ["a", 'b"{,}'], "train_resolution": [64, 64]}
+        for i in range(300)
+    }
+    (file := root / "m.json").write_text(
+        json.dumps({"a": {"caption": "x"}, **told}, indent=1, ensure_ascii=False), encoding="utf-8-sig"
+    )
+    expected = {"a": "x"} | {name: f'{entry["caption"]}, a, b"{{,}}' for name, entry in told.items()}
     for most in (150, 211, 1000, 1 << 20):
         monkeypatch.setattr(metadata, "_MAX_ENTRY", most)
         assert metadata.read(file).captions == expected

@@ -1,7 +1,7 @@
-"""The parsers of strangers' texts fuzzed for long: LIMNER_FUZZ_SECONDS a target (60), along the branches where atheris is installed.
+"""The parsers of strangers' texts fuzzed for LIMNER_FUZZ_SECONDS (60) each, along the code's branches where atheris is there.
 
-`pip install atheris` (Linux); without it hypothesis draws the texts by their grammar alone. What is found stays in the folder that
-is printed, for `python tests/fuzzing.py TARGET FILE`.
+`pip install atheris` (Linux); without it hypothesis draws the texts by their grammar alone. What is found stays in the folder
+that is printed, for `python tests/fuzzing.py TARGET FILE`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def test_along_the_branches(name: str) -> None:
     seeds.mkdir()
     for number, seed in enumerate(fuzz_targets.SEEDS[name]):
         (seeds / str(number)).write_bytes(seed)
-    command = [sys.executable, str(TESTS / "fuzzing.py"), name, f"-max_total_time={int(SECONDS)}", "-timeout=10", "-rss_limit_mb=2048",
-               f"-artifact_prefix={folder}/", "-print_final_stats=1", str(seeds)]  # fmt: skip
+    limits = [f"-max_total_time={int(SECONDS)}", "-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"]
+    command = [sys.executable, str(TESTS / "fuzzing.py"), name, *limits, f"-artifact_prefix={folder}/", str(seeds)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=folder)
     count = re.search(r"number_of_executed_units:\s*(\d+)", done.stderr)
     print(f"{name}: {count[1] if count else '?'} executions, {folder}")

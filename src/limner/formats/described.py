@@ -39,7 +39,7 @@ def _is_within(value: Any, most: int) -> bool:
 
 
 def check_scheduler(folder: Path, *, is_flow: bool, field: str) -> dict[str, Any]:
-    """The configuration of the noise schedule in a diffusers folder, {} if it has none. Raises UserError if it cannot be one."""
+    """What a diffusers folder says of its noise schedule, {} if nothing. Raises UserError if that cannot be one."""
     path = folder / "scheduler" / "scheduler_config.json"
     said = read_json(path)
     if not isinstance(said, dict):

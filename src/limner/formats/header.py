@@ -46,10 +46,7 @@ def read_header(path: Path, field: str | None = None) -> Header:
         return wrong(field, f"{path.name} is not a whole safetensors file: {why}.", "Download or copy it again.")
 
     try:
-        about = path.stat()
-        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):  # a pipe would be waited for, for ever
-            raise wrong(field, f"{path} cannot be read: it is no regular file.", "Give the path of a file.")
-        size = about.st_size
+        size = _size(path, field)
         with path.open("rb") as file:
             first = file.read(8)
             if len(first) < 8:
@@ -69,9 +66,7 @@ def read_header(path: Path, field: str | None = None) -> Header:
         raise damaged("its metadata are not text")
     tensors, places = dict[str, TensorInfo](), dict[str, tuple[int, int]]()
     for name, entry in raw.items():
-        if len(name) > _MAX_NAME:
-            raise damaged(f"the name of tensor {printable(repr(name), 60)} has {len(name)} characters")
-        found = _tensor(entry)
+        found = _tensor(entry) if len(name) <= _MAX_NAME else None
         if found is None:
             raise damaged(f"the entry of tensor {printable(repr(name), 60)} is malformed")
         tensors[name], (start, stop) = found
@@ -82,6 +77,13 @@ def read_header(path: Path, field: str | None = None) -> Header:
     if end != size:
         raise damaged(f"it should have {end} bytes and has {size}")
     return Header(tensors, metadata, places)
+
+
+def _size(path: Path, field: str) -> int:
+    about = path.stat()
+    if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):  # a pipe would be waited for, for ever
+        raise wrong(field, f"{path} cannot be read: it is no regular file.", "Give the path of a file.")
+    return about.st_size
 
 
 def _end(places: Iterable[tuple[int, int]], end: int) -> int | None:

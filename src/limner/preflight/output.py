@@ -66,7 +66,11 @@ def check_output(config: Config, machine: Machine | None, records: Records) -> I
     name = config.output.name
     if not name.strip() or name in (".", "..") or name != name.strip() or name.endswith("."):
         yield Finding("output.name", f"{name!r} cannot be a file name.", "Use letters and digits.")
-    elif any(c in name for c in '/\\:*?"<>|$`\n\t' + _TURNING) or name.split(".")[0].lower() in _RESERVED or name.startswith((".", "-")):
+    elif (
+        any(c in name for c in '/\\:*?"<>|$`\n\t' + _TURNING)
+        or name.split(".")[0].lower() in _RESERVED
+        or name.startswith((".", "-"))
+    ):
         yield Finding("output.name", f"{name!r} cannot be a file name on every system.", "Use letters, digits, - and _.")
     elif len(os.fsencode(name)) > 200:
         yield Finding("output.name", f"is {len(os.fsencode(name))} bytes long.", "Use at most 200 bytes.")
