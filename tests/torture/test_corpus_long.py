@@ -142,7 +142,7 @@ CASES: dict[str, Case] = {
     "E06 100 MB of tables in tables": Case(raw_header(lambda: b'{"a":[' + b'{"a":{}},' * 11_000_000 + b"0]}"), ("inspect",), says="not a whole"),
     "E06 as many lists as are read": Case(raw_header(lambda: b'{"a":[' + b"[]," * 2_900_000 + b"[]]}"), ("inspect",), says="not a whole"),
     "E21 a header of 50,000,000 levels": Case(raw_header(lambda: b'{"a":' + b"[" * 50_000_000), ("inspect",), says="not a whole"),
-    "E25 300,000 names": Case(lambda p: tensors({f"t{i}": tensor(4 * i, 4 * i + 4) for i in range(300_000)}, bytes(1_200_000))(p), ("inspect", "start", "model", "metadata"), "either"),
+    "E25 300,000 names": Case(lambda p: tensors({f"t{i}": tensor(4 * i, 4 * i + 4) for i in range(300_000)}, bytes(1_200_000))(p), ("inspect, looking", "start", "model", "metadata"), "either"),
     "E26 90 MB of tags": Case(of_tags(lambda: {"ss_tag_frequency": tags()}), ("inspect, looking", "start", "metadata", "import"), "either"),
     "E26 90 MB of other signs": Case(lora(lambda h, d: ({"__metadata__": {"a": "😀" + "x" * 90_000_000}} | h, d)), ("inspect, looking", "metadata"), "either"),
     "E26 tags of empty lists": Case(of_tags(lambda: {"ss_tag_frequency": '{"a":[' + "[]," * 30_000_000 + "[]]}", "ss_dataset_dirs": '{"a":[' + "{}," * 1_000_000 + "{}]}"}), ("inspect, looking", "import"), "either"),

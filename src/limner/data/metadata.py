@@ -162,7 +162,7 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
         if not text.strip():
             continue
         name = next((entry[k] for k in _PATH_KEYS if isinstance(entry.get(k), str)), None) if isinstance(entry, dict) else None
-        if not name:
+        if not name or not isinstance(entry, dict):
             said = f"{path}, line {number} names no picture."
             raise wrong("data.metadata", said, 'Write {"file_name": "a.png", "text": "its caption"}.')
         yield name, entry

@@ -70,7 +70,7 @@ class Parts:
         self._configs = base.path if base.layout == "folder" else base.config or own
         found = check_scheduler(self._configs, is_flow=base.prediction == "flow", field=FIELD)
         found = found or table(own / "scheduler" / "scheduler_config.json", FIELD)
-        self.scheduler = found | base.described.get("scheduler", {})
+        self.scheduler = {**found, **base.described.get("scheduler", {})}
         self.process = process_from(self.scheduler, base.prediction, base.has_zero_snr)
         self.text_parts = tuple(t for t in type(self).text_parts if t.name not in base.absent)
         self.trainable_text = [t.name for t in self.text_parts if not t.is_t5]
@@ -159,7 +159,7 @@ class Parts:
 
     def config(self, folder: str) -> dict[str, Any]:
         """The configuration of a part."""
-        return table(self._configs / folder / "config.json", FIELD) | self.base.described.get(folder, {})
+        return {**table(self._configs / folder / "config.json", FIELD), **self.base.described.get(folder, {})}
 
     def _text(self, folder: str) -> TextEncoder:
         return next(t for t in self.text_parts if t.name == folder)
