@@ -29,7 +29,7 @@ def test_names_of_many_parts(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    ".".join(["a"] * 32) + " = 1", 'x = "a. b c. d"\n' * 1, 'y = "' + "some words. " * 500 + '"', "z = [" + "0.1, " * 5000 + "]",
+    ".".join(["a"] * 32) + " = 1", 'x = "a. b c. d"\n', 'y = "' + "some words. " * 500 + '"', "z = [" + "0.1, " * 5000 + "]",
     'p = """\n' + "a" * 900_000 + '\n"""', "q = '" + "." * 900_000 + "'", "w = '" + "a " * 400_000 + "'",
     'v = "' + '\\"' * 400_000 + '"',
     "n = [0xff, 0o17, 0b11, 1e3, nan]",
