@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from limner import parsing
 from limner.errors import UserError
 
 TEMPORARY = ".tmp-"
@@ -125,8 +126,8 @@ def read_json(path: Path, limit: int = 64 << 20) -> Any:
     """The JSON in `path`, or None where there is no such file or it does not hold JSON (half-written, damaged)."""
     try:
         with path.open("rb") as file:
-            return json.loads(file.read(limit))
-    except (OSError, ValueError, RecursionError):
+            return parsing.json_value(file.read(limit))
+    except (OSError, ValueError):
         return None
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from limner import disk
+from limner import disk, parsing
 from limner.config import Config, files
 from limner.config.kohya import Imported, Report, of_lora, read_text
 from limner.errors import wrong
@@ -30,8 +29,8 @@ def of_text(text: str, name: str) -> Imported:
     if not name.lower().endswith(".safetensors"):
         return read_text(text, name)
     try:
-        metadata = json.loads(text)
-    except (ValueError, RecursionError):
+        metadata = parsing.json_value(text)
+    except ValueError:
         metadata = None
     if not isinstance(metadata, dict):
         raise wrong(name, "says nothing of its training.", _ASK)

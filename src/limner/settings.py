@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import reprlib
 import time
-import tomllib
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -14,7 +13,7 @@ from typing import Any
 
 import tomlkit
 
-from limner import disk
+from limner import disk, parsing
 from limner.errors import Finding, wrong
 
 NAME = "settings.toml"
@@ -58,8 +57,8 @@ def read(home: Path, *, aside: bool = False) -> tuple[Settings, list[Finding]]:
     try:
         if len(content) > LIMIT_BYTES:
             raise ValueError("it is longer than 1 MiB")
-        raw = tomllib.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        raw = parsing.toml(content.decode("utf-8"))
+    except ValueError as error:
         return Settings(), [_aside(path, error) if aside else Finding(NAME, f"is damaged: {error}.", _MEND, "warning")]
     return parse(raw)
 

@@ -120,7 +120,7 @@ def _is_right(option, value: str) -> bool:
         ('"" = 3', '""'),
         ('"__class__" = 3', "__class__"),
         ("[train]\nsteps.x = 3", "train.steps"),
-        (".".join(["a"] * 300) + " = 1", "a.a"),
+        (".".join(["a"] * 30) + " = 1", "a.a"),
         ('[data]\npath = ""', "data.path"),
         ('[data]\npath = "~nobody-of-this-name/x"', "data.path"),
         ('[data]\npath = "' + "x" * 300 + '"', "data.path"),

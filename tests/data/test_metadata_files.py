@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from limner.config import Data
+from limner.data import metadata
 from limner.data.scan import Scan, scan
 from limner.errors import UserError
 
@@ -74,7 +75,11 @@ FAULTS = {
     "other.json": (b'{"z": {"caption": "x"}}', "names no picture of"),
     "second.jsonl": (b'{"file_name": "a.png", "text": "x"}\n{"file_name": ', "line 2 is not JSON"),
     "nameless.jsonl": (b'{"text": "x"}', "line 1 names no picture"),
-    "deep.json": (b"[" * 200_000, "not JSON"),
+    "deep.json": (b'{"a": ' + b"[" * 200_000, "not JSON"),
+    "behind.json": (b'{"a": {"caption": "x"}} {}', "behind its end"),
+    "comma.json": (b'{"a": {"caption": "x"} "b": {}}', "a ',' is missing"),
+    "key.json": (b'{1: {"caption": "x"}}', "not of the form"),
+    "long.jsonl": (b'{"file_name": "a.png", "text": "' + b"x" * (1 << 20), "line 1 is not JSON"),
 }
 
 
@@ -87,3 +92,25 @@ def test_faults_are_told_in_words(root: Path, name: str) -> None:
         look(root, root / name)
     [finding] = raised.value.findings
     assert finding.field == "data.metadata" and said in finding.message and finding.remedy
+
+
+def test_a_file_is_read_piece_by_piece(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the pieces are that it comes in, the same is read."""
+    told = {
+        f"{i:03} é😀": {"caption": "cat " + "é" * (i % 7), "tags": ["a", 'b"{,}'], "train_resolution": [64, 64]}
+        for i in range(300)
+    }
+    (file := root / "m.json").write_text(
+        json.dumps({"a": {"caption": "x"}, **told}, indent=1, ensure_ascii=False), encoding="utf-8-sig"
+    )
+    expected = {"a": "x"} | {name: f'{entry["caption"]}, a, b"{{,}}' for name, entry in told.items()}
+    for most in (150, 211, 1000, 1 << 20):
+        monkeypatch.setattr(metadata, "_MAX_ENTRY", most)
+        assert metadata.read(file).captions == expected
+
+
+def test_captions_of_many_bytes_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "_MAX_KEPT_BYTES", 10_000)
+    (file := root / "m.json").write_text(json.dumps({str(i): {"caption": "x" * 50} for i in range(1000)}))
+    with pytest.raises(UserError, match="captions of more than"):
+        metadata.read(file)

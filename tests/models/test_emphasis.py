@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from itertools import pairwise
 
 import pytest
@@ -98,3 +99,10 @@ def test_a_long_and_deep_prompt() -> None:
     assert parse("(" * depth + "cat")[0] == ("(" * depth + "cat", 1)
     ((text, weight),) = parse("[" * depth + "cat" + "]" * depth)
     assert text == "cat" and weight == pytest.approx(1.1**-depth)
+
+
+def test_what_would_take_hours_is_plain_text() -> None:
+    start = time.process_time()
+    assert "".join(text for text, _ in parse("(" * 20_000 + "]" * 40_000 + ")" * 20_000)).count("]") == 40_000
+    assert parse("(" * 300_000 + ")" * 300_000) == [("(" * 300_000 + ")" * 300_000, 1.0)]
+    assert time.process_time() - start < 5

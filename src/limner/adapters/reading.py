@@ -102,7 +102,8 @@ def fitting(family: Family, state: Mapping[str, Tensor], where: str) -> list[Fou
     faults += [f"{name}: {fault}" for name in layers if name in targets and (fault := _fault(targets[name], layers[name]))]
     if faults:
         more = [Finding(where, f"{len(faults) - 3} more do not fit.", severity="note")] if len(faults) > 3 else []
-        raise UserError([*(Finding(where, f"{fault}.") for fault in faults[:3]), *more])
+        remedy = "Give a LoRA that was made for this model."
+        raise UserError([*(Finding(where, f"{fault}.", remedy) for fault in faults[:3]), *more])
     kinds = {name: _kind_of(tensors) for name, tensors in layers.items()}
     return [Found(name, targets[name], kind, layers[name]) for name, kind in kinds.items() if kind is not None]
 

@@ -6,7 +6,6 @@ import difflib
 import json
 import re
 import textwrap
-import tomllib
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 import tomlkit
 from pydantic import BaseModel, ValidationError
 
+from limner import parsing
 from limner.config import Config
 from limner.config.fields import Option, section_types, values, walk
 from limner.errors import Finding, UserError, printable, wrong
@@ -53,11 +53,9 @@ def read_text(path: Path) -> str:
 def parse(text: str, source: str) -> dict[str, Any]:
     """TOML text as nested dicts."""
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return parsing.toml(text)
+    except ValueError as error:
         raise wrong(source, f"is not valid TOML: {error}.", "Mend that line.") from None
-    except (RecursionError, ValueError):
-        raise wrong(source, "is not a configuration: it is nested too deeply or holds an impossible number.") from None
 
 
 def _anchored(raw: dict[str, Any], folder: Path, schema: type[BaseModel] = Config) -> dict[str, Any]:
@@ -148,8 +146,8 @@ def _typed(options: list[Option], text: str) -> Any:
     if set(option.types) <= {str, Path} and not option.choices:
         return text
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
+        return parsing.toml(f"value = {text}")["value"]
+    except ValueError:
         return [text] if option.is_list else text
 
 
@@ -191,8 +189,9 @@ def _lines_by_name(text: str) -> dict[str, int]:
     """The line of every section and dotted name. Good enough to point at: words inside long texts may be taken for names."""
     here, out = "", dict[str, int]()
     for number, line in enumerate(text.split("\n"), 1):
-        if header := re.match(r"\s*\[+\s*([^\]]+?)\s*\]+", line):
-            here = re.sub(r"[\"']", "", header[1])
+        header, closing, _ = line.strip().partition("]")
+        if closing and header.startswith("[") and (name := header.lstrip("[").strip()):
+            here = re.sub(r"[\"']", "", name)
             out.setdefault(here, number)
         elif key := re.match(r"\s*([\w.\"'-]+)\s*=", line):
             name = re.sub(r"[\"']", "", key[1])
@@ -208,8 +207,9 @@ def _unknown(path: str, text: str, source: str, schema: type[BaseModel] = Config
     kohya = [o for options in _options_by_path(schema).values() for o in options if o.kohya and o.kohya == name]
     match = [o.path for o in kohya]
     if not match and len(path) < _MAX_NAME:
-        near = difflib.get_close_matches(name, by_name, 1, 0.6)
-        match = [by_name[n] for n in near] or difflib.get_close_matches(path, known, 1, 0.6)
+        theirs = {o.kohya: o.path for k in inside or known for o in _options_by_path(schema)[k] if o.kohya and not o.inverted}
+        near = difflib.get_close_matches(name, {**theirs, **by_name}, 1, 0.6)
+        match = [(theirs | by_name)[n] for n in near] or difflib.get_close_matches(path, known, 1, 0.6)
     remedy = f"Did you mean {match[0]}?" if match else "`limner config options` lists every option."
     if kohya and kohya[0].inverted:
         remedy = f"It is {match[0]} here, and means the opposite."

@@ -5,14 +5,13 @@ Unlike kohya's, flags are read only behind the first " --", so a prompt may begi
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from limner import parsing
 from limner.config import Config
 from limner.config.base import clean
 from limner.config.files import shown
@@ -21,6 +20,7 @@ from limner.errors import Finding, UserError, wrong
 
 FIELD = "sample.prompt_file"
 MAX_FILE_BYTES = 1 << 20
+MAX_PROMPTS = 10_000
 SOLVERS = get_args(Solver)
 _INTEGERS = {"w": ("width", 16, 8192), "h": ("height", 16, 8192), "d": ("seed", 0, 2**63 - 1), "s": ("steps", 1, 1000)}
 _NUMBERS = {"l": "guidance", "g": "told_guidance", "fs": "shift"}
@@ -138,12 +138,12 @@ def read_file(path: Path) -> Sequence[str | dict[str, Any]]:
         text = path.read_bytes().decode("utf-8-sig")
         if kind == ".txt":
             return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-        entries = _subsets(tomllib.loads(text)) if kind == ".toml" else json.loads(text)
+        entries = _subsets(parsing.toml(text)) if kind == ".toml" else parsing.json_value(text)
     except UnicodeDecodeError:
         raise wrong(FIELD, f"{path.name} is not UTF-8 text.", "Save it as UTF-8.") from None
     except OSError as error:
         raise wrong(FIELD, f"{path} cannot be read ({error.strerror}).", "Check the path and its permissions.") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise wrong(FIELD, f"{path.name} is not valid {kind[1:].upper()}: {error}.", "Mend it there.") from None
     if not isinstance(entries, list) or not all(isinstance(entry, str | dict) for entry in entries):
         needed = {".toml": "a table [prompt] and tables [[prompt.subset]]", ".json": "a list of texts or tables"}[kind]
@@ -168,6 +168,9 @@ def all_prompts(config: Config, resolution: int, size_step: int) -> list[Prompt]
     entries: list[tuple[str | dict[str, Any], str]] = [(line, f"sample.prompts[{i}]") for i, line in enumerate(section.prompts)]
     if (file := section.prompt_file) is not None:
         entries += [(entry, f"{file.name}, prompt {i}") for i, entry in enumerate(read_file(file), 1)]
+    if len(entries) > MAX_PROMPTS:
+        field = "sample.prompts" if section.prompt_file is None else FIELD
+        raise wrong(field, f"holds {len(entries)} prompts.", f"At most {MAX_PROMPTS} are painted; leave some out.")
     side = resolution // size_step * size_step
     prompts, faults = [], list[Finding]()
     for i, (entry, where) in enumerate(entries):

@@ -12,6 +12,7 @@ from typing import Any
 from limner.errors import Finding, UserError, printable
 
 FIELD = "adapter.rules"
+_MOST_STARS = 20
 _KNOWN = ("rank", "alpha", "lr_factor")
 
 
@@ -59,6 +60,8 @@ def _rule(text: str, ranks: bool) -> Rule:
         raise ValueError("is no pattern, a colon, and what holds there")
     if not words:
         raise ValueError("says nothing behind the colon")
+    if pattern.count("*") > _MOST_STARS:  # each is a group of its own, and the layers are many
+        raise ValueError(f"has more than {_MOST_STARS} stars")
     compiled = re.compile(fnmatch.translate(pattern))
     if words == ["off"]:
         return Rule(text, compiled, True, {})

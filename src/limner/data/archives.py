@@ -54,7 +54,7 @@ def find(data: Data) -> Archive | None:
             if path.name.lower().endswith(_LIKE):
                 said = f"{path.name} is an archive of a kind that is not read."
                 raise wrong("data.path", said, "Unpack it, and give the folder; or give a .tar or .parquet file.")
-            shards = [path] if path.suffix.lower() in KINDS else []
+            shards = [path] if path.suffix.lower() in KINDS and path.is_file() else []
     except (OSError, ValueError):
         return None  # `root_of` says what is wrong with it
     return Archive(data, tuple(shards)) if shards else None

@@ -5,7 +5,6 @@ They lie in a folder of their own. Those that the base model painted say in thei
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from limner import parsing
 from limner.config import Config, Data, Model
 from limner.config.model import merges
 from limner.config.prompts import Prompt
@@ -90,7 +90,7 @@ def painted_otherwise(pictures: list[Picture], prompt: str | None, by: str) -> l
 def _facts(path: str) -> dict[str, object]:
     try:
         with Image.open(path) as image:
-            facts = json.loads(image.info.get(MARK, "{}"))
+            facts = parsing.json_value(image.info.get(MARK, "{}"))
     except (OSError, ValueError, SyntaxError):
         return {}
     return facts if isinstance(facts, dict) else {}

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
+import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from limner.errors import wrong
+from limner.errors import UserError, wrong
 
 _MAX_BYTES = 1 << 30
+_MAX_KEPT_BYTES = 512 << 20
+_MAX_ENTRY = 1 << 20
+_SPACE = re.compile(r"[ \t\r\n]*+")
 _PATH_KEYS = ("file_name", "image_path", "image", "path")
 _TEXT_KEYS = ("text", "caption")
 
@@ -60,16 +66,23 @@ def _places(inside: str, folder: Path, beside: Path) -> tuple[str, ...]:
 
 def read(path: Path) -> Metadata:
     """Raises UserError, in words, for a file that is none."""
+    captions, kept = dict[str, str](), 0
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise wrong("data.metadata", f"{path} is larger than 1 GiB.", "Divide it.")
-        text = path.read_bytes().decode("utf-8-sig")
+        if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
+            raise wrong("data.metadata", f"{path} cannot be read: it is no regular file.", "Give the path of a file.")
+        with path.open("rb") as file:
+            if path.stat().st_size > _MAX_BYTES:
+                raise wrong("data.metadata", f"{path} is larger than 1 GiB.", "Divide it.")
+            for name, entry in (_lines if path.suffix.lower() == ".jsonl" else _whole)(path, file):
+                name, caption = _normal(name), _caption(path, name, entry)
+                captions[name] = caption
+                kept += sys.getsizeof(name) + sys.getsizeof(caption)
+                if kept > _MAX_KEPT_BYTES:
+                    raise wrong("data.metadata", f"{path} holds captions of more than 512 MiB.", "Divide it.")
     except UnicodeDecodeError:
         raise wrong("data.metadata", f"{path} is not UTF-8 text.", "Save it as UTF-8.") from None
     except OSError as error:
         raise wrong("data.metadata", f"{path} cannot be read ({error.strerror}).", "Check the path.") from None
-    entries = _lines(path, text) if path.suffix.lower() == ".jsonl" else _whole(path, text)
-    captions = {_normal(name): _caption(path, name, entry) for name, entry in entries}
     if not captions:
         raise wrong("data.metadata", f"{path} names no picture.", "Give a file with captions, or remove the option.")
     return Metadata(path, captions)
@@ -79,31 +92,84 @@ def _normal(name: str) -> str:
     return os.path.normpath(name.replace("\\", "/")).replace(os.sep, "/")
 
 
-def _whole(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    entries = _parsed(path, text, "")
-    if not isinstance(entries, dict) or not all(isinstance(e, dict) for e in entries.values()):
-        said = f'{path} is not of the form {{"picture": {{"caption": "...", "tags": "..."}}}}.'
-        raise wrong("data.metadata", said, "For one object a line, name it .jsonl.")
-    yield from entries.items()
+class _Pieces:
+    """A JSON text that is read value by value, of which never more than a few MiB are in memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._text, self._at, self._is_all = file, "", 0, False
+        self._characters = codecs.getincrementaldecoder("utf-8-sig")()
+        self._decoder = json.JSONDecoder()
+
+    def sign(self) -> str:
+        """The next sign that is no space, "" at the end."""
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if self._is_all or len(self._text) - self._at >= _MAX_ENTRY:
+                return self._text[self._at : self._at + 1]
+            piece = self._file.read(_MAX_ENTRY)
+            self._is_all = not piece
+            self._text, self._at = self._text[self._at :] + self._characters.decode(piece, final=self._is_all), 0
+
+    def take(self, sign: str) -> None:
+        """Go past a sign. Raises ValueError if it is another."""
+        if self.sign() != sign:
+            raise ValueError(f"a {sign!r} is missing")
+        self._at += 1
+
+    def value(self) -> Any:
+        """The next value. Raises ValueError and RecursionError if it is none, or longer than what is read at a time."""
+        self.sign()
+        value, self._at = self._decoder.raw_decode(self._text, self._at)
+        return value
 
 
-def _lines(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
+def _whole(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The pairs of one object."""
+    said = f'{path} is not of the form {{"picture": {{"caption": "...", "tags": "..."}}}}.'
+    form = wrong("data.metadata", said, "For one object a line, name it .jsonl.")
+    pieces, is_first = _Pieces(file), True
+    if pieces.sign() != "{":
+        raise form
+    try:
+        pieces.take("{")
+        while pieces.sign() != "}":
+            if not is_first:
+                pieces.take(",")
+            name, is_first = pieces.value(), False
+            pieces.take(":")
+            entry = pieces.value()
+            if not isinstance(name, str) or not isinstance(entry, dict):
+                raise form
+            yield name, entry
+        pieces.take("}")
+        if pieces.sign():
+            raise ValueError("something stands behind its end")
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise _no_json(path, "", error) from None
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(iter(lambda: file.readline(_MAX_ENTRY), b""), 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            entry = json.loads(text) if text.strip() else None
+        except UnicodeDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise _no_json(path, f", line {number}", error) from None
+        if not text.strip():
             continue
-        entry = _parsed(path, line, f", line {number}")
         name = next((entry[k] for k in _PATH_KEYS if isinstance(entry.get(k), str)), None) if isinstance(entry, dict) else None
-        if not name:
+        if not name or not isinstance(entry, dict):
             said = f"{path}, line {number} names no picture."
             raise wrong("data.metadata", said, 'Write {"file_name": "a.png", "text": "its caption"}.')
         yield name, entry
 
 
-def _parsed(path: Path, text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise wrong("data.metadata", f"{path}{where} is not JSON ({error}).", "Mend it.") from None
+def _no_json(path: Path, where: str, error: Exception) -> UserError:
+    return wrong("data.metadata", f"{path}{where} is not JSON ({error}).", "Mend it; no entry has more than a MiB.")
 
 
 def _caption(path: Path, name: str, entry: dict[str, Any]) -> str:

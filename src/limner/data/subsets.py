@@ -6,8 +6,6 @@ is passed over in silence: each is taken over, refused, or named in a warning.
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Iterator
 from math import isqrt
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from limner import parsing
 from limner.config import Data
 from limner.config.files import read_text
 from limner.data.subset import Subset
@@ -94,8 +93,8 @@ def read(path: Path, data: Data) -> tuple[list[Subset], list[Finding]]:
 def _parsed(path: Path) -> dict[str, Any]:
     text = read_text(path)
     try:
-        found = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
+        found = parsing.json_value(text) if path.suffix.lower() == ".json" else parsing.toml(text)
+    except ValueError as error:
         kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
         raise wrong("data.subsets", f"{path} is not valid {kind}: {error}.", "Mend that line.") from None
     if not isinstance(found, dict):

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from limner import parsing
 from limner.data.headers import EXTENSIONS, UNSEEN
 from limner.errors import wrong
 
@@ -83,8 +84,8 @@ class Unpacking:
 
     def _tell(self, place: Path, name: str, content: bytes) -> None:
         try:
-            told = json.loads(content.decode("utf-8-sig"))
-        except (ValueError, RecursionError):
+            told = parsing.json_value(content.decode("utf-8-sig"))
+        except ValueError:
             self.leave_out(".json files that hold no JSON", name)
             return
         text = caption_in(told, self.column) if isinstance(told, dict) else None

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from limner.config import Optimizer
-from limner.config.optimizers import beta2, facts, momentum, package_of, parse_arguments
+from limner.config.optimizers import PACKAGES, beta2, facts, momentum, package_of, parse_arguments
 from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizer_state import pack, unpack
 from limner.errors import UserError, printable, wrong
@@ -82,7 +82,8 @@ def _maker(section: Optimizer, device: torch.device) -> Callable[[Groups], torch
 
 def load_class(path: str) -> type[torch.optim.Optimizer]:
     """The optimiser's class. Raises UserError if there is none of that name."""
-    assert package_of(path), "preflight lets no other package through"
+    if package_of(path) is None:  # preflight says it before, but a run's file can be changed after
+        raise wrong("optimizer.class_path", f"{path} is not taken.", f"Classes are taken from {', '.join(PACKAGES)} alone.")
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from limner.config.model import Model
-from limner.disk import read_json
 from limner.errors import wrong
 from limner.formats import single
+from limner.formats.described import check_depth, check_scheduler, table
 from limner.formats.known import FAMILIES, Prediction
 from limner.pocket import MODELS as POCKETS
 
@@ -154,13 +154,6 @@ def denoiser_files(base: Base) -> list[Path]:
     return [base.path] if base.layout == "file" else weight_files(base.path, FAMILIES[base.family].denoiser)
 
 
-def _json(path: Path, field: str = FIELD) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise wrong(field, f"{path} is missing or is not JSON.", "A diffusers folder needs it; copy the model again.")
-    return content
-
-
 # --- diffusers folders ------------------------------------------------------------------------------------------------
 
 
@@ -172,25 +165,25 @@ def _folder(source: str, path: Path) -> Base:
         if not weights and not part.is_optional:
             raise wrong(FIELD, f"{path / name} holds no .safetensors file.", "Download the model again, with safetensors.")
         absent += [] if weights else [name]
-        for file in weights:
-            single.header_of(file, FIELD)
+        if weights:
+            check_depth(path / name, sum(len(single.header_of(file, FIELD).tensors) for file in weights), FIELD)
     if known.prediction == "flow":
         return replace(_flow(source, path, family, "folder", path, FIELD), absent=tuple(absent))
     return Base(source, path, "folder", family, *_facts(path), has_zero_snr=_says_zero_snr(path))
 
 
-def _says_zero_snr(folder: Path) -> bool:
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    return isinstance(scheduler, dict) and bool(scheduler.get("rescale_betas_zero_snr"))
+def _says_zero_snr(folder: Path, field: str = FIELD) -> bool:
+    return bool(check_scheduler(folder, is_flow=False, field=field).get("rescale_betas_zero_snr"))
 
 
 def _family_of_folder(source: str, path: Path) -> str:
-    index = _json(path / "model_index.json")
-    if "transformer" in index and (family := _TRANSFORMERS.get(str((index["transformer"] or [""])[-1]))):
+    index = table(path / "model_index.json", FIELD)
+    named = index.get("transformer")
+    if isinstance(named, list) and named and (family := _TRANSFORMERS.get(str(named[-1]))):
         return family
     if "unet" not in index:
         raise wrong(FIELD, f"{source} is a {index.get('_class_name')} model, which Limner cannot train yet.", _CHOOSE)
-    unet = _json(path / "unet" / "config.json")
+    unet = table(path / "unet" / "config.json", FIELD)
     if unet.get("in_channels", 4) != 4:
         raise wrong(FIELD, f"{source} is an inpainting model, which Limner cannot train yet.", "Choose the plain model.")
     if "text_encoder" not in index:
@@ -206,9 +199,8 @@ def _family_of_unet(config: Mapping[str, Any]) -> str:
 
 def _facts(folder: Path, field: str = FIELD) -> tuple[Prediction, int, int, int]:
     """(prediction, resolution, bucket step, latent factor) from a diffusers folder's configuration files."""
-    unet, vae = (_json(folder / part / "config.json", field) for part in ("unet", "vae"))
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    prediction = scheduler.get("prediction_type", "epsilon") if isinstance(scheduler, dict) else "epsilon"
+    unet, vae = (table(folder / part / "config.json", field) for part in ("unet", "vae"))
+    prediction = check_scheduler(folder, is_flow=False, field=field).get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise wrong(field, f"{folder} predicts {prediction!r}, which Limner does not know.", "Choose another base model.")
     levels = [len(v) if isinstance(v := c.get("block_out_channels", [0] * 4), list) else 0 for c in (vae, unet)]
@@ -222,7 +214,7 @@ def _facts(folder: Path, field: str = FIELD) -> tuple[Prediction, int, int, int]
 
 def _flow(source: str, path: Path, family: str, layout: Literal["folder", "file"], folder: Path, field: str) -> Base:
     """The facts of a model whose denoiser is a transformer over 2x2 patches of latents, from configuration files."""
-    denoiser, vae = (_json(folder / part / "config.json", field) for part in ("transformer", "vae"))
+    denoiser, vae = (table(folder / part / "config.json", field) for part in ("transformer", "vae"))
     levels, channels, side = vae.get("block_out_channels"), vae.get("latent_channels", 16), denoiser.get("sample_size")
     is_whole = isinstance(levels, list) and 1 <= len(levels) <= 10 and type(channels) is int and 0 < channels <= 256
     if not is_whole or not (side is None or (type(side) is int and 0 < side <= 4096)):
@@ -231,8 +223,7 @@ def _flow(source: str, path: Path, family: str, layout: Literal["folder", "file"
     patches = {"sd3": channels, "flux": 4 * channels}[family]
     if denoiser.get("in_channels", patches) != patches:
         raise wrong(field, f"{source} takes more than noisy pictures, and cannot be trained yet.", "Choose the plain model.")
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    if not isinstance(scheduler, dict) or not isinstance(scheduler.get("shift"), int | float):
+    if check_scheduler(folder, is_flow=True, field=field).get("shift") is None:
         said = f"{folder / 'scheduler' / 'scheduler_config.json'} is missing, or is not that of a flow."
         raise wrong(field, said, "Copy the model again.")
     factor = 2 ** (len(levels) - 1)
@@ -284,7 +275,7 @@ def _file(source: str, path: Path, config: Path | None) -> Base:
     header = single.header_of(path, FIELD)
     described = None
     if config is not None and not (config / "transformer").is_dir():
-        unet = _json(config / "unet" / "config.json", _CONFIG)
+        unet = table(config / "unet" / "config.json", _CONFIG)
         described = _family_of_unet(unet), unet.get("cross_attention_dim", 0)
     found = single.family_of(header, described)
     if found not in FAMILIES:
@@ -293,7 +284,7 @@ def _file(source: str, path: Path, config: Path | None) -> Base:
     if config is not None and known.prediction == "flow":
         return replace(_flow(source, path, found, "file", config, _CONFIG), config=config)
     if config is not None:
-        zero = "ztsnr" in header.tensors or _says_zero_snr(config)
+        zero = "ztsnr" in header.tensors or _says_zero_snr(config, _CONFIG)
         return Base(source, path, "file", found, *_facts(config, _CONFIG), config=config, has_zero_snr=zero)
     if known.prediction == "flow":
         variant = single.variant(found, header, path.name)
@@ -343,5 +334,5 @@ def _with_files(base: Base, files: Mapping[str, Path]) -> Base:
         raise wrong(FIELD, f"{base.path.name}: the {known.title} model holds no {names}.", remedy)
     if base.config is not None:
         for name in known.parts.keys() - set(absent):
-            _json(base.config / name / "config.json", _CONFIG)
+            check_depth(base.config / name, len(single.header_of(base.others.get(name, base.path), FIELD).tensors), _CONFIG)
     return replace(base, others=others, absent=tuple(absent))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import stat
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +10,11 @@ from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from limner import parsing
 from limner.errors import UserError, printable, wrong
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+_MAX_NAME = 1024  # patterns look through each
 BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 BITS |= {"I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 BITS |= {"C64": 64, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
@@ -44,7 +46,7 @@ def read_header(path: Path, field: str | None = None) -> Header:
         return wrong(field, f"{path.name} is not a whole safetensors file: {why}.", "Download or copy it again.")
 
     try:
-        size = path.stat().st_size
+        size = _size(path, field)
         with path.open("rb") as file:
             first = file.read(8)
             if len(first) < 8:
@@ -52,11 +54,11 @@ def read_header(path: Path, field: str | None = None) -> Header:
             (length,) = struct.unpack("<Q", first)
             if length < 2 or length > MAX_HEADER_BYTES or length + 8 > size:
                 raise damaged(f"its header claims {length} bytes, the file has {size}")
-            raw = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_table)
+            raw = parsing.json_value(file.read(length).decode("utf-8"), pairs=_table)
     except OSError as error:
         raise wrong(field, f"{path} cannot be read ({error.strerror}).", "Check the path and its permissions.") from None
-    except (ValueError, RecursionError):
-        raise damaged("its header is not JSON, or names a tensor twice") from None
+    except ValueError:
+        raise damaged("its header is not JSON, names a tensor twice, or holds more than any model") from None
     if not isinstance(raw, dict):
         raise damaged("its header is not a table")
     metadata = raw.pop("__metadata__", {})
@@ -64,7 +66,7 @@ def read_header(path: Path, field: str | None = None) -> Header:
         raise damaged("its metadata are not text")
     tensors, places = dict[str, TensorInfo](), dict[str, tuple[int, int]]()
     for name, entry in raw.items():
-        found = _tensor(entry)
+        found = _tensor(entry) if len(name) <= _MAX_NAME else None
         if found is None:
             raise damaged(f"the entry of tensor {printable(repr(name), 60)} is malformed")
         tensors[name], (start, stop) = found
@@ -75,6 +77,13 @@ def read_header(path: Path, field: str | None = None) -> Header:
     if end != size:
         raise damaged(f"it should have {end} bytes and has {size}")
     return Header(tensors, metadata, places)
+
+
+def _size(path: Path, field: str) -> int:
+    about = path.stat()
+    if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):  # a pipe would be waited for, for ever
+        raise wrong(field, f"{path} cannot be read: it is no regular file.", "Give the path of a file.")
+    return about.st_size
 
 
 def _end(places: Iterable[tuple[int, int]], end: int) -> int | None:

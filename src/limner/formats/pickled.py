@@ -56,6 +56,8 @@ def examine(path: Path, field: str | None = None) -> Pickled:
         return wrong(field, f"{path.name} {why}.", remedy)
 
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
+            raise refused("cannot be read: it is no regular file", "Give the path of a file.")
         with _Bounded(io.FileIO(path)) as file:
             start = file.read(len(_LEGACY))
             if start == _LEGACY:

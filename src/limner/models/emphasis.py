@@ -12,6 +12,8 @@ from itertools import groupby
 Pieces = list[tuple[str, float]]
 """A text piece by piece, and each piece's weight."""
 
+_MAX_DEPTH, _MAX_LENGTH = 500, 100_000
+"""What is opened deeper or longer is plain text: no weight means anything there, and each costs all that is within it."""
 _FACTORS = {"(": 1.1, "[": 1 / 1.1}
 _OPENER = {")": "(", "]": "["}
 _PART = re.compile(
@@ -25,6 +27,8 @@ _PART = re.compile(
 
 def parse(text: str) -> Pieces:
     """The pieces of a prompt; neighbours of equal weight are one, so a prompt without weights is one piece."""
+    if len(text) > _MAX_LENGTH:
+        return [(text, 1.0)]
     pieces: list[list] = []
     open_ = {"(": list[int](), "[": list[int]()}
     for part in _PART.finditer(text):
@@ -37,7 +41,7 @@ def parse(text: str) -> Pieces:
             for piece in pieces[start:]:
                 piece[1] *= float(weight) if weight else _FACTORS[opener]
             continue
-        if said in open_:
+        if said in open_ and len(open_[said]) < _MAX_DEPTH:
             open_[said].append(len(pieces))
         is_escaped = said[0] == "\\" and len(said) == 2
         pieces.append([said[1] if is_escaped else said, 1.0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -17,6 +16,7 @@ from transformers import logging as transformers_logging
 from limner.diffusion.process import process_from
 from limner.errors import wrong
 from limner.formats.base import FIELD, Base, weight_files
+from limner.formats.described import check_scheduler, table
 from limner.formats.known import FAMILIES
 from limner.formats.layout import Names, There
 from limner.formats.original import vae_names
@@ -68,10 +68,9 @@ class Parts:
         self.words: Words = {}
         own = CONFIGS / base.family
         self._configs = base.path if base.layout == "folder" else base.config or own
-        scheduler = self._configs / "scheduler" / "scheduler_config.json"
-        fallback = own / "scheduler" / "scheduler_config.json"
-        self.scheduler = json.loads((scheduler if scheduler.exists() else fallback).read_text(encoding="utf-8"))
-        self.scheduler |= base.described.get("scheduler", {})
+        found = check_scheduler(self._configs, is_flow=base.prediction == "flow", field=FIELD)
+        found = found or table(own / "scheduler" / "scheduler_config.json", FIELD)
+        self.scheduler = {**found, **base.described.get("scheduler", {})}
         self.process = process_from(self.scheduler, base.prediction, base.has_zero_snr)
         self.text_parts = tuple(t for t in type(self).text_parts if t.name not in base.absent)
         self.trainable_text = [t.name for t in self.text_parts if not t.is_t5]
@@ -160,8 +159,7 @@ class Parts:
 
     def config(self, folder: str) -> dict[str, Any]:
         """The configuration of a part."""
-        config = json.loads((self._configs / folder / "config.json").read_text(encoding="utf-8"))
-        return config | self.base.described.get(folder, {})
+        return {**table(self._configs / folder / "config.json", FIELD), **self.base.described.get(folder, {})}
 
     def _text(self, folder: str) -> TextEncoder:
         return next(t for t in self.text_parts if t.name == folder)

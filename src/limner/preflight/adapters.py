@@ -11,6 +11,7 @@ from limner.config.model import merges
 from limner.errors import Finding, UserError
 from limner.formats.header import read_header
 from limner.formats.lora_file import require_family
+from limner.formats.lora_names import is_adapter
 from limner.machine import Machine
 from limner.preflight.records import Records
 
@@ -53,6 +54,9 @@ def _of_file(field: str, path: Path, family: str | None) -> Iterable[Finding]:
         return
     try:
         header = read_header(path, field)
+        if not is_adapter(header.tensors):
+            yield Finding(field, f"{path.name} holds no LoRA that Limner knows.", "Give the file of an adapter.")
+            return
         if family is not None:
             require_family(header, family, path.name, field)
     except UserError as error:

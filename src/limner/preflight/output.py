@@ -59,6 +59,8 @@ def _wandb_has_key() -> bool:
         return False
 
 
+
+
 def check_output(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     """Names that work everywhere, folders that can be written, space for what will be."""
     del machine

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from limner import parsing
 from limner.adapters.peft_names import to_diffusers
 from limner.adapters.stacks import apart, by_layer, joined, layer_name, parted
 from limner.config.tools.files import Convert
@@ -174,8 +175,8 @@ def _noted_alphas(metadata: Mapping[str, str]) -> dict[str, Any]:
     if PEFT not in metadata:
         return {}
     try:
-        noted = json.loads(metadata[PEFT])
-    except (ValueError, RecursionError):
+        noted = parsing.json_value(metadata[PEFT])
+    except ValueError:
         noted = None
     if not isinstance(noted, dict):
         raise wrong("convert.file", f"its metadata {PEFT} cannot be read.", "Remove it, if alpha is in the weights.")

@@ -7,12 +7,12 @@ that give the whole change: LoHa, LoKr, "full". Others change the model by formu
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from limner import parsing
 from limner.errors import Finding, UserError, printable, wrong
 from limner.formats.header import Header
 
@@ -101,8 +101,8 @@ def peft_scales(header: Header, where: str) -> Mapping[str, float]:
     if PEFT_SAYS not in header.metadata:
         return {}
     try:
-        said = json.loads(header.metadata[PEFT_SAYS])
-    except (ValueError, RecursionError):
+        said = parsing.json_value(header.metadata[PEFT_SAYS])
+    except ValueError:
         said = None
     if not isinstance(said, dict):
         raise wrong(where, f"its metadata {PEFT_SAYS} are not a table.", "Remove them, or save the file again.")

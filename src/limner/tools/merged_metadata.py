@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from limner import parsing
 from limner.formats.base import Base
 from limner.formats.metadata import ARCHITECTURES, BASE_VERSIONS, MODULES, TRIGGER, add_hashes
 
@@ -100,7 +101,7 @@ def _tags(said: Iterable[Mapping[str, str]]) -> dict[str, dict[str, int]]:
 
 def _table(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parsing.json_value(text)
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

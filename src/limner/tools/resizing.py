@@ -12,6 +12,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from limner import parsing
 from limner.adapters.layers import Sizes
 from limner.adapters.reading import layers_of, own_names
 from limner.config.tools.ranks import Resize
@@ -247,8 +248,8 @@ def _metadata(section: Resize, header: Header, found: Found, network: Mapping[st
 def _network_args(section: Resize, said: str | None) -> str | None:
     """kohya's network_args with the new rank of convolutions, and without what told LyCORIS' kind; None if there are none."""
     try:
-        args = json.loads(said or "null")
-    except (ValueError, RecursionError):
+        args = parsing.json_value(said or "null")
+    except ValueError:
         return None
     if not isinstance(args, dict):
         return None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 
+from limner import parsing
 from limner.errors import printable
 
 _MOST_TAGS = 20
@@ -41,8 +41,8 @@ def trained_with(metadata: Mapping[str, str]) -> dict[str, str]:
 def _tags(text: str) -> list[tuple[str, int]]:
     """The commonest of {folder: {tag: times}}."""
     try:
-        folders = json.loads(text)
-    except (ValueError, RecursionError):
+        folders = parsing.json_value(text)
+    except ValueError:
         return []
     counts = Counter[str]()
     for tags in folders.values() if isinstance(folders, dict) else ():

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import threading
-import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body
 from pydantic import BaseModel
 
-from limner import estimate, expect, importing, jobs, launch, machine, preflight, queue, runner, runs
+from limner import estimate, expect, importing, jobs, launch, machine, parsing, preflight, queue, runner, runs
 from limner.config import Config, Data, defaults, files
 from limner.config.fields import paths, walk
 from limner.config.kohya import Line
@@ -114,8 +113,8 @@ def _is_ours(text: str, name: str) -> bool:
     if name.endswith(".safetensors") or text.lstrip().startswith("{"):
         return False
     try:
-        raw = tomllib.loads(text)
-    except (ValueError, RecursionError):
+        raw = parsing.toml(text)
+    except ValueError:
         return name.endswith(".toml")
     return not raw or any(isinstance(raw.get(section), dict) and set(raw) <= set(Config.model_fields) for section in raw)
 

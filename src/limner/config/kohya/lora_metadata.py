@@ -5,12 +5,12 @@ All values are texts, as Python writes them: "None", "True", "0.0001", a diction
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from limner import parsing
 from limner.config.kohya import own_flow
 from limner.config.kohya.arguments import SCRIPT, to_values
 from limner.config.kohya.reader import Reader
@@ -56,7 +56,7 @@ _CLASSES = {
     "schedulefreeadamw": "AdamWScheduleFree", "adamwschedulefree": "AdamWScheduleFree", "sgd": "SGDNesterov",
     "pagedadamw": "PagedAdamW", "pagedadamw32bit": "PagedAdamW32bit", "came": "pytorch_optimizer.CAME",
 }  # fmt: skip
-_PIECE = re.compile(r"([A-Za-z_]\w*)=((?:\([^()]*\)|\[[^\[\]]*\]|'[^']*'|\"[^\"]*\"|[^,()])*)")
+_PIECE = re.compile(r"\b([A-Za-z_]\w*+)=((?:\([^()]*\)|\[[^\[\]]*\]|'[^']*'|\"[^\"]*\"|[^,()])*)")
 _MAX_CHARACTERS = 20_000
 
 
@@ -172,7 +172,7 @@ def _folders(report: Report, key: str, name: str, text: str) -> None:
 
 def _json(text: str) -> Any:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parsing.json_value(text)
+    except ValueError:
         return None
     return None if isinstance(found, float) and not math.isfinite(found) else found

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Callable
 from typing import Any
 
+from limner import parsing
 from limner.config.kohya import command_line, gui
 from limner.config.kohya.arguments import to_values
 from limner.config.kohya.report import Imported, Report
@@ -41,20 +41,18 @@ def read_text(text: str, name: str) -> Imported:
 def _is_toml(text: str) -> bool:
     """No command line is; a file may speak of one."""
     try:
-        return bool(tomllib.loads(text))
-    except (ValueError, RecursionError):
+        return bool(parsing.toml(text))
+    except ValueError:
         return False
 
 
 def _parsed(text: str, name: str) -> dict[str, Any]:
     is_json = text.lstrip().startswith("{")
     try:
-        raw = json.loads(text, object_pairs_hook=_pairs, parse_constant=_no_number) if is_json else tomllib.loads(text)
+        raw = parsing.json_value(text, pairs=_pairs, constant=_no_number) if is_json else parsing.toml(text)
         if not isinstance(raw, dict):
             raise ValueError("it holds no table")
         _look(raw, 0)
-    except RecursionError:
-        raise wrong(name, "is nested too deeply to be a configuration.", _GIVE) from None
     except ValueError as error:
         raise wrong(name, f"is not valid {'JSON' if is_json else 'TOML'}: {printable(error, 200)}.", _GIVE) from None
     return raw

@@ -17,7 +17,7 @@ Tab = Literal["lora", "dreambooth", "finetune", "embedding", "any"]
 
 HIDDEN = "(not shown)"
 _EITHER = {"max_train_steps": "max_train_epochs", "max_train_epochs": "max_train_steps"}
-_TOKEN = re.compile(r"""(--(?:huggingface[_-]t|wandb[_-]a)[\w-]*)[=\s"'].*?(?=\s--|$)""", re.DOTALL)
+_TOKEN = re.compile(r"""(--(?:huggingface[_-]t|wandb[_-]a)[\w-]{0,40}+)[=\s"'].*?(?=\s--|$)""", re.DOTALL)
 
 
 @dataclass
