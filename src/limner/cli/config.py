@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from limner.errors import UserError, printable, wrong
+from limner.errors import Finding, UserError, printable, wrong
 
 config_app = App(name="config", help="Write and read configurations.")
 
@@ -54,10 +54,13 @@ def config_trust(folder: Path) -> int:
     place = folder.expanduser().absolute()
     if not place.is_dir():
         raise wrong("folder", f"{place} is not a folder.", "Give the folder of sd-scripts, or of its Python.")
-    kept, findings = settings.read(runs.home())
-    if findings:
-        raise UserError([replace(finding, severity="error") for finding in findings])
-    settings.write(runs.home(), replace(kept, programs=tuple(dict.fromkeys((*kept.programs, place)))))
+
+    def trusting(kept: settings.Settings, findings: list[Finding]) -> settings.Settings:
+        if findings:
+            raise UserError([replace(finding, severity="error") for finding in findings])
+        return replace(kept, programs=tuple(dict.fromkeys((*kept.programs, place))))
+
+    settings.change(runs.home(), trusting)
     print(f"Runs may start the programs in {place}")
     return 0
 
