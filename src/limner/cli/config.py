@@ -84,7 +84,11 @@ def config_presets() -> int:
     from limner.config import presets
 
     for file in presets.all_files(runs.home() / "presets"):
-        print(f"{printable(file.stem, 80)}\n    {printable(presets.about(file), 300)}")
+        try:
+            said = presets.about(file)
+        except UserError as error:  # the others are to be seen
+            said = str(error.findings[0])
+        print(f"{printable(file.stem, 80)}\n    {printable(said, 300)}")
     return 0
 
 
