@@ -16,7 +16,7 @@ import pytest
 from at_once import together
 from limner import runs, settings
 from limner.config import Config, Output
-from limner.config.tools import MergeLoras
+from limner.config.tools.merge import MergeLoras
 from limner.data.undo import Journal
 from limner.errors import UserError
 from limner.tools import using
@@ -46,13 +46,13 @@ def test_two_captioners_on_one_folder_write_each_file_once(tmp_path: Path, home:
     assert len(texts) == count and set(texts.values()) <= {f"said by {n}\n" for n in range(3)}
     assert [sum(text == f"said by {n}\n" for text in texts.values()) for n in range(3)] == written
     journal = Journal(home / "undo")
-    while (outcome := journal.undo(folder, lambda _: True)) is not None and journal.next(folder)[0] is not None:
-        assert outcome is not None
+    while journal.undo(folder, lambda _: True) is not None:
+        pass
     assert list(folder.iterdir()) == [], "each can take its own back"
 
 
 def test_two_tools_do_not_write_one_output(tmp_path: Path) -> None:
-    section = MergeLoras(loras=(tmp_path / "a.safetensors", tmp_path / "b.safetensors"), output=tmp_path / "out.safetensors")
+    section = MergeLoras(loras=("a.safetensors", "b.safetensors"), output=tmp_path / "out.safetensors")
     (tmp_path / "link").symlink_to(tmp_path)
     same = section.model_copy(update={"output": tmp_path / "link" / "out.safetensors"})
     with using.lent_output(section):
