@@ -6,6 +6,7 @@ none is started twice; a runner that is killed in between costs nothing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -92,16 +93,21 @@ def limner(*words: str, log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
 
 
-def runners(home: Path) -> list[psutil.Process]:
-    """The processes that hold the runner's lock, or try to: a fork is known by what it has open."""
-    lock, found = str(home / "locks" / "runner.lock"), []
-    for process in psutil.process_iter():
-        try:
-            for descriptor in os.listdir(f"/proc/{process.pid}/fd"):
-                if os.readlink(f"/proc/{process.pid}/fd/{descriptor}") == lock:
-                    found.append(process)
-        except (OSError, psutil.Error):
-            continue
+def the_runner(home: Path, others: set[int]) -> int | None:
+    """The process that holds the runner's lock for longer than a look takes: a fork is known by what it has open."""
+    before = _holding(home)
+    time.sleep(0.1)
+    found = (before & _holding(home)) - others
+    return found.pop() if len(found) == 1 else None
+
+
+def _holding(home: Path) -> set[int]:
+    lock, found = str(home / "locks" / "runner.lock"), set[int]()
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):
+            names = [f"/proc/{pid}/fd/{descriptor}" for descriptor in os.listdir(f"/proc/{pid}/fd")]
+            if any(os.path.realpath(name) == lock for name in names):
+                found.add(pid)
     return found
 
 
@@ -116,14 +122,14 @@ def test_fifty_starts_at_one_barrier(tiny_model: Path, tmp_path: Path, home: Pat
     asked = config(tiny_model, pictures, train={"steps": 2}, output={"state_every_steps": 100})
     (tmp_path / "run.toml").write_text(files.render(asked))
     values = files.overrides_of(asked)
-    each = (STARTS - 2) // 3
+    each = STARTS // 3
     doings: list[Callable[[], Any]] = []
     for page in pages:
         doings += [lambda page=page: page.post("train", {"values": values})] * each
     commands: list[subprocess.Popen[bytes]] = []
     doings += [
         lambda n=n: commands.append(limner("train", str(tmp_path / "run.toml"), log=tmp_path / f"command{n}.txt"))
-        for n in range(STARTS - 2 - 2 * each)
+        for n in range(STARTS - 2 * each)
     ]
     by_hand = [sys.executable, "-m", "limner.runner"]
     doings += [lambda: subprocess.Popen(by_hand, stdin=subprocess.DEVNULL)] * 2
@@ -136,22 +142,19 @@ def test_fifty_starts_at_one_barrier(tiny_model: Path, tmp_path: Path, home: Pat
     while time.monotonic() < until:
         made = runs.all_runs()
         done = [run for run in made if run.state().status == "done"]
-        if len(made) == STARTS - 2 and len(done) == len(made):
+        if len(made) == STARTS and len(done) == len(made):
             break
-        holding = runners(home)
-        assert len({p.pid for p in holding}) <= 60
-        if killed < 3 and len(done) > (killed + 1) * STARTS // 5 and len(holding) == 1:
-            os.kill(holding[0].pid, signal.SIGKILL)
+        others = {os.getpid(), *(p.process.pid for p in pages), *(c.pid for c in commands)}
+        if killed < 3 and len(done) > (killed + 1) * STARTS // 5 and (pid := the_runner(home, others)) is not None:
+            os.kill(pid, signal.SIGKILL)
             killed += 1
-            queue.repair()
             at_once([runner.ensure_runner] * 2)
         time.sleep(0.2)
     made = runs.all_runs()
-    assert len(made) == STARTS - 2 and {run.state().status for run in made} == {"done"}, [run.state() for run in made]
+    assert len(made) == STARTS and {run.state().status for run in made} == {"done"}, [run.state() for run in made]
     assert {a.json()["run"] for a in answers} <= {run.id for run in made}
     assert [command.wait(60) for command in commands] == [0] * len(commands)
-    for a, b in zip(said[-2:], said[-2:], strict=True):
-        assert a is b and a.wait(60) == 0
+    assert killed == 3 and {process.wait(60) for process in said[-2:]} <= {0, -signal.SIGKILL}
     times = sorted(spans(run) for run in made)
     for kinds in (kinds for *_, kinds in times):
         assert kinds.count("start") == 1 and "resume" not in kinds, "none is started twice"
@@ -163,7 +166,7 @@ def test_fifty_starts_at_one_barrier(tiny_model: Path, tmp_path: Path, home: Pat
     for page in pages:
         seen = page.client.get(f"{page.url}/api/runs").json()
         assert len(seen["runs"]) == len(made) and all(brief["status"] == "done" for brief in seen["runs"].values())
-    print(f"{len(made)} starts by {len(doings)} at one barrier, {killed} runners killed: done in {time.monotonic() - began:.0f} s")
+    print(f"{len(made)} starts and 2 runners at one barrier, {killed} runners killed: done in {time.monotonic() - began:.0f} s")
 
 
 def test_settings_through_two_servers(home: Path, pages: list[Page]) -> None:
