@@ -16,12 +16,13 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -30,6 +31,7 @@ from limner.config import Config, files
 from limner.data.undo import Journal, Write
 from limner.runs import Run, State
 from limner.web import gate, server
+from limner.web.app import own_routes
 
 GIB = 1 << 30
 NOBODY = 65534
@@ -123,9 +125,9 @@ def to_file(path: Path) -> Path:
     return put(path, "a file in its place")
 
 
-def sparse(path: Path) -> Path:
+def sparse(path: Path, size: int = GIB) -> Path:
     with path.open("ab") as file:
-        file.truncate(GIB)
+        file.truncate(size)
     return path
 
 
@@ -281,7 +283,7 @@ KINDS: dict[str, Kind] = {
     "queue: missing": Kind(lambda home: without(home / "queue.sqlite")),
     "queue: a log without it": Kind(wal_alone),
     "queue: its log a folder": Kind(lambda home: to_folder(home / "queue.sqlite-wal"), "queue.sqlite"),
-    "settings: every value wrong": Kind(lambda home: put(home / "settings.toml", WRONG_SETTINGS), "is no setting", False),
+    "settings: every value wrong": Kind(lambda home: put(home / "settings.toml", WRONG_SETTINGS), "is no setting", None),
     "settings: half": Kind(lambda home: put(home / "settings.toml", b"theme = "), "settings.toml"),
     "settings: a folder": Kind(lambda home: to_folder(home / "settings.toml"), "settings.toml"),
     "settings: cannot be read": Kind(
@@ -337,7 +339,7 @@ KINDS: dict[str, Kind] = {
     "run: config a folder": Kind(stopped("config.toml", to_folder), "has no config.toml", False),
     "run: events half a line": Kind(stopped("events.jsonl", lambda p: put(p, p.read_bytes()[:-9])), aside=False),
     "run: events binary": Kind(stopped("events.jsonl", lambda p: put(p, os.urandom(99_999))), aside=False),
-    "run: events 1 GiB": Kind(stopped("events.jsonl", sparse), aside=False),
+    "run: events 256 MiB of one line": Kind(stopped("events.jsonl", lambda p: sparse(p, GIB // 4)), aside=False),
     "run: events of other kinds": Kind(odd_events, aside=False),
     "run: events a folder": Kind(stopped("events.jsonl", to_folder), "events.jsonl"),
     "run: plan, command and end": Kind(
@@ -402,6 +404,13 @@ def used(whole: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def portal() -> Iterator[BlockingPortal]:
+    """The loop in which all requests are answered; the application's own tasks (the queue's) are not begun."""
+    with start_blocking_portal() as one:
+        yield one
+
+
 class Started:
     """A trainer that is gone already."""
 
@@ -416,8 +425,6 @@ class Started:
 
 def opened(home: Path) -> TestClient:
     """What `limner web` does at its start, without the socket and Gradio's page."""
-    from limner.web.app import own_routes
-
     damage.mend(home)
     asked, (kept, found) = server.Asked(), settings.read(home, aside=True)
     rules = server.rules_for(asked, kept, password="", root_path="", loopback=True)
@@ -440,11 +447,11 @@ CHANGE: list[tuple[str, Any]] = [
 ]  # fmt: skip
 
 
-def ask(client: TestClient) -> str:
+def ask(client: TestClient, paths: Sequence[str] = READ) -> str:
     """Read all that the page reads; nothing is a fault of the server's. Returns what it said."""
     said = []
-    for path in READ:
-        answer = client.get(f"/api/{path}")
+    for path in paths:
+        answer = client.get(f"/api/{path}", headers={"Range": "bytes=0-999"})  # only files are given in parts
         assert answer.status_code < 500, (path, answer.text)
         said.append("" if answer.headers["content-type"].startswith(("image", "application/octet")) else answer.text[:100_000])
     return "\n".join(said)
@@ -481,7 +488,7 @@ def kept(path: Path, before: str) -> Path | None:
 @pytest.mark.skipif(os.name == "nt", reason="modes, links and limits of POSIX")
 @pytest.mark.parametrize("name", KINDS)
 def test_damage(
-    name: str, used: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, used: Path, portal: BlockingPortal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, kind = used, KINDS[name]
     damaged = kind.damage(home)
@@ -490,24 +497,26 @@ def test_damage(
     started: list[str] = []
     monkeypatch.setattr(jobs, "spawn", lambda words, log, extra=None: started.append(words[-1]) or Started())
     with kind.around(home):
-        began = time.monotonic()
+        began = time.process_time()  # other tests' load is none of its own
         client = opened(home)
+        client.portal = portal
         said = ask(client)
-        assert time.monotonic() - began < 5
+        assert time.process_time() - began < 5
         for path, body in CHANGE:
             answer = client.post(f"/api/{path}", json=body)
             assert answer.status_code < 500, (path, answer.text)
-        said += ask(client)
+        said += ask(client, ["notices", "runs", "runs/stopped", "runs/stopped/curves"])
         expect.from_last_run(Config())
         said_there = commanded(capsys, monkeypatch, "runs", "list")[1]
         assert commanded(capsys, monkeypatch, "doctor")[0] == 0
         for words in (("runs", "show", "stopped"), ("runs", "queue"), ("config", "presets")):
             assert commanded(capsys, monkeypatch, *words)[0] in (0, 2)
         try:
-            one = runner.Runner(say=lambda _: None)
-            one.tick()
+            with runs.lock("runner", 0):
+                runner.Runner(say=lambda _: None).tick()
         except Exception as error:
             assert isinstance(error, (OSError, runner.UserError)) and not kind.starts, error  # which `main` says in its log
+        said += ask(client, ["notices"])
     assert kind.told in said, said[:3000]
     assert (str(home / "runs" / "waits") in started) == kind.starts
     for path, content in before.items():

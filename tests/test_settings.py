@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,18 @@ def test_a_wrong_key_is_reported_and_the_others_count(home: Path, line: str) -> 
     assert kept == Settings(
         output=Path("/data/out") if "output" not in line else None, theme="dark" if "theme" not in line else "system"
     )
+
+
+def test_wrong_values_are_left_to_be_mended(home: Path) -> None:
+    home.mkdir()
+    wrong = "pictures = 'here'\ntheme = 3\nhosts = ['a', 5]\nlanguage = \"ja\"\n\n[defaults]\na.b = 3\n"
+    (home / settings.NAME).write_text(wrong)
+    settings.write(home, replace(settings.read(home)[0], theme="dark", language="en"))
+    assert tomllib.loads((home / settings.NAME).read_text()) == {
+        "pictures": "here", "theme": "dark", "hosts": ["a", 5], "defaults": {"a": {"b": 3}},
+    }  # fmt: skip
+    settings.write(home, replace(FULL, language="en"))
+    assert settings.read(home) == (replace(FULL, language="en"), [])
 
 
 def test_an_unreadable_file_is_reported(home: Path) -> None:

@@ -41,7 +41,7 @@ def findings(home: Path) -> list[Finding]:
 def _of_home(home: Path) -> Iterator[Finding]:
     shown = printable(home)
     if home.is_dir():
-        if not os.access(home, os.W_OK | os.X_OK):
+        if not os.access(home, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
             said = f"{shown} cannot be written: no run can be started, and no settings are kept."
             yield _warning("LIMNER_HOME", said, "Make it writable, or choose another folder.")
     elif home.is_symlink():

@@ -125,7 +125,11 @@ class State:
     def read(path: Path) -> State:
         """The state in a file; a missing one reads as queued, a damaged one as failed. One that was said by the trainer of
         another run, such as in a copied folder, is damaged: nobody trains this one."""
-        raw = disk.read_json(path, _MAX_STATE_BYTES, is_ours=True)
+        raw = None
+        for _ in range(2):  # between the first look and the question whether it is there, it may have been written
+            raw = disk.read_json(path, _MAX_STATE_BYTES, is_ours=True)
+            if raw is not None or not os.path.lexists(path):
+                break
         state = State.of(raw)
         if not isinstance(raw, dict) or raw.get("status") not in _WORDS["status"]:
             return State("failed", error=_UNKNOWN) if os.path.lexists(path) else State()

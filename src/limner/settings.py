@@ -134,7 +134,8 @@ def change(home: Path, alter: Callable[[Settings, list[Finding]], Settings]) -> 
 
 
 def write(home: Path, settings: Settings) -> None:
-    """Replace what `home` keeps, whole or not at all. Comments and keys we do not know stay."""
+    """Replace what `home` keeps, whole or not at all. Comments and keys we do not know stay, and so does a wrong value that
+    nothing takes the place of: it is its owner's to mend."""
     path = home / NAME
     try:
         document = tomlkit.parse(path.read_text(encoding="utf-8"))
@@ -146,7 +147,8 @@ def write(home: Path, settings: Settings) -> None:
     for key, value in plain(settings).items():
         before = document.get(key)
         if value == usual[key]:
-            document.pop(key, None)
+            if key in document and not _is_wrong(key, before):
+                del document[key]
         elif isinstance(value, dict) and isinstance(before, dict):
             _change(before, value)
         elif before != value:
@@ -155,6 +157,14 @@ def write(home: Path, settings: Settings) -> None:
     if len(text.encode()) > LIMIT_BYTES:  # it would be taken for damaged at the next start
         raise wrong(NAME, f"would be longer than {LIMIT_BYTES >> 20} MiB.", "Keep long texts in a preset.")
     disk.write_text(path, text)
+
+
+def _is_wrong(key: str, value: Any) -> bool:
+    try:
+        _READERS[key](value.unwrap() if hasattr(value, "unwrap") else value)
+    except ValueError:
+        return True
+    return False
 
 
 def is_trusted(home: Path, program: Path) -> bool:

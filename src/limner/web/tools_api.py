@@ -37,7 +37,8 @@ def router(context: Context) -> APIRouter:
     @routes.get("")
     def used() -> list[dict[str, Any]]:
         """The newest uses of tools, newest first."""
-        return [_brief(run) for run in reversed(tool_jobs.all_jobs()[-_SHOWN:])]
+        named = [run for run in tool_jobs.all_jobs() if places.can_be_named(run.id)]
+        return [_brief(run) for run in reversed(named[-_SHOWN:])]
 
     @routes.get("/{job}")
     def one(job: Job) -> dict[str, Any]:
