@@ -108,7 +108,12 @@ def read_json(path: Path, limit: int = 64 << 20, *, is_ours: bool = False) -> An
 
 def parse_json(text: bytes) -> Any:
     """JSON as the standard has it: its numbers are finite. Raises ValueError, or RecursionError."""
-    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    return _STRICT.decode(text.decode("utf-8"))
+
+
+def parse_line(line: bytes) -> Any:
+    """The same, three times as fast, of a line among very many; but 1e999 is an infinity."""
+    return _QUICK.decode(line.decode("utf-8"))
 
 
 def _refuse(word: str) -> Any:
@@ -118,6 +123,10 @@ def _refuse(word: str) -> Any:
 def _finite(text: str) -> float:
     number = float(text)
     return number if math.isfinite(number) else _refuse(text)
+
+
+_STRICT = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+_QUICK = json.JSONDecoder(parse_constant=_refuse)
 
 
 def aside_name(path: Path) -> Path:

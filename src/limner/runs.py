@@ -263,7 +263,9 @@ class Run:
                 is_inside = not is_whole
                 if is_whole and not was_inside:
                     with contextlib.suppress(ValueError, RecursionError):
-                        event = disk.parse_json(line)
+                        event = disk.parse_line(line)
+                        if isinstance(event, dict) and "options" in event:  # which are shown as they are
+                            event = disk.parse_json(line)
                         if _is_event(event):
                             yield event, start
 
