@@ -33,9 +33,12 @@ def starts(number: int, runs_each: str) -> Doing:
     from limner import jobs, queue, runner, runs
     from limner.config import Config, Launch, Output
 
-    jobs.spawn, spawn = lambda words, log, extra=None: (
-        forked(tiny_runner.main, log) if list(words) == tiny_runner.WORDS else spawn(words, log, extra)
-    ), jobs.spawn
+    jobs.spawn, spawn = (
+        lambda words, log, extra=None: (
+            forked(tiny_runner.main, log) if list(words) == tiny_runner.WORDS else spawn(words, log, extra)
+        ),
+        jobs.spawn,
+    )
     made = [
         runs.create(Config(output=Output(name=f"p{number}n{i}"), launch=Launch(device="cpu"))) for i in range(int(runs_each))
     ]

@@ -1,4 +1,4 @@
-"""A clock that is set by a year, forwards or back, while a run goes on: no negative time, and the newest is the highest step."""
+"""A clock that is set by a year, either way, while a run goes on: no negative time, and the newest is the highest step."""
 
 from __future__ import annotations
 

@@ -79,8 +79,12 @@ def train(run: Run) -> None:
     run.event("sample", step=20, path="step-00000020_00.png", prompt="a cat", seed=0)
     (run.checkpoints / "stopped-00000020.safetensors").write_bytes(b"weights")
     run.event("checkpoint", step=20, path=str(run.checkpoints / "stopped-00000020.safetensors"))
+
+    def weights(folder: Path) -> None:
+        (folder / "weights.safetensors").write_bytes(b"weights")
+
     for step in (10, 20):
-        disk.write_folder(run.states / f"step-{step:08d}", lambda folder: put(folder / "weights.safetensors", b"weights"))
+        disk.write_folder(run.states / f"step-{step:08d}", weights)
     disk.write_json(run.path / "plan.json", {"lr": 1e-4, "family": "sd1", "device": "cpu"})
     disk.write_json(run.path / "command.json", {"argv": ["python", "-m", "limner.engine", "x"], "environment": {}})
     disk.write_json(run.path / "exit.json", {"code": 0, "time": 1.0, "pid": 77})
@@ -429,7 +433,9 @@ def opened(home: Path) -> TestClient:
     asked, (kept, found) = server.Asked(), settings.read(home, aside=True)
     rules = server.rules_for(asked, kept, password="", root_path="", loopback=True)
     context = server.context_for(asked, kept, found, password="", root_path="", loopback=True)
-    client = TestClient(gate.Gate(own_routes(context), rules), base_url="http://127.0.0.1", headers={"Origin": "http://127.0.0.1"})
+    client = TestClient(
+        gate.Gate(own_routes(context), rules), base_url="http://127.0.0.1", headers={"Origin": "http://127.0.0.1"}
+    )
     client.cookies.set(rules.cookie, rules.session)
     return client
 

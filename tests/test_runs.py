@@ -134,7 +134,11 @@ DAMAGED += [b'{"progress": ["a", "b"], "process_started": "x", "updated": {}}', 
 def test_a_damaged_state_has_failed_and_is_kept_aside_by_the_next_start(run: Run, content: bytes) -> None:
     (run.path / "state.json").write_bytes(content)
     state = run.state()
-    assert state.status == "failed" and "state.json is damaged" in state.error and replace(state, status="queued", error="") == State()
+    assert (
+        state.status == "failed"
+        and "state.json is damaged" in state.error
+        and replace(state, status="queued", error="") == State()
+    )
     run.lay_out()
     (aside,) = run.path.glob("state.json.damaged-*")
     assert aside.read_bytes() == content and run.state() == State()
@@ -158,7 +162,9 @@ def test_a_state_of_another_run_is_not_believed_while_that_one_is_trained(run: R
 
 
 @pytest.mark.parametrize("jump", [365 * 86400.0, -365 * 86400.0])
-def test_a_clock_that_is_set_changes_neither_who_lives_nor_how_long(run: Run, jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_is_set_changes_neither_who_lives_nor_how_long(
+    run: Run, jump: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run.write_state(replace(run.starting(os.getpid()), status="running"))
     run.event("start")
     true_time, true_boot = time.time, psutil.boot_time

@@ -55,7 +55,9 @@ def _of_folders(home: Path) -> Iterator[Finding]:
     for name in FOLDERS:
         path = home / name
         if path.is_symlink() and not path.is_dir():
-            yield _warning(name, "is a link to a folder that is not there.", "Connect the disk that it is on, or mend the link.")
+            yield _warning(
+                name, "is a link to a folder that is not there.", "Connect the disk that it is on, or mend the link."
+            )
     folder = home / "runs"
     with contextlib.suppress(OSError):
         for name in sorted(os.listdir(folder)):
@@ -92,4 +94,3 @@ def _set_aside(home: Path) -> Iterator[Finding]:
 
 def _warning(field: str, message: str, remedy: str) -> Finding:
     return Finding(field, message, remedy, "warning")
-

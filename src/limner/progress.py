@@ -90,6 +90,11 @@ def in_a_line(facts: list[str]) -> str:
     return line
 
 
+def _is_whole(event: dict) -> bool:
+    """Whether an event says all that is shown of it."""
+    return all(name in event for name in _NEEDED.get(event.get("event", ""), ()))
+
+
 class Watcher:
     """Follows a run's events and renders its progress."""
 
@@ -110,7 +115,8 @@ class Watcher:
     def __call__(self) -> None:
         for event, offset in self.run.events(self._offset):
             self._offset = offset
-            self._take(event)
+            if _is_whole(event):
+                self._take(event)
         state = self.run.state()
         if state.status == "waiting" and time.monotonic() - self._runner_seen > _RUNNER_SECONDS:
             runner.ensure_runner()  # again and again: it may have been killed
@@ -127,8 +133,6 @@ class Watcher:
 
     def _take(self, event: dict) -> None:
         kind = event.get("event")
-        if any(name not in event for name in _NEEDED.get(str(kind), ())):
-            return  # damaged
         if kind == "step":
             if self._recent and event["time"] < self._recent[-1][0]:
                 self._recent = []  # the clock was set back: what lies between is no length of time
@@ -267,7 +271,7 @@ def show(run: Run) -> int:
     state = run.state()
     print(f"{run.id}\n  state   {state.status}{f' ({state.phase})' if state.phase else ''}, step {state.step} of {state.steps}")
     print(f"  folder  {run.path}")
-    events = [e for e in run.history() if all(name in e for name in _NEEDED.get(e.get("event", ""), ()))]
+    events = [event for event in run.history() if _is_whole(event)]
     losses = [e["loss"] for e in events if e.get("event") == "step"]
     if losses:
         print(f"  loss    {sum(losses[-50:]) / len(losses[-50:]):.4f} (mean of the last {len(losses[-50:])} steps)")

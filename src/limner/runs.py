@@ -148,8 +148,7 @@ class State:
             elif name in _WORDS and value not in _WORDS[name]:
                 continue
             elif type(value) is type(default) or (type(value) is int and isinstance(default, float)):
-                if isinstance(value, str) or abs(value) < _LARGEST:
-                    known[name] = value
+                known[name] = value if isinstance(value, str) or abs(value) < _LARGEST else default
         return State(**known)
 
 

@@ -10,7 +10,10 @@ from limner.engine.checkpoint import newest_state, step_of
 
 
 def state(folder: Path, name: str) -> Path:
-    disk.write_folder(folder / name, lambda inside: (inside / "weights").write_bytes(name.encode()) and None)
+    def fill(inside: Path) -> None:
+        (inside / "weights").write_bytes(name.encode())
+
+    disk.write_folder(folder / name, fill)
     return folder / name
 
 

@@ -7,6 +7,7 @@ none is started twice; a runner that is killed in between costs nothing.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -158,7 +159,7 @@ def test_fifty_starts_at_one_barrier(tiny_model: Path, tmp_path: Path, home: Pat
     times = sorted(spans(run) for run in made)
     for kinds in (kinds for *_, kinds in times):
         assert kinds.count("start") == 1 and "resume" not in kinds, "none is started twice"
-    for (_, ended, _), (begun, _, _) in zip(times, times[1:], strict=False):
+    for (_, ended, _), (begun, _, _) in itertools.pairwise(times):
         assert ended <= begun, "one at a time"
     for run in made:
         assert "is being trained by another process" not in run.tail(10_000)

@@ -1,4 +1,4 @@
-"""A real `limner web` on a damaged home: up within five seconds, and the page is told. All kinds: tests/test_damaged_home.py."""
+"""A real `limner web` on a damaged home is up within five seconds and tells. All kinds: tests/test_damaged_home.py."""
 
 from __future__ import annotations
 
