@@ -314,7 +314,8 @@ KINDS: dict[str, Kind] = {
     "token: 1 GiB": Kind(lambda home: sparse(home / "token"), "token"),
     "machine: half": Kind(lambda home: cut(home / "machine.json"), aside=None),
     "machine: of other kinds": Kind(
-        lambda home: put(home / "machine.json", json.dumps({"key": machine.key(), "machine": {**CPU, "devices": []}})), aside=None
+        lambda home: put(home / "machine.json", json.dumps({"key": machine.key(), "machine": CPU | {"devices": []}})),
+        aside=None,
     ),
     "machine: a folder": Kind(lambda home: to_folder(home / "machine.json"), "machine.json"),
     "presets: binary, folders": Kind(

@@ -59,10 +59,10 @@ class Page:
 
 
 @pytest.fixture
-def pages(tmp_path: Path, home: Path, machine_file: Path, forks: None) -> Any:
+def pages(tmp_path: Path, home: Path, tiny_model: Path, machine_file: Path, forks: None) -> Any:
     home.mkdir()
     shutil.copy(machine_file, home / "machine.json")
-    (home / "settings.toml").write_text(f"roots = [{json.dumps(str(tmp_path))}]\n")
+    (home / "settings.toml").write_text(f"roots = {json.dumps([str(tmp_path), str(tiny_model)])}\n")
     both = [Page(tmp_path / f"page{number}.txt") for number in range(2)]
     yield both
     for page in both:
@@ -137,7 +137,7 @@ def test_fifty_starts_at_one_barrier(tiny_model: Path, tmp_path: Path, home: Pat
     began = time.monotonic()
     said = at_once(doings)
     answers = said[: 2 * each]
-    assert all(isinstance(a, httpx.Response) and a.status_code == 200 for a in answers), answers
+    assert all(isinstance(a, httpx.Response) and a.status_code == 200 for a in answers), [getattr(a, "text", a) for a in answers]
     killed = 0
     until = time.monotonic() + 450
     while time.monotonic() < until:
