@@ -229,3 +229,57 @@ def test_what_is_not_the_systems_or_of_another_file_stays_what_it_is(tmp_path: P
 def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert disk.free_bytes(tmp_path / "a" / "b") == pytest.approx(disk.free_bytes(tmp_path), rel=0.05)
     assert disk.free_bytes(tmp_path) > 0
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"-Infinity", b"1e999"])
+def test_what_is_ours_holds_finite_numbers(tmp_path: Path, number: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(b'{"a": [' + number + b"]}")
+    assert disk.read_json(tmp_path / "a.json", is_ours=True) is None and isinstance(disk.read_json(tmp_path / "a.json"), dict)
+    (tmp_path / "a.json").write_bytes(b'{"a": [1.5, -2e3, 7]}')
+    assert disk.read_json(tmp_path / "a.json", is_ours=True) == {"a": [1.5, -2000.0, 7]}
+    assert disk.read_json(tmp_path / "a.json", 20) is None, "longer than what we write"
+
+
+def test_a_manifest_does_not_lead_outside(tmp_path: Path) -> None:
+    (tmp_path / "secret").touch()
+    disk.write_folder(tmp_path / "state", lambda folder: (folder / "a").touch())
+    path = tmp_path / "state" / disk.MANIFEST
+    (known,) = json.loads(path.read_text())["files"].values()
+    for name in ("../secret", str(tmp_path / "secret"), "b/../../secret"):
+        path.write_text(json.dumps({"files": {"a": known, name: known}}))
+        assert disk.manifest_faults(tmp_path / "state") == [f"{name} is outside"]
+    path.write_text(json.dumps({"files": {"a": known}}))
+    (tmp_path / "state" / "desktop.ini").write_bytes(b"a file more")
+    assert disk.manifest_faults(tmp_path / "state") == []
+
+
+def test_setting_aside_destroys_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for number in range(3):
+        path.write_bytes(b"%d" % number)
+        aside = disk.set_aside(path)
+        assert aside is not None and aside.read_bytes() == b"%d" % number and not path.exists()
+    (path / "inside").mkdir(parents=True)
+    aside = disk.set_aside(path)
+    assert aside is not None and (aside / "inside").is_dir() and len(list(tmp_path.iterdir())) == 4
+    assert disk.set_aside(path) is None and len(list(tmp_path.iterdir())) == 4, "gone meanwhile: no trace"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a lock that is held cannot be renamed at all")
+def test_a_lock_that_came_into_a_folders_place_is_not_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes see a folder in the place of a lock. One sets it aside and holds the lock; then the other renames."""
+    path = tmp_path / "x.lock"
+    path.touch()
+    monkeypatch.setattr(Path, "is_dir", lambda self: True)  # what the other saw a moment ago
+    assert disk.set_aside(path) is None
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["x.lock"]
+
+
+def test_a_file_in_a_folders_place_is_set_aside_and_a_link_to_a_lost_disk_is_not(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_bytes(b"x")
+    assert disk.make_folder(tmp_path / "runs").is_dir() and len(list(tmp_path.glob("runs.damaged-*"))) == 1
+    (tmp_path / "models").symlink_to(tmp_path / "usb" / "models")
+    with pytest.raises(FileExistsError):
+        disk.make_folder(tmp_path / "models")
+    assert (tmp_path / "models").is_symlink()

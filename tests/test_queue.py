@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,10 +11,12 @@ import filelock
 import psutil
 import pytest
 
+from at_once import together
 from limner import queue, runs
 from limner.config import Config, Output
 from limner.errors import UserError
 from limner.runs import Run, State
+from tiny_runner import lines
 
 
 def new(name: str = "cat") -> Run:
@@ -184,45 +184,29 @@ def test_a_run_that_was_enqueued_by_halves_is_repaired() -> None:
     assert queue.remove(other) and other.state().status == "stopped"
 
 
+def test_a_folder_in_its_place_is_set_aside(home: Path) -> None:
+    a, b = enqueued("b", "a")
+    for end in ("", "-wal"):
+        (home / f"queue.sqlite{end}").unlink(missing_ok=True)
+        (home / f"queue.sqlite{end}").mkdir()
+        assert queue.waiting() == [a.id, b.id]
+    assert len(list(home.glob("queue.sqlite.damaged-*"))) == 3, "the folder; later the other folder, and the file beside it"
+
+
 def test_a_file_that_cannot_be_used_is_said_in_words(home: Path) -> None:
-    (home / "queue.sqlite").mkdir(parents=True)
+    enqueued("a")
+    (home / "queue.sqlite").unlink()
+    (home / "queue.sqlite").symlink_to(home / "not there" / "queue.sqlite")
     with pytest.raises(UserError, match=r"queue\.sqlite.*cannot be used"):
         queue.waiting()
-    assert (home / "queue.sqlite").is_dir()
-
-
-MANY = """
-import sys, time
-from pathlib import Path
-from limner import queue, runner, runs
-from limner.config import Config, Launch, Output
-from tiny_runner import WORDS
-me, gate = sys.argv[1], Path(sys.argv[2])
-made = [runs.create(Config(output=Output(name=f"p{me}n{i}"), launch=Launch(device="cpu"))) for i in range(2)]
-gate.joinpath(me).touch()
-while len(list(gate.iterdir())) < int(sys.argv[3]):
-    time.sleep(0.01)
-for run in made:
-    queue.enqueue(run)
-    runner.ensure_runner(WORDS)
-print(*[run.id for run in made])
-"""
+    assert (home / "queue.sqlite").is_symlink()
 
 
 @pytest.mark.slow
-def test_twenty_processes_at_one_barrier(home: Path, tmp_path: Path) -> None:
+def test_twenty_processes_at_one_barrier(home: Path) -> None:
     """Nothing is lost, nothing started twice, two never at once, and each process's own order is kept."""
-    from tiny_runner import lines
-
-    gate, count = tmp_path / "gate", 20
-    gate.mkdir()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    started = [
-        subprocess.Popen([sys.executable, "-c", MANY, str(i), str(gate), str(count)], stdout=subprocess.PIPE, env=environment)
-        for i in range(count)
-    ]
-    made = [process.communicate(timeout=300)[0].decode().split() for process in started]
-    assert [process.returncode for process in started] == [0] * count
+    count = 20
+    made = together("starts", count, 2)
     every = [name for names in made for name in names]
     until = time.monotonic() + 240
     while any(runs.named(name).state().status != "done" for name in every) and time.monotonic() < until:

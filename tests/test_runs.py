@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -141,9 +143,59 @@ DAMAGED += [b'{"progress": ["a", "b"], "process_started": "x", "updated": {}}', 
 
 
 @pytest.mark.parametrize("content", DAMAGED)
-def test_a_damaged_state_reads_as_queued(run: Run, content: bytes) -> None:
+def test_a_damaged_state_has_failed_and_is_kept_aside_by_the_next_start(run: Run, content: bytes) -> None:
     (run.path / "state.json").write_bytes(content)
-    assert run.state() == State()
+    state = run.state()
+    assert (
+        state.status == "failed"
+        and "state.json is damaged" in state.error
+        and replace(state, status="queued", error="") == State()
+    )
+    run.lay_out()
+    (aside,) = run.path.glob("state.json.damaged-*")
+    assert aside.read_bytes() == content and run.state() == State()
+
+
+def test_members_of_other_kinds_are_as_in_a_new_state(run: Run) -> None:
+    odd = {"status": "stopped", "phase": "x", "step": 10**30, "steps": 5, "pid": "7", "process_started": [], "error": 3}
+    disk.write_json(run.path / "state.json", odd)
+    assert run.state() == State("stopped", steps=5)
+
+
+def test_a_state_of_another_run_is_not_believed_while_that_one_is_trained(run: Run) -> None:
+    other = runs.create(Config(output=Output(name="other")))
+    other.write_state(State("running", **me()))
+    shutil.copy(other.path / "state.json", run.path / "state.json")
+    assert other.state().status == "running" and other.state().worker == os.getpid()
+    assert run.state().status == "failed" and "of another run" in run.state().error and run.state().worker is None
+    other.write_state(State("done", step=3))
+    shutil.copy(other.path / "state.json", run.path / "state.json")  # as in a folder that was given another name
+    assert run.state().status == "done"
+
+
+@pytest.mark.parametrize("jump", [365 * 86400.0, -365 * 86400.0])
+def test_a_clock_that_is_set_changes_neither_who_lives_nor_how_long(
+    run: Run, jump: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.write_state(replace(run.starting(os.getpid()), status="running"))
+    run.event("start")
+    true_time, true_boot = time.time, psutil.boot_time
+    monkeypatch.setattr(time, "time", lambda: true_time() + jump)
+    if sys.platform == "linux":  # whose kernel tells of starts by the clock that was set
+        moved = true_boot() + jump
+        monkeypatch.setattr(psutil, "boot_time", lambda: moved)
+        monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: moved)
+        assert abs(psutil.Process().create_time() - run.state().process_started) > 1e7
+    assert run.state().status == "running" and run.state().worker == os.getpid()
+    run.event("step", step=1)
+    (first, _), (second, _) = run.events()
+    assert 0 <= second["time"] - first["time"] < 60
+
+
+def test_after_another_start_of_the_machine_a_recycled_pid_is_nobody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = replace(run.starting(os.getpid()), status="running")
+    run.write_state(replace(state, boot="another", process_started=state.process_started - 9999, booted=state.booted - 9999))
+    assert run.state().status == "failed" and run.state().worker is None
 
 
 def test_a_state_comes_back(run: Run) -> None:
@@ -169,6 +221,19 @@ def test_events_are_read_once_each_and_damaged_lines_passed_over(run: Run) -> No
     assert (run.path / "events.jsonl").read_bytes().count(b"\n\n") == 1
     with pytest.raises(ValueError, match="JSON"):
         run.event("step", loss=float("nan"))
+
+
+def test_a_line_without_an_end_takes_no_memory(run: Run) -> None:
+    run.event("start")
+    with (run.path / "events.jsonl").open("ab") as file:
+        file.truncate(100 << 20)
+    tracemalloc.start()
+    assert [e["event"] for e, _ in run.events()] == ["start"]
+    run.end_last_line()
+    run.event("step", step=2)
+    assert [e["event"] for e, _ in run.events()] == ["start", "step"]
+    assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    tracemalloc.stop()
 
 
 def test_history_is_that_of_one_uninterrupted_run(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_a_damaged_file_is_kept_aside(home: Path, content: bytes) -> None:
         assert (home / settings.NAME).read_bytes() == content
         kept, [finding] = settings.read(home, aside=rename)
         assert kept == Settings() and finding.severity == "warning" and "damaged" in finding.message
-    [aside] = home.iterdir()
+    [aside] = home.glob("settings.toml.damaged-*")
     assert aside.name in finding.remedy and aside.read_bytes() == content
     settings.write(home, FULL)
     assert settings.read(home) == (FULL, [])
@@ -93,10 +94,27 @@ def test_a_wrong_key_is_reported_and_the_others_count(home: Path, line: str) -> 
     )
 
 
+def test_wrong_values_are_left_to_be_mended(home: Path) -> None:
+    home.mkdir()
+    wrong = "pictures = 'here'\ntheme = 3\nhosts = ['a', 5]\nlanguage = \"ja\"\n\n[defaults]\na.b = 3\n"
+    (home / settings.NAME).write_text(wrong)
+    settings.write(home, replace(settings.read(home)[0], theme="dark", language="en"))
+    assert tomllib.loads((home / settings.NAME).read_text()) == {
+        "pictures": "here", "theme": "dark", "hosts": ["a", 5], "defaults": {"a": {"b": 3}},
+    }  # fmt: skip
+    settings.write(home, replace(FULL, language="en"))
+    assert settings.read(home) == (replace(FULL, language="en"), [])
+
+
 def test_an_unreadable_file_is_reported(home: Path) -> None:
     (home / settings.NAME).mkdir(parents=True)
-    kept, [finding] = settings.read(home)
-    assert kept == Settings() and "cannot be read" in finding.message
+    for aside, said in ((False, "it is a folder"), (True, "it is a folder")):
+        kept, [finding] = settings.read(home, aside=aside)
+        assert kept == Settings() and said in finding.message
+    assert len(list(home.glob("settings.toml.damaged-*"))) == 1
+    (home / settings.NAME).symlink_to(settings.NAME)
+    kept, [finding] = settings.read(home, aside=True)
+    assert kept == Settings() and "cannot be read" in finding.message and (home / settings.NAME).is_symlink()
 
 
 def test_an_empty_folder_is_none(home: Path) -> None:

@@ -6,6 +6,7 @@ The trainer notes its start in `<home>/started.txt` and its life in `<home>/busy
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -43,6 +44,7 @@ note("busy.txt", "-" + name)
 def main() -> int:
     from limner import launch, runner
 
+    runner.serve = functools.partial(runner.serve, tick_seconds=0.05)  # a trainer is done by then
     launch.argv = lambda config, path, device, available: [sys.executable, "-I", "-S", "-c", TRAINER, str(path)]
     return runner.main()
 

@@ -7,9 +7,11 @@ survive goes through these functions, so that faults can be injected in one plac
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -19,9 +21,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from limner import parsing
 from limner.errors import UserError
 
+ASIDE = ".damaged-"
+"""In the name of what was set aside; then the time."""
 TEMPORARY = ".tmp-"
 _REPLACED = f"{TEMPORARY}was-"  # then the name of a folder that is being replaced
 MANIFEST = "manifest.json"
@@ -122,13 +128,87 @@ def write_json(path: Path, content: Any, *, durable: bool = True) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
 
 
-def read_json(path: Path, limit: int = 64 << 20) -> Any:
-    """The JSON in `path`, or None where there is no such file or it does not hold JSON (half-written, damaged)."""
+def read_json(path: Path, limit: int = 64 << 20, *, is_ours: bool = False) -> Any:
+    """The JSON in `path`, or None where there is no such file or it does not hold JSON (half-written, damaged, too long).
+
+    What is ours holds no NaN and no infinity either, which other people's programs write.
+    """
     try:
         with path.open("rb") as file:
-            return parsing.json_value(file.read(limit))
-    except (OSError, ValueError):
+            if os.fstat(file.fileno()).st_size > limit:
+                return None
+            return (parse_json if is_ours else parsing.json_value)(file.read(limit))
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def parse_json(text: bytes) -> Any:
+    """JSON as the standard has it: its numbers are finite. Raises ValueError, or RecursionError."""
+    return _STRICT.decode(text.decode("utf-8"))
+
+
+def parse_line(line: bytes) -> Any:
+    """The same, three times as fast, of a line among very many; but 1e999 is an infinity."""
+    return _QUICK.decode(line.decode("utf-8"))
+
+
+def _refuse(word: str) -> Any:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(text)
+
+
+_STRICT = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+_QUICK = json.JSONDecoder(parse_constant=_refuse)
+
+
+def aside_name(path: Path) -> Path:
+    """What it would be called if it were set aside now."""
+    return path.with_name(f"{path.name}{ASIDE}{datetime.datetime.now():%Y-%m-%d_%H%M%S_%f}")
+
+
+def set_aside(path: Path, aside: Path | None = None) -> Path | None:
+    """Rename what is damaged, so that nothing is lost that its owner may want to mend; returns where it is now.
+
+    None if another process has put it right meanwhile. Raises OSError if it cannot be renamed.
+    """
+    is_folder = path.is_dir() and not path.is_symlink()
+    aside = aside or aside_name(path)
+    if os.name != "nt":  # nothing is renamed onto another kind: what came into its place meanwhile, such as a held lock, stays
+        aside.mkdir() if is_folder else aside.touch()
+    try:
+        os.replace(path, aside)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.rmdir() if is_folder else aside.unlink()
+        if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+            return None
+        raise
+    return aside
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made where it is missing; a file in its place is set aside, a link to nothing (a disk that is not there
+    now) is not: FileExistsError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if path.is_symlink():
+            raise
+        set_aside(path)
+        path.mkdir(exist_ok=True)
+    return path
+
+
+def lock(path: Path, seconds: float) -> filelock.FileLock:
+    """A lock file, to be entered, waited for that long: then it raises filelock.Timeout. A folder in its place is set aside;
+    what the file holds means nothing."""
+    if path.is_dir():
+        set_aside(path)
+    return filelock.FileLock(path, timeout=seconds)
 
 
 def sha256(path: Path) -> str:
@@ -181,7 +261,9 @@ def manifest_faults(folder: Path) -> list[str]:
     faults = []
     for name, entry in manifest["files"].items():
         path = folder / name
-        if not path.is_file():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            faults.append(f"{name} is outside")
+        elif not path.is_file():
             faults.append(f"{name} is missing")
         elif not isinstance(entry, dict) or path.stat().st_size != entry.get("bytes") or sha256(path) != entry.get("sha256"):
             faults.append(f"{name} is damaged")

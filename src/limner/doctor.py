@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import sys
 
-from limner import disk, machine, runs
+from limner import damage, disk, machine, runs
 
 
 def run() -> int:
@@ -26,4 +26,6 @@ def run() -> int:
         print("  https://download.pytorch.org/whl/cu128")
     elif facts.best().kind == "cpu":
         print("\nNo GPU: the pocket model and small tests train well on a processor, full-size models slowly.")
+    for finding in damage.findings(runs.home()):
+        print(finding)
     return 0

@@ -93,7 +93,7 @@ def key_of(config: Config, question: Question) -> str:
 
 def known(home: Path, config: Config, question: Question) -> Estimate | None:
     """The answer, if it was asked for before. Raises UserError if it was not long ago that there was none."""
-    kept = disk.read_json(_place(home, config, question))
+    kept = disk.read_json(_place(home, config, question), is_ours=True)
     if not isinstance(kept, dict):
         return None
     try:
@@ -102,7 +102,7 @@ def known(home: Path, config: Config, question: Question) -> Estimate | None:
                 raise UserError([Finding(**kept["failed"])])
             return None
         return of_json(kept)
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         return None
 
 
@@ -125,8 +125,13 @@ def ask(home: Path, config: Config, question: Question, *, times: bool = True) -
 
 
 def of_json(raw: dict[str, Any]) -> Estimate:
+    """Raises KeyError, TypeError or AttributeError for what is none."""
     phases = tuple(Phase(p["name"], p["parts"]) for p in raw["phases"])
-    return Estimate(phases, raw["process_mib"], raw["seconds_per_step"])
+    numbers = [raw["process_mib"], *(mib for p in phases for mib in p.parts.values())]
+    seconds = raw["seconds_per_step"]
+    if not phases or any(type(n) is not int for n in numbers) or not isinstance(seconds, int | float | None):
+        raise TypeError("no estimate")
+    return Estimate(phases, raw["process_mib"], seconds)
 
 
 def _asked(config: Config, question: Question, times: bool) -> dict[str, Any]:

@@ -72,10 +72,10 @@ def _measured(run: Run) -> Expectation | None:
     for event, _ in run.events(max(0, _size(run.path / "events.jsonl") - _LAST_BYTES)):
         if event.get("event") in ("start", "resume"):
             steps = []
-        elif event.get("event") == "step":
+        elif event.get("event") == "step" and {"step", "time"} <= event.keys():
             steps.append((event["step"], event["time"]))
         elif event.get("event") == "memory":
-            memory = max(memory or 0, event.get("device_mib") or event["memory_mib"])
+            memory = max(memory or 0, event.get("device_mib") or event.get("memory_mib", 0))
     if len(steps) < _LEAST_STEPS:
         return None
     (first, began), (last, ended) = steps[0], steps[-1]

@@ -50,6 +50,7 @@ def start(run: Run, device: str) -> subprocess.Popen[bytes] | None:
     with contextlib.suppress(filelock.Timeout), run.hold():
         if run.state().status not in ("queued", "waiting"):
             return None
+        run.lay_out()
         disk.write_json(run.path / "command.json", {"argv": words, "environment": extra})
         (run.path / "exit.json").unlink(missing_ok=True)
         process = spawn(words, run.log, extra)
@@ -74,6 +75,8 @@ def _available(config: Config, device: str) -> int | None:
 
 def spawn(words: Sequence[str], log: Path, extra: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """Start a process that leads its own group and session, reads nothing and writes to `log` alone."""
+    if log.is_dir():
+        disk.set_aside(log)
     rotate(log)
     group: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
@@ -87,7 +90,7 @@ def spawn(words: Sequence[str], log: Path, extra: Mapping[str, str] | None = Non
 def rotate(log: Path, limit: int = 5 << 20) -> None:
     """Begin a log anew that has grown beyond `limit` bytes; the one before is kept."""
     if log.exists() and log.stat().st_size > limit:
-        with contextlib.suppress(PermissionError):  # Windows: somebody is reading it
+        with contextlib.suppress(OSError):  # Windows: somebody is reading it. Or the other name is taken by a folder
             os.replace(log, log.with_stem(f"{log.stem}.1"))
 
 

@@ -23,6 +23,10 @@ ASKED_AGAIN_SECONDS = 60.0
 """How long a failure stands before the child process is started again: it imports torch, and may take two minutes."""
 
 
+KINDS = ("cpu", "mps", "cuda")
+"""From the slowest on."""
+
+
 @dataclass(frozen=True)
 class Device:
     """One device that can train."""
@@ -50,7 +54,7 @@ class Machine:
 
     def best(self) -> Device:
         """The device that is used when none is asked for."""
-        return max(self.devices, key=lambda d: ("cpu", "mps", "cuda").index(d.kind))
+        return max(self.devices, key=lambda d: KINDS.index(d.kind))
 
     def count(self, kind: str) -> int:
         return sum(d.kind == kind for d in self.devices)
@@ -69,18 +73,18 @@ def describe(home: Path, *, refresh: bool = False) -> Machine:
     Raises NoAnswer, which is kept there as well for ASKED_AGAIN_SECONDS: all who ask in that time are given it at once.
     """
     path = home / "machine.json"
-    cached = None if refresh else disk.read_json(path)
+    cached = None if refresh else disk.read_json(path, is_ours=True)
     if isinstance(cached, dict) and cached.get("key") == key():
-        try:
+        with contextlib.suppress(KeyError, TypeError, AttributeError):  # damaged: asked anew, and written over
             if "failed" not in cached or 0 <= time.time() - cached["time"] < ASKED_AGAIN_SECONDS:
                 return _from_json(cached)
-        except (KeyError, TypeError):
-            pass
     try:
         found = {"machine": _ask()}
     except NoAnswer as error:
         found = {"failed": asdict(error.findings[0]), "time": time.time()}
     with contextlib.suppress(OSError):  # a home that cannot be written is preflight's to report
+        if path.is_dir():
+            disk.set_aside(path)
         disk.write_json(path, {"key": key(), **found})
     return _from_json(found)
 
@@ -118,7 +122,11 @@ def _from_json(raw: dict) -> Machine:
     if "failed" in raw:
         raise NoAnswer([Finding(**raw["failed"])])
     found = raw["machine"]
-    return Machine(**{**found, "devices": tuple(Device(**d) for d in found["devices"])})
+    devices = tuple(Device(**d) for d in found["devices"])
+    numbers = (found["cores"], found["memory_mib"], *(d.memory_mib for d in devices))
+    if not devices or any(d.kind not in KINDS for d in devices) or any(type(n) is not int for n in numbers):
+        raise TypeError("no description of a machine")
+    return Machine(**{**found, "devices": devices})
 
 
 def _torch_version() -> str:

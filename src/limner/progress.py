@@ -18,6 +18,11 @@ from limner.estimate import Estimate
 from limner.preflight import Records
 from limner.runs import LIVE, Run, State
 
+_NEEDED = {
+    "step": ("time", "step", "loss"), "memory": ("memory_mib",), "warning": ("message",), "change": ("step", "options"),
+    "validation": ("step", "loss"),
+}  # fmt: skip
+"""What must be said in an event that is shown."""
 _PLAIN_SECONDS = 15.0
 _WINDOW = 60
 _LOOK_SECONDS = 0.2
@@ -85,6 +90,11 @@ def in_a_line(facts: list[str]) -> str:
     return line
 
 
+def _is_whole(event: dict) -> bool:
+    """Whether an event says all that is shown of it."""
+    return all(name in event for name in _NEEDED.get(event.get("event", ""), ()))
+
+
 class Watcher:
     """Follows a run's events and renders its progress."""
 
@@ -105,7 +115,8 @@ class Watcher:
     def __call__(self) -> None:
         for event, offset in self.run.events(self._offset):
             self._offset = offset
-            self._take(event)
+            if _is_whole(event):
+                self._take(event)
         state = self.run.state()
         if state.status == "waiting" and time.monotonic() - self._runner_seen > _RUNNER_SECONDS:
             runner.ensure_runner()  # again and again: it may have been killed
@@ -123,6 +134,8 @@ class Watcher:
     def _take(self, event: dict) -> None:
         kind = event.get("event")
         if kind == "step":
+            if self._recent and event["time"] < self._recent[-1][0]:
+                self._recent = []  # the clock was set back: what lies between is no length of time
             self._recent = [*self._recent[-_WINDOW:], (event["time"], event["step"], event["loss"])]
         elif kind == "memory":
             self._memory = event.get("device_mib") or event["memory_mib"]
@@ -166,7 +179,7 @@ class Watcher:
         loss = sum(entry[2] for entry in self._recent) / len(self._recent)
         # events are written about once a second: their times are bunched, their ends are not
         rate = (last_step - first_step) / max(1e-6, last_time - first_time)
-        left = duration((state.steps - last_step) / rate) if rate and last_time > first_time else "?"
+        left = duration(max(0, state.steps - last_step) / rate) if rate and last_time > first_time else "?"
         said = [f"step {last_step}/{state.steps}", f"loss {loss:.4f}", f"{rate:.2f} steps/s", f"{left} left"]
         if (used := self._speed.get("utilisation")) is not None:
             said.append(f"{used * 100:.{0 if used > 0.095 else 1}f}% of peak")
@@ -261,13 +274,14 @@ def show(run: Run) -> int:
     state = run.state()
     print(f"{run.id}\n  state   {state.status}{f' ({state.phase})' if state.phase else ''}, step {state.step} of {state.steps}")
     print(f"  folder  {run.path}")
-    losses = [e["loss"] for e in run.history() if e.get("event") == "step"]
+    events = [event for event in run.history() if _is_whole(event)]
+    losses = [e["loss"] for e in events if e.get("event") == "step"]
     if losses:
         print(f"  loss    {sum(losses[-50:]) / len(losses[-50:]):.4f} (mean of the last {len(losses[-50:])} steps)")
-    validations = [e for e in run.history() if e.get("event") == "validation"]
+    validations = [e for e in events if e.get("event") == "validation"]
     if validations:
         print(f"  held out: loss {validations[-1]['loss']:.5f} at step {validations[-1]['step']}")
-    for event in run.history():
+    for event in events:
         if event.get("event") == "checkpoint":
             print(*(f"  saved   {path}" for path in saved_files(event)), sep="\n")
     if state.status == "failed":

@@ -8,10 +8,8 @@ file was lost) can be put back: :func:`repair`. One process at a time is in here
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
 import sqlite3
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +23,8 @@ from limner.runs import LIVE, Run, State
 
 _BUSY_SECONDS = 30.0
 _DAMAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # an error: not the table we know
+_FILES = ("-wal", "-shm", "")
+_SCHEMA = "CREATE TABLE queue (position INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL UNIQUE)"
 
 
 def enqueue(run: Run) -> None:
@@ -37,7 +37,8 @@ def enqueue(run: Run) -> None:
             raise wrong("run", f"{run.id} is in the queue already.", "`limner runs queue` shows it.")
         if state.status == "done":
             raise wrong("run", f"{run.id} is finished.", "Start a new run to train longer.")
-        run.drop_requests(before=time.time() + 1)  # nobody has anything to ask of a run that is not live
+        run.lay_out()
+        run.drop_requests(before=float("inf"))  # nobody has anything to ask of a run that is not live
         _append(table, run)
         run.write_state(State("waiting", step=state.step, steps=state.steps))
 
@@ -139,15 +140,16 @@ def _table() -> Iterator[sqlite3.Connection]:
 
 def _open(path: Path) -> sqlite3.Connection:
     """The database; a damaged one is set aside, and made anew from the run folders."""
-    try:
-        return _connect(path)
-    except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _DAMAGE:
-            raise
-    aside = f"{path.name}.damaged-{datetime.datetime.now():%Y-%m-%d_%H%M%S_%f}"
-    for end in ("-wal", "-shm", ""):
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(path.with_name(path.name + end), path.with_name(aside + end))
+    if not any(path.with_name(path.name + end).is_dir() for end in _FILES):
+        try:
+            return _connect(path)
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _DAMAGE:
+                raise
+    aside = disk.aside_name(path)
+    for end in _FILES:
+        if os.path.lexists(path.with_name(path.name + end)):
+            disk.set_aside(path.with_name(path.name + end), aside.with_name(aside.name + end))
     return _connect(path)
 
 
@@ -158,11 +160,13 @@ def _connect(path: Path) -> sqlite3.Connection:
         ((word,),) = connection.execute("PRAGMA quick_check(1)")
         if word != "ok":
             raise sqlite3.DatabaseError(word)
-        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'queue'").fetchone() is None:
-            connection.execute("CREATE TABLE queue (position INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL UNIQUE)")
+        schema = connection.execute("SELECT sql FROM sqlite_master WHERE tbl_name = 'queue' AND sql IS NOT NULL").fetchall()
+        if not schema:
+            connection.execute(_SCHEMA)
             _repair(connection)
             connection.commit()
-        connection.execute("SELECT position, run FROM queue LIMIT 1")
+        elif schema != [(_SCHEMA,)]:
+            raise sqlite3.DatabaseError("its table is that of another version")
     except BaseException:
         connection.close()
         raise

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import filelock
 import platformdirs
@@ -55,6 +55,23 @@ _OUT_OF_MEMORY = (
 _CHANGE = re.compile(r"change-[0-9]{1,20}\.toml", re.ASCII)
 _MAX_CHANGE_BYTES = 1 << 20
 REQUESTS = ("stop", "stop-now", "sample", "save")
+_WORDS = {"status": get_args(Status), "phase": get_args(Phase)}
+_MAX_STATE_BYTES = 1 << 20
+_MAX_LINE_BYTES = 8 << 20
+_LARGEST = 1 << 53
+"""Whole numbers beyond it are none that we wrote, and a browser cannot hold them."""
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "event": str, "step": int, "time": (int, float), "loss": (int, float), "memory_mib": int, "device_mib": int, "lr": dict,
+    "options": dict, "message": str, "path": str, "prompt": str, "embedding": str, "hint": str, "status": str,
+}  # fmt: skip
+"""What the members of an event are, where it has them."""
+_BEGAN = time.time() - time.monotonic()
+
+
+def now() -> float:
+    """Seconds since the epoch, by the clock as it was when this process began: it never jumps, whatever is done to the
+    clock, so that what lies between two of a process's events is a length of time."""
+    return _BEGAN + time.monotonic()
 
 
 def has_launcher() -> bool:
@@ -75,9 +92,7 @@ def lock_of_tools(device: str, seconds: float) -> filelock.FileLock:
 
 def lock(name: str, seconds: float) -> filelock.FileLock:
     """One of the home's own locks, waited for that long. Raises filelock.Timeout when it is entered."""
-    folder = home() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return filelock.FileLock(folder / f"{name}.lock", timeout=seconds)
+    return disk.lock(disk.make_folder(home() / "locks") / f"{name}.lock", seconds)
 
 
 @dataclass(frozen=True)
@@ -95,20 +110,36 @@ class State:
     """The process that started it: of several trainers, the launcher whose exit code tells of them all."""
     parent_started: float = 0.0
     """Of several trainers, when the launcher started: as long as it lives it may start them again."""
+    boot: str = ""
+    """The start of the machine in which those processes live, "" where that is not known."""
+    booted: float = 0.0
+    """When that was, by the clock that tells of the processes' starts. Who sets the clock moves all of them."""
     error: str = ""
     updated: float = 0.0
 
     @property
     def worker(self) -> int | None:
         """The process that answers for the run now: the trainer, or the launcher of several; None if there is none any more."""
-        if is_alive(self.parent, self.parent_started):
+        moved = psutil.boot_time() - self.booted if self.boot and self.boot == this_boot() else 0.0
+        if is_alive(self.parent, self.parent_started + moved):
             return self.parent
-        return self.pid if is_alive(self.pid, self.process_started) else None
+        return self.pid if is_alive(self.pid, self.process_started + moved) else None
 
     @staticmethod
     def read(path: Path) -> State:
-        """The state in a file; a missing or damaged file reads as queued."""
-        return State.of(disk.read_json(path))
+        """The state in a file; a missing one reads as queued, a damaged one as failed. One that was said by the trainer of
+        another run, such as in a copied folder, is damaged: nobody trains this one."""
+        raw = None
+        for _ in range(2):  # between the first look and the question whether it is there, it may have been written
+            raw = disk.read_json(path, _MAX_STATE_BYTES, is_ours=True)
+            if raw is not None or not os.path.lexists(path):
+                break
+        state = State.of(raw)
+        if not isinstance(raw, dict) or raw.get("status") not in _WORDS["status"]:
+            return State("failed", error=_UNKNOWN) if os.path.lexists(path) else State()
+        if state.status in LIVE and raw.get("run", path.parent.name) != path.parent.name:
+            return replace(state, status="failed", phase="", pid=0, parent=0, error=_OF_ANOTHER)
+        return state
 
     @staticmethod
     def of(raw: Any) -> State:
@@ -118,9 +149,15 @@ class State:
             value = raw.get(name) if isinstance(raw, dict) else None
             if name == "progress" and isinstance(value, list) and [type(v) for v in value] == [int, int]:
                 known[name] = tuple(value)
+            elif name in _WORDS and value not in _WORDS[name]:
+                continue
             elif type(value) is type(default) or (type(value) is int and isinstance(default, float)):
-                known[name] = value
+                known[name] = value if isinstance(value, str) or abs(value) < _LARGEST else default
         return State(**known)
+
+
+_UNKNOWN = "its state.json is damaged, so that nothing is known of its end; resume goes on from its newest training state"
+_OF_ANOTHER = "its state.json is that of another run; resume goes on from its own newest training state"
 
 
 @dataclass(frozen=True)
@@ -166,13 +203,25 @@ class Run:
 
     def plan(self) -> dict[str, Any]:
         """What was derived before the start; {} if it is not there yet."""
-        raw = disk.read_json(self.path / "plan.json")
+        raw = disk.read_json(self.path / "plan.json", is_ours=True)
         return raw if isinstance(raw, dict) else {}
+
+    def lay_out(self) -> None:
+        """Make the folder's folders, as before a start. What lies in their place is set aside, and so is a file that is to be
+        written and is none, and a damaged state. The run's lock is held."""
+        for name in ("control", "samples", "checkpoints", "states"):
+            disk.make_folder(self.path / name)
+        for name in ("state.json", "exit.json", "plan.json", "command.json", "events.jsonl", self.log.name):
+            if (self.path / name).is_dir():
+                disk.set_aside(self.path / name)
+        if State.read(self.path / "state.json").error in (_UNKNOWN, _OF_ANOTHER):
+            disk.set_aside(self.path / "state.json")
 
     # --- what the trainer writes ---
 
     def write_state(self, state: State, *, durable: bool = True) -> None:
-        disk.write_json(self.path / "state.json", asdict(replace(state, updated=time.time())), durable=durable)
+        said = asdict(replace(state, updated=time.time())) | {"run": self.id}
+        disk.write_json(self.path / "state.json", said, durable=durable)
 
     def starting(self, pid: int) -> State:
         """The state of a trainer that has just been started as process `pid`; a resumed run has steps behind it already."""
@@ -180,6 +229,7 @@ class Run:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
             me = {"pid": pid, "process_started": process.create_time(), "parent": process.ppid()}
+            me |= {"boot": this_boot(), "booted": psutil.boot_time()}
             if pid == os.getpid() and has_launcher():
                 me["parent_started"] = psutil.Process(process.ppid()).create_time()
             return State("starting", "loading", step=earlier.step, steps=earlier.steps, **me)
@@ -187,7 +237,7 @@ class Run:
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one event. A line is written by a single call, so that readers see whole lines or none."""
-        line = json.dumps({"event": kind, "time": round(time.time(), 3), **values}, ensure_ascii=False, allow_nan=False)
+        line = json.dumps({"event": kind, "time": round(now(), 3), **values}, ensure_ascii=False, allow_nan=False)
         with (self.path / "events.jsonl").open("ab") as file:
             file.write(line.encode("utf-8", "replace") + b"\n")
 
@@ -205,18 +255,22 @@ class Run:
     def events(self, start: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
         """(event, offset behind it) from byte `start` on; damaged lines are passed over. Constant memory."""
         path = self.path / "events.jsonl"
-        if not path.exists():
+        if not path.is_file():
             return
         with path.open("rb") as file:
             file.seek(start)
-            for line in file:
+            is_inside = False  # a line that is longer than any that we write
+            while line := file.readline(_MAX_LINE_BYTES):
                 start += len(line)
-                if not line.endswith(b"\n"):
-                    return  # still being written
-                with contextlib.suppress(ValueError, RecursionError):
-                    event = json.loads(line)
-                    if isinstance(event, dict):
-                        yield event, start
+                is_whole, was_inside = line.endswith(b"\n"), is_inside
+                is_inside = not is_whole
+                if is_whole and not was_inside:
+                    with contextlib.suppress(ValueError, RecursionError):
+                        event = disk.parse_line(line)
+                        if isinstance(event, dict) and "options" in event:  # which are shown as they are
+                            event = disk.parse_json(line)
+                        if _is_event(event):
+                            yield event, start
 
     def history(self) -> list[dict[str, Any]]:
         """All events as one uninterrupted run would have written them: what was done again after a resume comes once."""
@@ -260,7 +314,7 @@ class Run:
 
     def tail(self, limit: int = 4000) -> str:
         """The end of the log."""
-        if not self.log.exists():
+        if not self.log.is_file():
             return ""
         with self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - limit))
@@ -271,14 +325,13 @@ class Run:
     def request(self, what: str) -> None:
         """Ask the trainer for something; it consumes the request at its next step."""
         assert what in REQUESTS
-        (self.path / "control").mkdir(exist_ok=True)
-        disk.write_text(self.path / "control" / what, f"{time.time()}\n")
+        disk.write_text(disk.make_folder(self.path / "control") / what, f"{time.time()}\n")
 
     def take_requests(self) -> list[str]:
         """The trainer's side: pending requests, each consumed by a rename so that it is taken once."""
         folder = self.path / "control"
         taken = []
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for entry in os.scandir(folder):
                 if entry.name in REQUESTS:
                     with contextlib.suppress(OSError):
@@ -289,7 +342,7 @@ class Run:
     def take_changes(self) -> list[tuple[str, str]]:
         """The trainer's side: (file name, text) of the pending live changes in order, each consumed by a rename."""
         folder, taken = self.path / "control", list[tuple[str, str]]()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             names = [e.name for e in os.scandir(folder) if is_change(e.name)]
             for name in sorted(names, key=lambda n: int(n[7:-5])):
                 with contextlib.suppress(OSError):
@@ -304,17 +357,15 @@ class Run:
 
     def drop_requests(self, before: float) -> None:
         """Forget what was asked of an earlier trainer: requests older than `before` (seconds since the epoch)."""
-        folder = self.path / "control"
-        folder.mkdir(exist_ok=True)
-        for path in folder.iterdir():
-            if path.stat().st_mtime < before:
+        for path in disk.make_folder(self.path / "control").iterdir():
+            if path.is_file() and path.stat().st_mtime < before:
                 path.unlink(missing_ok=True)
 
     def hold(self, seconds: float = 5.0) -> filelock.FileLock:
         """The run's lock, to be entered; the trainer holds it to its end. Raises filelock.Timeout after `seconds`, which
         outlast those who hold it for a moment only: to look whether it is held, or to write the state before a start.
         """
-        return filelock.FileLock(self.path / "lock", timeout=seconds)
+        return disk.lock(self.path / "lock", seconds)
 
     def is_locked(self) -> bool:
         """Whether a trainer holds the run, be it only since a moment."""
@@ -323,6 +374,13 @@ class Run:
                 return False
         except filelock.Timeout:
             return True
+
+
+def this_boot() -> str:
+    """What Linux calls this start of the machine; "" elsewhere, where a process's start does not move with the clock."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""
 
 
 def is_alive(pid: int, started: float) -> bool:
@@ -334,6 +392,16 @@ def is_alive(pid: int, started: float) -> bool:
         return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
+
+
+def _is_event(raw: Any) -> bool:
+    """Whether a line of the events is one, with members of the right kinds."""
+    if not isinstance(raw, dict):
+        return False
+    known = {name: raw[name] for name in _KINDS.keys() & raw.keys()}
+    if any(not isinstance(value, _KINDS[name]) or isinstance(value, bool) for name, value in known.items()):
+        return False
+    return all(abs(value) < _LARGEST for value in known.values() if isinstance(value, (int, float)))
 
 
 def is_change(name: str) -> bool:
@@ -348,8 +416,7 @@ def _slug(name: str) -> str:
 def create(config: Config) -> Run:
     """Make a new run directory and write its config. Two starts in one minute get different names."""
     run = new(home() / "runs", f"{datetime.datetime.now():%Y-%m-%d_%H%M}_{_slug(config.output.name)}")
-    for name in ("samples", "checkpoints", "states"):
-        (run.path / name).mkdir()
+    run.lay_out()
     disk.write_text(run.path / "config.toml", config_files.render(config))
     run.write_state(State())
     return run
@@ -357,7 +424,7 @@ def create(config: Config) -> Run:
 
 def new(folder: Path, stem: str) -> Run:
     """A new directory in `folder`, called `stem`, or that and a number where another has the name."""
-    folder.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(folder)
     for attempt in range(1, 10_000):
         path = folder / (stem if attempt == 1 else f"{stem}-{attempt}")
         with contextlib.suppress(FileExistsError):
@@ -370,7 +437,8 @@ def new(folder: Path, stem: str) -> Run:
 def all_runs() -> list[Run]:
     """Every run, oldest first."""
     folder = home() / "runs"
-    return [Run(p) for p in sorted(folder.iterdir()) if (p / "config.toml").exists()] if folder.is_dir() else []
+    # of a folder that may not be entered, Path.exists raises
+    return [Run(p) for p in sorted(folder.iterdir()) if os.path.exists(p / "config.toml")] if folder.is_dir() else []
 
 
 def named(name: str) -> Run:
@@ -397,8 +465,7 @@ def delete(run: Run) -> Path:
         raise wrong("run", f"{run.id} is waiting in the queue.", "Stop it first.")
     if run.state().status in LIVE or run.is_locked():
         raise wrong("run", f"{run.id} is running.", "Stop it first.")
-    trash = home() / "trash"
-    trash.mkdir(parents=True, exist_ok=True)
+    trash = disk.make_folder(home() / "trash")
     target = trash / run.id
     while target.exists():
         target = trash / f"{run.id}.{secrets.token_hex(3)}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import reprlib
-import time
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -48,32 +47,56 @@ def read(home: Path, *, aside: bool = False) -> tuple[Settings, list[Finding]]:
     """
     path = home / NAME
     try:
+        return parse(_raw(path))
+    except OSError as error:
+        return Settings(), [Finding(NAME, f"cannot be read: {error.strerror}.", "Its defaults are used.", "warning")]
+    except (ValueError, RecursionError):
+        pass
+    with contextlib.ExitStack() as stack:
+        if aside:  # another server may put it right just now
+            with contextlib.suppress(OSError):  # where nothing can be written, nothing can be renamed: that is said
+                stack.enter_context(_turn(home))
+        try:
+            return parse(_raw(path))
+        except (ValueError, RecursionError) as error:
+            return Settings(), [_aside(path, error) if aside else Finding(NAME, f"is damaged: {error}.", _MEND, "warning")]
+
+
+def _raw(path: Path) -> dict[str, Any]:
+    """What the file says; {} if there is none. Raises OSError if it cannot be read, ValueError or RecursionError if it is
+    damaged."""
+    if path.is_dir():
+        raise ValueError("it is a folder")
+    try:
         with path.open("rb") as file:
             content = file.read(LIMIT_BYTES + 1)
     except FileNotFoundError:
-        return Settings(), []
-    except OSError as error:
-        return Settings(), [Finding(NAME, f"cannot be read: {error.strerror}.", "Its defaults are used.", "warning")]
-    try:
-        if len(content) > LIMIT_BYTES:
-            raise ValueError("it is longer than 1 MiB")
-        raw = parsing.toml(content.decode("utf-8"))
-    except ValueError as error:
-        return Settings(), [_aside(path, error) if aside else Finding(NAME, f"is damaged: {error}.", _MEND, "warning")]
-    return parse(raw)
+        return {}
+    if len(content) > LIMIT_BYTES:
+        raise ValueError("it is longer than 1 MiB")
+    return parsing.toml(content.decode("utf-8"))
+
+
+@contextlib.contextmanager
+def _turn(home: Path) -> Iterator[None]:
+    """One process at a time changes the settings. Raises OSError where the home cannot be written, or another takes too
+    long."""
+    with disk.lock(disk.make_folder(home / "locks") / "settings.lock", _TURN_SECONDS):
+        yield
 
 
 _MEND = "Mend it, or start Limner again: it keeps the file aside."
+_TURN_SECONDS = 10.0
 
 
 def _aside(path: Path, why: Exception) -> Finding:
     """Rename a damaged file, so that the next write does not destroy what the user may want to mend."""
-    kept = path.with_name(f"settings.damaged-{time.time_ns()}.toml")
     try:
-        os.replace(path, kept)
+        kept = disk.set_aside(path)
     except OSError as error:
         return Finding(NAME, f"is damaged ({why}) and cannot be renamed: {error.strerror}.", "Mend or delete it.", "warning")
-    return Finding(NAME, f"is damaged: {why}.", f"It is kept as {kept.name}; the defaults are used.", "warning")
+    said = f"It is kept as {kept.name}; the defaults are used." if kept else "The defaults are used."
+    return Finding(NAME, f"is damaged: {why}.", said, "warning")
 
 
 def parse(raw: Mapping[str, Any]) -> tuple[Settings, list[Finding]]:
@@ -102,8 +125,16 @@ def plain(settings: Settings) -> dict[str, Any]:
     return {f.name: simple(getattr(settings, f.name)) for f in fields(Settings)}
 
 
+def change(home: Path, alter: Callable[[Settings, list[Finding]], Settings]) -> None:
+    """Replace the settings by what `alter` makes of them and of what is wrong with them, so that of two who change them at
+    the same time neither loses what the other wrote. Raises what `alter` raises, and what `write` does."""
+    with _turn(home):
+        write(home, alter(*read(home)))
+
+
 def write(home: Path, settings: Settings) -> None:
-    """Replace what `home` keeps, whole or not at all. Comments and keys we do not know stay."""
+    """Replace what `home` keeps, whole or not at all. Comments and keys we do not know stay, and so does a wrong value that
+    nothing takes the place of: it is its owner's to mend."""
     path = home / NAME
     try:
         document = tomlkit.parse(path.read_text(encoding="utf-8"))
@@ -115,7 +146,8 @@ def write(home: Path, settings: Settings) -> None:
     for key, value in plain(settings).items():
         before = document.get(key)
         if value == usual[key]:
-            document.pop(key, None)
+            if key in document and not _is_wrong(key, before):
+                del document[key]
         elif isinstance(value, dict) and isinstance(before, dict):
             _change(before, value)
         elif before != value:
@@ -124,6 +156,14 @@ def write(home: Path, settings: Settings) -> None:
     if len(text.encode()) > LIMIT_BYTES:  # it would be taken for damaged at the next start
         raise wrong(NAME, f"would be longer than {LIMIT_BYTES >> 20} MiB.", "Keep long texts in a preset.")
     disk.write_text(path, text)
+
+
+def _is_wrong(key: str, value: Any) -> bool:
+    try:
+        _READERS[key](value.unwrap() if hasattr(value, "unwrap") else value)
+    except ValueError:
+        return True
+    return False
 
 
 def is_trusted(home: Path, program: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -104,7 +105,8 @@ def asked(run: Run) -> tuple[str, ToolSection]:
 def all_jobs() -> list[Run]:
     """Every use that is kept, oldest first."""
     folder = folder_of_all()
-    return [Run(p) for p in sorted(folder.iterdir()) if (p / "tool.toml").is_file()] if folder.is_dir() else []
+    # of a folder that may not be entered, Path.is_file raises
+    return [Run(p) for p in sorted(folder.iterdir()) if os.path.isfile(p / "tool.toml")] if folder.is_dir() else []
 
 
 def _make(name: str) -> Run:

@@ -117,8 +117,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_a_search_that_fails_says_so(tmp_path: Path) -> None:
-    looks = Looks(tmp_path / "likeness.sqlite")
-    (tmp_path / "likeness.sqlite").write_bytes(b"no database" * 500)
-    search = Search(["/nowhere.png"], looks)
+    (tmp_path / "cache").symlink_to(tmp_path / "a disk that is not there")
+    search = Search(["/nowhere.png"], Looks(tmp_path / "cache" / "likeness.sqlite"))
     search.wait()
-    assert search.done and "database" in search.failed and search.groups == []
+    assert search.done and "File exists" in search.failed and search.groups == []

@@ -144,7 +144,7 @@ def test_spikes_stay_visible_and_points_stay_where_they_are(run: Run) -> None:
 
 def test_the_pace_counts_from_bunch_to_bunch_and_forgets_an_earlier_session(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
-    monkeypatch.setattr(time, "time", lambda: clock[0])
+    monkeypatch.setattr(runs, "now", lambda: clock[0])
     curves = Curves(run)
     for second in range(20):
         clock[0] = 1000.0 + second

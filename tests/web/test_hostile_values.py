@@ -138,7 +138,7 @@ def _nothing_strange(world: World) -> None:
     """What was accepted is harmless: names of files are plain, settings can be read, a trainer is given one path."""
     for path in [*runs.home().rglob("*"), *world.root.rglob("*")]:
         assert not any(unicodedata.category(c)[0] == "C" or c in '<>:"|?*$`' for c in path.name), path
-    assert not list(runs.home().glob("settings.damaged*"))
+    assert not list(runs.home().glob("*.damaged-*"))
     for run in runs.all_runs():
         assert run.path.parent == runs.home() / "runs"
         assert "touch" not in " ".join(launch.argv(run.config(), Path("RUN"), "cpu"))

@@ -263,8 +263,10 @@ def test_small_samples_are_made_once_and_sent_once(client: TestClient, home: Pat
     assert first.content == kept.read_bytes() and Image.open(kept).size == (256, 256)
     again = client.get(address, params={"w": 256}, headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
-    kept.write_bytes(b"kept")
-    assert client.get(address, params={"w": 200}).content == b"kept", "it is not made anew"
+    kept.write_bytes(b"\xff\xd8kept\xff\xd9")
+    assert client.get(address, params={"w": 200}).content == b"\xff\xd8kept\xff\xd9", "it is not made anew"
+    kept.write_bytes(first.content[:-9])
+    assert client.get(address, params={"w": 200}).content == first.content, "a damaged one is"
     picture(run, "step-00000001_00.png", 200)
     changed = client.get(address, params={"w": 256}, headers={"If-None-Match": first.headers["etag"]})
     assert changed.status_code == 200 and Image.open(io.BytesIO(changed.content)).size == (200, 200)

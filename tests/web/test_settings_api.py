@@ -47,7 +47,7 @@ def test_a_damaged_file_is_said_and_left_alone(asking: TestClient, home: Path) -
     for answer in (asking.get("/api/settings"), asking.post("/api/settings", json={"theme": "dark"})):
         [finding] = answer.json()["findings"]
         assert answer.status_code == 422 and finding["field"] == settings.NAME and "damaged" in finding["message"]
-    assert path.read_text() == "theme = " and not list(home.glob("settings.damaged*"))
+    assert path.read_text() == "theme = " and not list(home.glob("*.damaged-*"))
     path.write_text("theme = 'pink'\nfuture = 3\n")
     assert asking.get("/api/settings").json()["theme"] == "system"
 

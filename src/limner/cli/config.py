@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from limner.errors import UserError, printable, wrong
+from limner.errors import Finding, UserError, printable, wrong
 
 config_app = App(name="config", help="Write and read configurations.")
 
@@ -54,10 +54,13 @@ def config_trust(folder: Path) -> int:
     place = folder.expanduser().absolute()
     if not place.is_dir():
         raise wrong("folder", f"{place} is not a folder.", "Give the folder of sd-scripts, or of its Python.")
-    kept, findings = settings.read(runs.home())
-    if findings:
-        raise UserError([replace(finding, severity="error") for finding in findings])
-    settings.write(runs.home(), replace(kept, programs=tuple(dict.fromkeys((*kept.programs, place)))))
+
+    def trusting(kept: settings.Settings, findings: list[Finding]) -> settings.Settings:
+        if findings:
+            raise UserError([replace(finding, severity="error") for finding in findings])
+        return replace(kept, programs=tuple(dict.fromkeys((*kept.programs, place))))
+
+    settings.change(runs.home(), trusting)
     print(f"Runs may start the programs in {place}")
     return 0
 
@@ -81,7 +84,11 @@ def config_presets() -> int:
     from limner.config import presets
 
     for file in presets.all_files(runs.home() / "presets"):
-        print(f"{printable(file.stem, 80)}\n    {printable(presets.about(file), 300)}")
+        try:
+            said = presets.about(file)
+        except UserError as error:  # the others are to be seen
+            said = str(error.findings[0])
+        print(f"{printable(file.stem, 80)}\n    {printable(said, 300)}")
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from cyclopts import App
 
 from limner.cli.words import Options
@@ -21,8 +23,10 @@ def follow_to_its_end(run) -> int:
 @runs_app.command(name="list")
 def runs_list() -> int:
     """List all runs."""
-    from limner import runs
+    from limner import damage, runs
 
+    for finding in damage.findings(runs.home()):
+        print(finding, file=sys.stderr)
     found = runs.all_runs()
     for run in found:
         state = run.state()

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from limner import disk
 from limner.data.decode import decode
 from limner.errors import UserError
 
@@ -92,17 +93,22 @@ def near_groups(looks: Sequence[Look], near: int = NEAR) -> list[list[int]]:
 
 
 class Looks:
-    """The looks of files, kept in an SQLite file by path, time and length."""
+    """The looks of files, kept in an SQLite file by path, time and length. It is made, or made anew if it is damaged, when it
+    is first asked: then it raises OSError or sqlite3.Error where it cannot be."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        file.parent.mkdir(parents=True, exist_ok=True)
+
+    def _prepare(self) -> None:
+        disk.make_folder(self.file.parent)
+        if self.file.is_dir():
+            disk.set_aside(self.file)
         try:
             self._make()
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise
-            file.unlink()  # damaged; all that was in it can be found again
+            disk.set_aside(self.file)  # damaged; all that was in it can be found again
             self._make()
 
     def _make(self) -> None:
@@ -117,6 +123,7 @@ class Looks:
     def known(self, paths: Iterable[str]) -> dict[str, Look]:
         """Those that are kept and whose files are as they were."""
         out = {}
+        self._prepare()
         with closing(self._open()) as table:
             for path in paths:
                 query = "SELECT mtime_ns, size, bits, colour FROM looks WHERE path = ?"
@@ -128,6 +135,7 @@ class Looks:
 
     def keep(self, found: Iterable[tuple[str, tuple[int, int], Look]]) -> None:
         """Keep looks with the (mtime_ns, size) that their files had before they were read; the oldest go at _KEPT."""
+        self._prepare()
         rows = [(os.fsencode(p), *facts, k.bits.to_bytes(8, "big"), bytes(k.colour)) for p, facts, k in found]
         with closing(self._open()) as table, table:
             table.executemany("INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?, ?)", rows)

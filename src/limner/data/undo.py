@@ -145,8 +145,10 @@ class Journal:
 
     def _content(self, entry: Entry) -> list[dict[str, Any]] | None:
         """What the operation did to each file; None if the record is damaged."""
-        content = disk.read_json(self._place(entry.number) / "files.json", limit=self.max_bytes + 1)
-        return content if isinstance(content, list) else None
+        content = disk.read_json(self._place(entry.number) / "files.json", limit=self.max_bytes + 1, is_ours=True)
+        with contextlib.suppress(KeyError, TypeError, AttributeError):
+            return content if isinstance(content, list) and [*map(_loaded, content)] else None
+        return None
 
     def record(self, changes: Sequence[Change]) -> str:
         """What `apply` keeps of the changes. Raises UserError if it is too much."""
@@ -179,9 +181,12 @@ class Journal:
         """All operations, or those on one folder and on folders inside it, oldest first. Damaged ones are left out."""
         out = []
         for name in os.listdir(self.folder) if self.folder.is_dir() else ():
-            content = disk.read_json(self.folder / name / "entry.json")
+            content = disk.read_json(self.folder / name / "entry.json", is_ours=True)
             with contextlib.suppress(TypeError, ValueError):
-                out.append(Entry(int(name), **content))
+                entry = Entry(int(name), **content)
+                texts = (entry.folder, entry.kind, entry.detail, entry.unfinished)
+                if all(isinstance(text, str) for text in texts) and isinstance(entry.files, int):
+                    out.append(entry)
         return sorted((e for e in out if folder is None or Path(e.folder).is_relative_to(folder)), key=lambda e: e.number)
 
     def _turn(self, folder: Path, allowed: Callable[[Path], bool], progress: Progress | None, *, back: bool) -> Outcome | None:
@@ -326,4 +331,8 @@ def _loaded(content: dict[str, Any]) -> Change:
     kinds = {kind.__name__: kind for kind in (NewFolder, FolderMove, Copy)}
     if "kind" in content:
         return kinds[content["kind"]](**values)
-    return Move(**values) if "to" in values else Write(**values)
+    if "to" in values:
+        return Move(**values)
+    if not all(isinstance(values[name], str | None) for name in ("before", "after")):
+        raise TypeError("no text")
+    return Write(**values)

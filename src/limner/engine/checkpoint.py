@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ from limner.models.family import Family
 from limner.models.weights import PRECISIONS, Weights
 
 _KEPT_STATES = 2
+_STATE = re.compile(r"step-[0-9]{1,12}", re.ASCII)
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -189,7 +191,8 @@ def parts_of_state(
 
 
 def _by_step(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+    found = [p for p in folder.glob("step-*") if _STATE.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=lambda p: (step_of(p), p.name))
 
 
 def step_of(path: Path) -> int:

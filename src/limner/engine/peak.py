@@ -111,7 +111,8 @@ def _kept(what: str, measure: Callable[[], float]) -> float:
     """From the home's peaks.json as long as the machine is the same, else measured now and kept there."""
     path, key = runs.home() / "peaks.json", machine.key()
     found = disk.read_json(path)
-    peaks: dict[str, Any] = found["peaks"] if isinstance(found, dict) and found.get("key") == key else {}
+    kept = found.get("peaks") if isinstance(found, dict) and found.get("key") == key else None
+    peaks: dict[str, Any] = kept if isinstance(kept, dict) else {}
     if not isinstance(peaks.get(what), float):
         peaks[what] = measure()
         with contextlib.suppress(OSError):

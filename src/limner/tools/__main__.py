@@ -62,7 +62,7 @@ def _work(run: Run) -> int:
     told.say("running", "working")
     try:
         name, section = tool_jobs.asked(run)
-        with using.lent_device(section):
+        with using.lent_device(section), using.lent_output(section):
             report = using.module_of(section).run(section, told)
         disk.write_json(run.path / tool_jobs.REPORT, as_json(report))
         told.say("done", "")

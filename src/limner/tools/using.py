@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
+import os
 import shutil
 import sys
 import time
@@ -39,6 +41,23 @@ def lent_device(section: ToolSection) -> Iterator[None]:
             yield
     except filelock.Timeout:
         raise wrong("tool", f"another tool works on {device}.", f"Wait for it, or {tool_jobs.without_card(section)}.") from None
+
+
+@contextlib.contextmanager
+def lent_output(section: ToolSection) -> Iterator[None]:
+    """Keep what it writes from other tools, so that none is written over that was not there when this one looked. Raises
+    UserError if another writes it."""
+    output = getattr(section, "output", None)
+    with contextlib.ExitStack() as stack:
+        if output is not None:
+            place = hashlib.sha256(os.path.realpath(output).encode("utf-8", "surrogatepass")).hexdigest()
+            try:
+                stack.enter_context(runs.lock(f"output-{place[:16]}", 0))
+            except filelock.Timeout:
+                raise wrong("tool", f"another tool writes {output}.", "Wait for it, or choose another place.") from None
+            except OSError:
+                pass  # a home that cannot be written: then nobody else is kept away
+        yield
 
 
 def explain(error: Exception) -> str:
@@ -103,7 +122,10 @@ def in_terminal(asked: ToolSection, *, only_look: bool) -> int:
     """Do it here, with a line that tells how far it is. Returns the exit code."""
     module = module_of(asked)
     try:
-        with contextlib.nullcontext() if only_look else lent_device(asked):
+        with contextlib.ExitStack() as stack:
+            if not only_look:
+                stack.enter_context(lent_device(asked))
+                stack.enter_context(lent_output(asked))
             report = module.look(asked) if only_look else module.run(asked, _Line())
     except (StopRequested, KeyboardInterrupt):
         print("\nStopped; nothing was left half-written.", file=sys.stderr)

@@ -15,7 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from limner import queue, runner, runs
-from limner.errors import Finding, UserError
+from limner.errors import Finding, UserError, printable
 from limner.web import (
     asked,
     dataset_api,
@@ -56,23 +56,8 @@ def make_app(context: Context, rules: gate.Rules | None = None) -> ASGIApp:
 
 def bare_app(context: Context, *, has_password: bool = False) -> FastAPI:
     """The routes without the gate: for `make_app`, and for tests that go through all of them."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        besides = [asyncio.create_task(keep_queue_going()), asyncio.create_task(_sweep())]
-        yield
-        for task in besides:
-            task.cancel()
-
-    app = FastAPI(title="Limner", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
-    app.add_exception_handler(UserError, _say)
-    app.add_exception_handler(RequestValidationError, _say_misshapen)
-    for module in ROUTERS:
-        app.include_router(module.router(context))
-    app.include_router(tensorboard.router(context, has_password=has_password))
-    app.mount("/studio", StaticFiles(directory=STATIC))
     return gr.mount_gradio_app(
-        app,
+        own_routes(context, has_password=has_password),
         page.build(context),
         path="/",
         theme=theme(),
@@ -84,6 +69,27 @@ def bare_app(context: Context, *, has_password: bool = False) -> FastAPI:
         mcp_server=False,
         enable_monitoring=False,
     )
+
+
+def own_routes(context: Context, *, has_password: bool = False) -> FastAPI:
+    """Our own, without Gradio's page."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        besides = [asyncio.create_task(keep_queue_going()), asyncio.create_task(_sweep())]
+        yield
+        for task in besides:
+            task.cancel()
+
+    app = FastAPI(title="Limner", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.add_exception_handler(UserError, _say)
+    app.add_exception_handler(RequestValidationError, _say_misshapen)
+    app.add_exception_handler(OSError, _say_fault)
+    for module in ROUTERS:
+        app.include_router(module.router(context))
+    app.include_router(tensorboard.router(context, has_password=has_password))
+    app.mount("/studio", StaticFiles(directory=STATIC))
+    return app
 
 
 async def keep_queue_going() -> None:
@@ -116,6 +122,15 @@ def _say(request: Request, error: Exception) -> JSONResponse:
     del request
     assert isinstance(error, UserError)
     return JSONResponse({"findings": [asdict(finding) for finding in error.findings]}, status_code=422)
+
+
+def _say_fault(request: Request, error: Exception) -> JSONResponse:
+    """What the system did not let us do, as `limner.cli` says it: a full disk, a folder that may not be written."""
+    del request
+    assert isinstance(error, OSError)
+    where, why = printable(error.filename or "disk", 300), printable(error.strerror or error, 300)
+    finding = Finding(where, f"{why}.", "Free some space, or look at who may read and write there.")
+    return JSONResponse({"findings": [asdict(finding)]}, status_code=422)
 
 
 def _say_misshapen(request: Request, error: Exception) -> JSONResponse:

@@ -73,7 +73,7 @@ class Curves:
         """What the last report of speed says in words: the hint, and where the device's peak is from."""
         self.changes: list[Change] = []
         """The live changes that hold, in their order."""
-        self._offset = self._inode = self._changes = self._session = 0
+        self._offset = self._inode = self._changes = self._session = self._size = 0
         self._mean = 0.0
         self._token = secrets.token_hex(4)
         self._answer: tuple[str, int, bytes] = ("", 0, b"")
@@ -90,7 +90,8 @@ class Curves:
             if facts.st_ino != self._inode or facts.st_size < self._offset:
                 self._begin()
                 self._inode = facts.st_ino
-            if facts.st_size > self._offset:
+            if facts.st_size > self._offset and facts.st_size != self._size:  # else nothing came to what is no whole line
+                self._size = facts.st_size
                 for event, offset in self.run.events(self._offset):
                     self._offset = offset
                     self._take(event)
@@ -132,6 +133,9 @@ class Curves:
         values["norm"] = number(event.get("grad_norm"))
         if isinstance(rates, dict):
             values |= {f"lr {name}": number(rate) for name, rate in rates.items()}
+        times = self.steps.columns.get("time")
+        if times and values["time"] < times[-1]:  # the clock was set back: what lies between is no length of time
+            self._session = len(self.steps)
         self.steps.append(step, values)
 
     def _rewind(self, step: int) -> None:

@@ -25,10 +25,13 @@ browsers; a changed password forgets them all. Without a password the page itsel
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import ipaddress
 import json
+import os
+import re
 import secrets
 from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
@@ -67,6 +70,9 @@ pwa_icon, manifest.json, robots.txt."""
 
 UPLOADS = "/api/upload"
 _SLOW = "The rest of the request did not come in time."
+
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{32,256}", re.ASCII)
+_TURN_SECONDS = 5.0
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",  # the page has its own: see `web.document`
@@ -121,20 +127,34 @@ class Rules:
 
 
 def token_of(home: Path) -> str:
-    """The home's secret, made at the first start; readable by its owner alone."""
+    """The home's secret, made at the first start; readable by its owner alone. Where it cannot be kept, one for this start."""
     path = home / "token"
-    for _ in range(2):
-        try:
-            kept = path.read_text(encoding="ascii", errors="replace").strip()
-            if len(kept) >= 32:
-                path.chmod(0o600)
-                return kept
-        except FileNotFoundError:
-            pass
+    if kept := _token_in(path):
+        return kept
+    new = secrets.token_urlsafe(32)
+    with contextlib.suppress(OSError), disk.lock(disk.make_folder(home / "locks") / "token.lock", _TURN_SECONDS):
+        if kept := _token_in(path):  # another server has just made it
+            return kept
+        if path.is_dir() or (os.path.lexists(path) and path.stat().st_size):
+            disk.set_aside(path)
         with disk.replacing(path) as temporary:
             temporary.touch(mode=0o600)
-            temporary.write_text(secrets.token_urlsafe(32), encoding="ascii")
-    return path.read_text(encoding="ascii").strip()  # what the last of two servers wrote
+            temporary.write_text(new, encoding="ascii")
+    return new
+
+
+def _token_in(path: Path) -> str:
+    """The secret in a file, which from then on its owner alone can read; "" if there is none."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(1000).decode("ascii").strip()
+    except (OSError, ValueError):
+        return ""
+    if not _TOKEN.fullmatch(text):
+        return ""
+    with contextlib.suppress(OSError):
+        path.chmod(0o600)
+    return text
 
 
 class _Cut(Exception):

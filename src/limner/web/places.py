@@ -158,7 +158,7 @@ def _folders(here: Path, roots: Sequence[Path], counts: dict[str, int], files: l
             suffix = os.path.splitext(name)[1].lower()
             counts["pictures"] += suffix in EXTENSIONS
             counts["models"] += suffix == ".safetensors"
-            if name.startswith(".") or not _can_be_named(name):
+            if name.startswith(".") or not can_be_named(name):
                 continue
             if suffix in CHOOSABLE and len(files) < LIMIT_FOLDERS:
                 files.append(name)
@@ -167,7 +167,7 @@ def _folders(here: Path, roots: Sequence[Path], counts: dict[str, int], files: l
                 yield name
 
 
-def _can_be_named(name: str) -> bool:
+def can_be_named(name: str) -> bool:
     """Names that are not UTF-8 cannot travel to the page and back."""
     return not any(unicodedata.category(c) in ("Cc", "Cs") for c in name) and (os.name == "nt" or "\\" not in name)
 

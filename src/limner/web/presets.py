@@ -13,6 +13,7 @@ from limner.errors import UserError, printable, wrong
 from limner.web.asked import Values, config_of
 from limner.web.context import Context
 from limner.web.intake import harmless
+from limner.web.places import can_be_named
 
 
 def router(context: Context) -> APIRouter:
@@ -22,7 +23,7 @@ def router(context: Context) -> APIRouter:
     @routes.get("")
     def listed() -> list[dict[str, Any]]:
         """All presets; one that does not load says why instead of its values. Those that `adds` are laid over what is set."""
-        told = [_told(file) for file in presets.all_files(_own())]
+        told = [_told(file) for file in presets.all_files(_own()) if can_be_named(file.name)]
         return [one | {"about": context.words(one["about"])} for one in told]
 
     @routes.post("/save")

@@ -22,6 +22,7 @@ from limner.config import files as config_files
 from limner.config.fields import walk
 from limner.errors import UserError
 from limner.runs import LIVE, Run, State
+from limner.web import places
 from limner.web.curves import SPEED, Curves, CurvesOfRuns
 
 _FRESH_SECONDS = 0.3
@@ -46,7 +47,7 @@ def checkpoint_files(run: Run, config: Config | None, written: dict[str, int]) -
 
 def _names(folder: Path) -> list[str]:
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        return [e.name for e in entries if not e.is_symlink()]
+        return [e.name for e in entries if not e.is_symlink() and places.can_be_named(e.name)]
     return []
 
 
@@ -110,14 +111,15 @@ class Overview:
 
     def _look(self) -> None:
         folder = runs.home() / "runs"
-        found = [n for n in _names(folder) if n in self._known or (folder / n / "config.toml").is_file()]
+        # of a folder that may not be entered, Path.is_file raises
+        found = [n for n in _names(folder) if n in self._known or os.path.isfile(folder / n / "config.toml")]
         for name in self._known.keys() - set(found):
             del self._known[name]
         for name in found:
             self._brief_of(Run(folder / name))
         order = sorted(self._known, key=lambda n: (self._known[n].brief["created"], n), reverse=True)
-        waits = any(known.state.status == "waiting" for known in self._known.values())
-        self._waiting = [n for n in queue.waiting() if n in self._known] if waits else []
+        waits = [name for name, known in self._known.items() if known.state.status == "waiting"]
+        self._waiting = [n for n in _in_order(waits) if n in self._known] if waits else []
         if order != self._order:
             self._changes += 1
             self._order, self._order_changed = order, self._changes
@@ -154,7 +156,7 @@ class Overview:
             "seconds_left": None,
         }
         if state.status in LIVE and state.step and (speed := self.curves.of(run).pace()):
-            out |= {"speed": round(speed, 4), "seconds_left": round((state.steps - state.step) / speed)}
+            out |= {"speed": round(speed, 4), "seconds_left": max(0, round((state.steps - state.step) / speed))}
         return out
 
 
@@ -170,6 +172,14 @@ def _fixed(run: Run) -> Brief:
         "family": config.model.family,
         "device": config.launch.device,
     }
+
+
+def _in_order(waits: list[str]) -> list[str]:
+    """The waiting runs in the queue's order; where its table cannot be used, which the notices say, by their names."""
+    try:
+        return queue.waiting()
+    except (UserError, OSError):
+        return sorted(waits)
 
 
 def _planned(run: Run) -> Brief:
@@ -272,7 +282,8 @@ def changed(config: Config | None, taken: Sequence[Change]) -> Config | None:
 def _now(run: Run, state: State, config: Config) -> dict[str, Any]:
     """What holds now of the options that the page changes, as typed."""
     lr, every = config.optimizer.lr, config.sample.every_steps
-    lr = run.plan().get("lr") if lr is None else lr
+    planned = run.plan().get("lr")
+    lr = planned if lr is None and isinstance(planned, int | float) else lr
     return {
         "optimizer.lr": "" if lr is None else f"{lr:g}",
         "train.steps": str(state.steps or config.train.steps or ""),
@@ -302,7 +313,7 @@ def _config_part(run: Run, config: Config | None) -> dict[str, Any]:
 
 def _command(run: Run) -> str:
     """The command as it was run, to be read."""
-    raw = disk.read_json(run.path / "command.json")
+    raw = disk.read_json(run.path / "command.json", is_ours=True)
     if not isinstance(raw, dict) or not isinstance(raw.get("argv"), list):
         return ""
     given, folder = raw.get("environment"), raw.get("folder")
@@ -311,11 +322,11 @@ def _command(run: Run) -> str:
 
 
 def _checkpoints_part(run: Run, config: Config | None, written: dict[str, int]) -> list[dict[str, Any]]:
-    """Latest first."""
+    """Latest first: by their steps, since the clock may have been set meanwhile."""
     out = []
     for name, path in checkpoint_files(run, config, written).items():
         with contextlib.suppress(OSError):  # pruned meanwhile
             files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
             size, stamp = sum(p.stat().st_size for p in files), path.stat().st_mtime
             out.append({"name": name, "bytes": size, "step": written.get(name), "time": stamp, "is_folder": path.is_dir()})
-    return sorted(out, key=lambda entry: (entry["time"], entry["name"]), reverse=True)
+    return sorted(out, key=lambda e: (-1 if e["step"] is None else e["step"], e["time"], e["name"]), reverse=True)

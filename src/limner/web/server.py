@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import getpass
 import ipaddress
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import uvicorn
 
-from limner import runs, settings
+from limner import damage, runs, settings
 from limner.errors import Finding, wrong
 from limner.web import gate, patience, places, words
 from limner.web.context import Context
@@ -48,16 +49,18 @@ def serve(asked: Asked) -> int:
         print(_instead_of_sharing(asked.port or PORT))
         return 2
     root_path = _root_path(asked.root_path)
+    damage.mend(runs.home())
     kept, findings = settings.read(runs.home(), aside=True)
     kept = replace(kept, theme=asked.theme or kept.theme, language=asked.language or kept.language)
     loopback = _is_loopback(asked.host)
     password = _password(needed=not loopback)
-    runs.home().mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # said on the page, which is up all the same
+        runs.home().mkdir(parents=True, exist_ok=True)
     with _listen(asked.host, asked.port) as listening:
         port = listening.getsockname()[1]
         rules = rules_for(asked, kept, password=password, root_path=root_path, loopback=loopback)
         context = context_for(asked, kept, findings, password=password, root_path=root_path, loopback=loopback)
-        for finding in context.notices:
+        for finding in [*context.notices, *damage.findings(runs.home())]:
             print(finding, file=sys.stderr, flush=True)
         return _answer(context, rules, listening, _address(asked.host, port, root_path), asked.inbrowser and not asked.headless)
 

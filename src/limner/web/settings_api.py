@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Body
 
 from limner import runs, settings
-from limner.errors import UserError, wrong
+from limner.errors import Finding, UserError, wrong
 from limner.settings import Settings
 from limner.web import places, words
 from limner.web.context import Context
@@ -27,7 +27,7 @@ def router(context: Context) -> APIRouter:
 
     @routes.get("/api/settings")
     def read() -> dict[str, Any]:
-        kept = _kept()
+        kept = _sound(*settings.read(runs.home()))
         output = {} if kept.output is None else {"output.path": str(kept.output)}
         choices = {"themes": settings.THEMES, "languages": words.LANGUAGES}
         said = {**choices, "defaults": output | dict(kept.defaults), "home": str(runs.home())}
@@ -43,19 +43,21 @@ def router(context: Context) -> APIRouter:
         for key in FOLDERS:
             if changes.get(key):
                 changes[key] = str(places.resolve(changes[key], context.roots, field=key))
-        kept = _kept()
-        new, findings = settings.parse({**settings.plain(kept), **changes})
-        if findings:
-            raise UserError(findings)
-        settings.write(runs.home(), new)
+
+        def changed(kept: Settings, findings: list[Finding]) -> Settings:
+            new, wrongs = settings.parse({**settings.plain(_sound(kept, findings)), **changes})
+            if wrongs:
+                raise UserError(wrongs)
+            return new
+
+        settings.change(runs.home(), changed)
         return read()
 
     return routes
 
 
-def _kept() -> Settings:
+def _sound(kept: Settings, findings: list[Finding]) -> Settings:
     """The settings. Raises UserError if the file as a whole cannot be read; what is wrong in it was said at the start."""
-    kept, findings = settings.read(runs.home())
     if whole := [finding for finding in findings if finding.field == settings.NAME]:
         raise UserError(whole)
     return kept

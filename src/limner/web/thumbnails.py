@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -22,6 +23,8 @@ SIDES = (128, 256, 512, 1024)
 """The longest sides that are made, in px; what is asked for is rounded up to one, so that the cache holds few of each."""
 LIMIT_BYTES = 256 << 20
 _WRITES_BETWEEN_PRUNINGS = 100
+_BEGIN, _END = b"\xff\xd8", b"\xff\xd9"
+"""Of a whole JPEG."""
 _TURN = threading.BoundedSemaphore(2)  # a picture of 64 million pixels takes 200 MB while it is decoded
 
 
@@ -71,13 +74,15 @@ class Shelf:
         kept = self.folder / key[:2] / key
         try:
             content = kept.read_bytes()
-            os.utime(kept)
-            return content
-        except FileNotFoundError:
+            if content.startswith(_BEGIN) and content.endswith(_END):
+                os.utime(kept)
+                return content
+        except OSError:
             pass
         with _TURN:
             content = _shrink(picture, side)
-        disk.write_bytes(kept, content, durable=False)
+        with contextlib.suppress(OSError):  # a full disk, say: it is made again, then
+            disk.write_bytes(kept, content, durable=False)
         if next(self._writes) % _WRITES_BETWEEN_PRUNINGS == 0:
             self.prune()
         return content

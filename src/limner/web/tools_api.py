@@ -37,15 +37,15 @@ def router(context: Context) -> APIRouter:
     @routes.get("")
     def used() -> list[dict[str, Any]]:
         """The newest uses of tools, newest first."""
-        return [_brief(run) for run in reversed(tool_jobs.all_jobs()[-_SHOWN:])]
+        named = [run for run in tool_jobs.all_jobs() if places.can_be_named(run.id)]
+        return [_brief(run) for run in reversed(named[-_SHOWN:])]
 
     @routes.get("/{job}")
     def one(job: Job) -> dict[str, Any]:
         """One use: its state, what it says, what it wrote."""
         run = _find(job)
-        report = disk.read_json(run.path / tool_jobs.REPORT)
-        report = report if isinstance(report, dict) else {}
-        named = report.get("files", [])[:_NAMED]
+        report = _report(run)
+        named = report["files"][:_NAMED]
         fetchable = [places.leads_inside(path, context.roots) and Path(path).is_file() for path in named]
         return {**_brief(run), "report": {**report, "fetchable": fetchable}, "log": run.tail(_TAIL)}
 
@@ -108,10 +108,17 @@ def _brief(run: Run) -> dict[str, Any]:
     }
 
 
+def _report(run: Run) -> dict[str, Any]:
+    """What a job said in the end; it has `files`, if only none."""
+    report = disk.read_json(run.path / tool_jobs.REPORT, is_ours=True)
+    report = report if isinstance(report, dict) else {}
+    files = report.get("files")
+    return report | {"files": [f for f in files if isinstance(f, str)] if isinstance(files, list) else []}
+
+
 def _written(run: Run, number: int, context: Context) -> Path:
     """The file, if it is still there and in a place that the page may read."""
-    report = disk.read_json(run.path / tool_jobs.REPORT)
-    files = report.get("files", []) if isinstance(report, dict) else []
+    files = _report(run)["files"]
     if not 0 <= number < len(files):
         raise wrong("file", "there is no such file.", "Reload the page.")
     path = places.resolve(files[number], context.roots, field="file")
