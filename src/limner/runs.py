@@ -187,6 +187,11 @@ class Run:
         with (self.path / "events.jsonl").open("ab") as file:
             file.write(line.encode("utf-8", "replace") + b"\n")
 
+    def sync_events(self) -> None:
+        """Wait until the events told so far are on the disk, and would outlive a power cut."""
+        with contextlib.suppress(FileNotFoundError):
+            disk.fsync(self.path / "events.jsonl")
+
     def end_last_line(self) -> None:
         """Close a line that a killed writer left open, so that the next event starts on a line of its own."""
         path = self.path / "events.jsonl"
@@ -349,11 +354,12 @@ def create(config: Config) -> Run:
 
 def new(folder: Path, stem: str) -> Run:
     """A new directory in `folder`, called `stem`, or that and a number where another has the name."""
-    folder.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(folder)
     for attempt in range(1, 10_000):
         path = folder / (stem if attempt == 1 else f"{stem}-{attempt}")
         with contextlib.suppress(FileExistsError):
             path.mkdir()
+            disk.fsync(folder)
             (path / "control").mkdir()
             return Run(path)
     raise wrong(folder.name, f"{folder} holds too many named {stem}.", "Delete some of them.")

@@ -20,6 +20,10 @@ from limner.errors import StopRequested, UserError, printable
 from limner.runs import Run
 
 
+_ABANDONED_SECONDS = 24 * 3600.0
+"""How long nobody has touched what is taken for left behind, in folders that others write into as well."""
+
+
 class Prefixed(io.TextIOBase):
     """A stream that begins every line with who speaks."""
 
@@ -144,7 +148,9 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
     if journal.is_main:
         run.end_last_line()
         for folder in (run.path, run.states, run.samples, run.checkpoints):
-            disk.sweep(folder)  # not output.path: another run may be writing there
+            disk.sweep(folder)
+        for folder in (checkpoint.output_folder(config, run.checkpoints), config.memory.cache_path or runs.home() / "cache"):
+            disk.sweep(folder, idle_seconds=_ABANDONED_SECONDS)  # others may be writing there
     if config.launch.num_threads is not None:
         import torch
 
