@@ -7,7 +7,8 @@ is pushed to the disk. `states` then makes, for every moment of it, the folders 
 * a file that was not synced since is as it was when it last was, empty, half written, or as long as it is but full of zeros;
   of what was appended the same holds for the new part.
 
-Below a temporary name, which recovery deletes unread, there is only a choice of them: all, none, and each one missing.
+Below a temporary name, which recovery deletes unread, there is only a choice of them: all names or none, all contents of one
+kind.
 Whether a file is written by Python or not makes no difference: contents are compared before and after each call.
 """
 
@@ -172,7 +173,7 @@ def _after(made: Record, did: list[Deed]) -> Iterator[Tree]:
     choices = _choices(made.before, did, last)
     for chosen in _subsets(shown):
         is_whole = len(chosen) == len(shown)
-        for some in [below, set[int](), *(below - {i} for i in below)] if is_whole else [below]:
+        for some in [below, set[int]()] if is_whole else [below]:
             lost = waiting.keys() - chosen - some
             folders = {n: dict(thing) for n, thing in made.before.items() if isinstance(thing, dict)}
             for i, one in enumerate(did):

@@ -27,7 +27,7 @@ import psutil
 from limner import disk
 from limner.config import Config
 from limner.config import files as config_files
-from limner.errors import wrong
+from limner.errors import UserError, wrong
 
 Status = Literal["queued", "starting", "running", "stopping", "waiting", "done", "failed", "stopped"]
 Phase = Literal[
@@ -369,6 +369,15 @@ def all_runs() -> list[Run]:
     """Every run, oldest first."""
     folder = home() / "runs"
     return [Run(p) for p in sorted(folder.iterdir()) if (p / "config.toml").exists()] if folder.is_dir() else []
+
+
+def newest_of(config: Config) -> Run | None:
+    """The newest run of exactly this configuration."""
+    for run in sorted(all_runs(), key=lambda r: (r.path / "config.toml").stat().st_mtime_ns, reverse=True):
+        with contextlib.suppress(UserError):
+            if run.config() == config:
+                return run
+    return None
 
 
 def named(name: str) -> Run:
