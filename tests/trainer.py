@@ -33,7 +33,7 @@ class Moment:
     what: str
     """stop (a request), change (another one), term, kill (signals), poison (all weights become huge)."""
     where: str
-    """step (one was finished), folder (a large one was looked at), hashes (a hundred files are read), cache (a shard is added),
+    """step (one was finished), look (it asks whether it is to stop, where a step would take too long), folder (a large one was looked at), hashes (a hundred files are read), cache (a shard is added),
     picture (one was painted), file (a safetensors file is written), rename (anything is)."""
     count: int
     change: dict[str, Any] | str = ""
@@ -131,9 +131,11 @@ def _arm(moment: Moment, run: Run) -> None:
     from limner.data.remembered import Remembered
     from limner.engine import checkpoint, paint
     from limner.engine.journal import Journal
+    from limner.engine.training import Training
 
     owner, name = {
         "step": (Journal, "step"),
+        "look": (Training, "is_asked_to_stop"),
         "folder": (Remembered, "save"),
         "hashes": (Cache, "_some_hashes"),
         "cache": (Cache, "put"),
