@@ -33,8 +33,9 @@ class Moment:
     what: str
     """stop (a request), change (another one), term, kill (signals), poison (all weights become huge)."""
     where: str
-    """step (one was finished), look (it asks whether it is to stop, where a step would take too long), folder (a large one was looked at), hashes (a hundred files are read), cache (a shard is added),
-    picture (one was painted), file (a safetensors file is written), rename (anything is)."""
+    """step (one was finished), look (it asks whether it is to stop, in work longer than a step), folder (a large one was looked
+    at), hashes (a hundred files are read), cache (a shard is added), picture (one was painted), file (a safetensors file is
+    written), rename (anything is)."""
     count: int
     change: dict[str, Any] | str = ""
     """The options that are asked for, or what is put into a file in their place."""

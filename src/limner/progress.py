@@ -269,11 +269,14 @@ def _say_end(run: Run) -> int:
 
 
 def _exit_code(run: Run) -> int | None:
-    """The trainer's exit code, which the runner notes just after the end; None if it never learns it."""
+    """The trainer's exit code, which the runner notes just after the end; None if it never learns it.
+
+    That of another process is none: two are started where a runner was killed just after it had started one, and one leaves.
+    """
     until = time.monotonic() + _EXIT_SECONDS
-    while time.monotonic() < until and run.state().pid:
+    while time.monotonic() < until and (state := run.state()).pid:
         ended = disk.read_json(run.path / "exit.json")
-        if isinstance(ended, dict):
+        if isinstance(ended, dict) and ended.get("pid") in (state.pid, state.parent):
             return ended.get("code")
         time.sleep(_LOOK_SECONDS)
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import signal
 import time
@@ -84,29 +83,6 @@ def test_resuming_is_exact(tiny_model, pictures, references, variant, ending):
     assert train(run) == 0, run.tail()
     assert run.state().status == "done" and run.state().step == 12
     assert result(run) == references[variant]
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments(tiny_model, pictures):
-    chosen = config(tiny_model, pictures, train={"steps": 20, "accumulation": 2, "ema": 0.9}, output={"state_every_steps": 2})
-    whole = new_run(chosen)
-    assert train(whole) == 0
-    shutil.rmtree(whole.path.parent.parent / "cache")
-    run, rng, kills = new_run(chosen), random.Random(5), 0
-    while kills < 40:
-        process = launch(run)
-        process.join(rng.uniform(0.2, 0.4) * 1.35**kills)  # a fast machine is killed too, a slow one gets to its end
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-            kills += 1
-        elif process.exitcode == 0:
-            break
-        else:
-            pytest.fail(f"exit code {process.exitcode}: {run.tail()}")
-    assert kills >= 2
-    assert run.state().status == "done"
-    assert result(run) == result(whole)
 
 
 @pytest.mark.slow
