@@ -57,7 +57,8 @@ def make_folder(folder: Path) -> None:
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    fsync(folder.parent)
+    with contextlib.suppress(PermissionError):  # one may write into a folder that one may not read
+        fsync(folder.parent)
 
 
 def remove(path: Path) -> None:
@@ -177,19 +178,21 @@ def manifest_faults(folder: Path) -> list[str]:
 def sweep(folder: Path, *, idle_seconds: float = 0.0) -> None:
     """Remove what a killed writer left behind in `folder` (temporary names only, not below).
 
-    Where others may be writing, `idle_seconds` spares what changed within so many seconds.
+    Where others may be writing, `idle_seconds` spares what changed within so many seconds. What is not ours to delete stays.
     """
     if not folder.is_dir():
         return
     left = [path for path in folder.glob(f"{TEMPORARY}*") if not idle_seconds or _idle_for(path) > idle_seconds]
     for path in left:
         if path.name.startswith(_REPLACED):
-            _restore(path.with_name(path.name.removeprefix(_REPLACED)))
+            with contextlib.suppress(OSError):
+                _restore(path.with_name(path.name.removeprefix(_REPLACED)))
     for path in left:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _idle_for(path: Path) -> float:
