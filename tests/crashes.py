@@ -7,8 +7,8 @@ is pushed to the disk. `states` then makes, for every moment of it, the folders 
 * a file that was not synced since is as it was when it last was, empty, half written, or as long as it is but full of zeros;
   of what was appended the same holds for the new part.
 
-Below a temporary name, which recovery deletes unread, there is only a choice of them: all names or none, all contents of one
-kind.
+Below a temporary name, which recovery deletes unread, there is only a choice of them: all names, none, and of a few each one
+missing; all contents of one kind.
 Whether a file is written by Python or not makes no difference: contents are compared before and after each call.
 """
 
@@ -19,6 +19,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def _after(made: Record, did: list[Deed]) -> Iterator[Tree]:
     choices = _choices(made.before, did, last)
     for chosen in _subsets(shown):
         is_whole = len(chosen) == len(shown)
-        for some in [below, set[int]()] if is_whole else [below]:
+        for some in [below, set[int](), *_each_missing(below)] if is_whole else [below]:
             lost = waiting.keys() - chosen - some
             folders = {n: dict(thing) for n, thing in made.before.items() if isinstance(thing, dict)}
             for i, one in enumerate(did):
@@ -190,6 +191,10 @@ def _after(made: Record, did: list[Deed]) -> Iterator[Tree]:
 def _subsets(items: list[int]) -> Iterator[set[int]]:
     for size in range(len(items) + 1):
         yield from map(set, itertools.combinations(items, size))
+
+
+def _each_missing(items: set[int]) -> list[set[int]]:
+    return [items - {one} for one in items] if len(items) <= MOST_NAMES else []
 
 
 def _hidden_folders(before: Things, did: list[Deed], waiting: Mapping[int, Named]) -> set[int]:
@@ -222,9 +227,15 @@ def _choices(before: Things, did: list[Deed], last: Mapping[int, int]) -> dict[i
         earlier = out.get(one.file, [b""])
         kept = earlier[-1] if one.content.startswith(earlier[-1]) else b""
         new = one.content[len(kept) :]
-        damaged = [kept + new[: len(new) // 2], kept + bytes(len(new))]
-        out[one.file] = list(dict.fromkeys([one.content, *damaged, *earlier[:-1]]).keys() - {earlier[-1]}) + [earlier[-1]]
+        found = dict.fromkeys([one.content, *_damaged(kept, new), *earlier[:-1]])
+        out[one.file] = [*(content for content in found if content != earlier[-1]), earlier[-1]]
     return out
+
+
+@cache
+def _damaged(kept: bytes, new: bytes) -> tuple[bytes, bytes]:
+    """Half of what is new, and zeros in its place."""
+    return kept + new[: len(new) // 2], kept + bytes(len(new))
 
 
 def _contents(folders: Mapping[int, Folder], choices: Mapping[int, list[bytes]]) -> Iterator[Tree]:

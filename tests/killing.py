@@ -236,8 +236,8 @@ def moments(rng: random.Random) -> When:
 def end_trainers(
     chosen: Any, pictures: Path, least: int, most_per_run: int, how: signal.Signals = signal.SIGKILL, seed: int = SEED
 ) -> Tally:
-    """Train runs of a configuration, each ended up to `most_per_run` times, until `least` trainers were ended; then let the last
-    run come to its end. Each has a cache of its own."""
+    """Train runs of a configuration, each ended up to `most_per_run` times, until `least` trainers were ended; all come to their
+    end then. Each has a cache of its own."""
     whole, tally = Uninterrupted.of(chosen), Tally()
     before = tree_hash(pictures)
     while tally.count < least:

@@ -199,8 +199,8 @@ def trained(chosen: Any) -> Iterator[Run]:
 
 
 def kill_servers(run: Run, others: Path, pictures: Path, log: Path, least: int, seed: int = SEED) -> tuple[Tally, float]:
-    """Kill servers that show `run`, which is being trained, while somebody edits the captions in `others`. Returns the tally, and
-    in how many seconds at most a new server told the truth about the run."""
+    """Kill servers that show `run`, which is being trained, while somebody edits the captions in `others`. Returns the tally,
+    and in how many seconds at most a new server told the truth about the run."""
     rng, tally, home, slowest = random.Random(f"{seed} web"), Tally(runs=1), runs.home(), 0.0
     texts = {f"{word * 2000}\n" for word in ("old", "new")} | {p.read_text() for p in others.glob("*.txt")}
     images = {p.name: p.read_bytes() for p in others.glob("*.png")}

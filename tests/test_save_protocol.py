@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,33 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def prepared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Training]:
+    """prepared(kind) is a run in this process with such an adapter, each made once."""
+
+    @cache
+    def make(kind: str) -> Training:
+        folder = tmp_path_factory.mktemp(kind)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LIMNER_HOME", str(folder / "home"))
+            pictures = tiny.pictures(folder / "p", ((32, 32),) * 2)
+            chosen = config(model, pictures, adapter={"kind": kind}, output={"keep_last": 1}, train={"ema": 0.5})
+            run = jobs.prepare(chosen)
+            made = prepare(run, chosen, CPU, Journal(run, is_main=True), lambda: False)
+        made.saves_aside = False
+        return made
+
+    return make
+
+
 @pytest.fixture
-def job(model: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Training:
-    """A run in this process; by name of its adapter's kind."""
-    kind = getattr(request, "param", "lora")
-    chosen = config(
-        model, tiny.pictures(tmp_path / "p", ((32, 32),) * 2), adapter={"kind": kind}, output={"keep_last": 1}, train={"ema": 0.5}
-    )
-    run = jobs.prepare(chosen)
-    made = prepare(run, chosen, CPU, Journal(run, is_main=True), lambda: False)
-    made.saves_aside = False
+def job(prepared: Callable[[str], Training], tmp_path: Path, request: pytest.FixtureRequest) -> Training:
+    """It, in a new run folder."""
+    made = prepared(getattr(request, "param", "lora"))
+    made.run = made.journal.run = Run(tmp_path / "run")
+    for folder in (made.run.checkpoints, made.run.states, made.run.path / "control"):
+        folder.mkdir(parents=True)
+    made.written, made.saved_at = [], None
     return made
 
 
@@ -211,9 +229,9 @@ def test_a_whole_model_as_a_folder(job: Training, tmp_path: Path) -> None:
     def recovered(root: Path) -> str:
         disk.sweep(root)
         assert [path.name for path in root.iterdir()] == [folder.name]
-        assert disk.manifest_faults(root / folder.name) == []
-        key = tuple(sorted(path.stat().st_ino for path in root.rglob("*.safetensors")))  # contents are linked
-        if key not in known:
+        key = tuple((str(path.relative_to(root)), path.stat().st_ino) for path in sorted(root.rglob("*")) if path.is_file())
+        if key not in known:  # contents are linked, so that an inode is a content
+            assert disk.manifest_faults(root / folder.name) == []
             known[key] = hashes[tensors_hash(root / folder.name)]
         return known[key]
 

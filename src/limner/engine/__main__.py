@@ -19,7 +19,6 @@ from limner.engine.together import called, leave_reason
 from limner.errors import StopRequested, UserError, printable
 from limner.runs import Run
 
-
 _ABANDONED_SECONDS = 24 * 3600.0
 """How long nobody has touched what is taken for left behind, in folders that others write into as well."""
 
