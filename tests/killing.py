@@ -32,6 +32,8 @@ from limner.runs import Run
 from trainer import new_run, result, train
 
 SEED = int(os.environ.get("LIMNER_KILLS_SEED", "1"))
+SECONDS = float(os.environ.get("LIMNER_KILLS_SECONDS", "inf"))
+"""No more is begun after that, in each test."""
 PLACES = {"starting": 3, "resuming": 2, "caching": 2, "step": 4, "sampling": 2, "validating": 1, "saving": 16}
 """How often each is chosen. Not all kills come in time, so more than half of the moments are in saves."""
 _PATIENCE_SECONDS = 120
@@ -236,17 +238,17 @@ def moments(rng: random.Random) -> When:
 def end_trainers(
     chosen: Any, pictures: Path, least: int, most_per_run: int, how: signal.Signals = signal.SIGKILL, seed: int = SEED
 ) -> Tally:
-    """Train runs of a configuration, each ended up to `most_per_run` times, until `least` trainers were ended; all come to their
-    end then. Each has a cache of its own."""
+    """Train runs of a configuration, each ended up to `most_per_run` times, until `least` trainers were ended; then the last run
+    may finish. Each has a cache of its own."""
     whole, tally = Uninterrupted.of(chosen), Tally()
-    before = tree_hash(pictures)
-    while tally.count < least:
+    before, until = tree_hash(pictures), time.monotonic() + SECONDS
+    while tally.count < least and time.monotonic() < until:
         tally.runs += 1
         rng = random.Random(f"{seed} {tally.runs}")
         cache = pictures.parent / f"cache-{seed}-{tally.runs}"
         memory = chosen.memory.model_copy(update={"cache_path": cache})
         run, ended = new_run(chosen.model_copy(update={"memory": memory})), 0
-        while ended < most_per_run and tally.count < least:
+        while ended < most_per_run and tally.count < least and time.monotonic() < until:
             when = moments(rng)
             where = _end_once(run, when, whole.stays.get(when.place, 0.0), how, tally)
             print(f"seed {seed}, run {tally.runs}: {how.name} at {when}: {where or 'came too late'}", flush=True)

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import forked
-from killing import SEED, Tally, Told, telling, tree_hash
+from killing import SECONDS, SEED, Tally, Told, telling, tree_hash
 from limner import jobs, queue, runner, runs
 from limner.runs import Run
 from trainer import new_run, result
@@ -61,9 +61,11 @@ def _start_runner() -> tuple[Any, Told]:
 
 def kill_runners(chosen: Any, reference: dict[str, Any], least: int, together: int = 3, seed: int = SEED) -> Tally:
     """Have queues of runs trained by runners that are killed. Each is trained once, without a break, one at a time."""
-    rng, tally, made = random.Random(f"{seed} runner"), Tally(), list[Run]()
+    rng, tally, made, until = random.Random(f"{seed} runner"), Tally(), list[Run](), time.monotonic() + SECONDS
     queued = list[Run]()
-    while tally.count < least or not all(run.state().status == "done" for run in queued):
+    while True:
+        if all(run.state().status == "done" for run in queued) and (tally.count >= least or time.monotonic() > until):
+            break
         if all(run.state().status == "done" for run in queued):
             queued = [new_run(chosen) for _ in range(together)]
             made += queued
@@ -72,7 +74,7 @@ def kill_runners(chosen: Any, reference: dict[str, Any], least: int, together: i
         process, told = _start_runner()
         place, part = rng.choice(["starting a trainer", "starting a trainer", "looking", "the queue"]), rng.random()
         print(f"seed {seed}: the runner at {place}, {part:.3f}", flush=True)
-        if tally.count < least and told.entered(place, 1):
+        if tally.count < least and time.monotonic() < until and told.entered(place, 1):
             time.sleep(part * {"starting a trainer": 0.02, "looking": 0.01, "the queue": 1.5}[place])
             os.kill(process.pid, signal.SIGKILL)
             told.rest()
@@ -204,8 +206,8 @@ def kill_servers(run: Run, others: Path, pictures: Path, log: Path, least: int, 
     rng, tally, home, slowest = random.Random(f"{seed} web"), Tally(runs=1), runs.home(), 0.0
     texts = {f"{word * 2000}\n" for word in ("old", "new")} | {p.read_text() for p in others.glob("*.txt")}
     images = {p.name: p.read_bytes() for p in others.glob("*.png")}
-    before, pid, step = tree_hash(pictures), run.state().pid, 0
-    while tally.count < least:
+    before, pid, step, until = tree_hash(pictures), run.state().pid, 0, time.monotonic() + SECONDS
+    while tally.count < least and time.monotonic() < until:
         in_the_start, part = rng.random() < 0.3, rng.random()
         print(f"seed {seed}: the server {'starting' if in_the_start else 'at work'}, {part:.3f}", flush=True)
         since = time.monotonic()

@@ -1,7 +1,8 @@
 """kill -9 of trainers, runners and web servers at random moments, and SIGTERM at as many: `make torture
 ONLY=tests/torture/test_kills.py`, about eight minutes.
 
-LIMNER_KILLS_TRAINER=240, _RUNNER=30, _WEB=30 and _TERM=100 are how many of each; LIMNER_KILLS_SEED chooses the moments.
+LIMNER_KILLS_TRAINER=240, _RUNNER=30, _WEB=30 and _TERM=100 are how many of each; LIMNER_KILLS_SEED chooses the moments, and
+LIMNER_KILLS_SECONDS ends each of the tests earlier.
 """
 
 from __future__ import annotations
