@@ -34,7 +34,7 @@ from trainer import new_run, result, train
 SEED = int(os.environ.get("LIMNER_KILLS_SEED", "1"))
 SECONDS = float(os.environ.get("LIMNER_KILLS_SECONDS", "inf"))
 """No more is begun after that, in each test."""
-PLACES = {"starting": 3, "resuming": 2, "caching": 2, "step": 4, "sampling": 2, "validating": 1, "saving": 16}
+PLACES = {"starting": 4, "resuming": 3, "caching": 8, "step": 4, "sampling": 2, "validating": 2, "saving": 20}
 """How often each is chosen. Not all kills come in time, so more than half of the moments are in saves."""
 _PATIENCE_SECONDS = 120
 
@@ -229,10 +229,11 @@ class Uninterrupted:
         return Uninterrupted(result(run), {place: statistics.median(all_) for place, all_ in told.stays.items()})
 
 
-def moments(rng: random.Random) -> When:
-    place = rng.choices(list(PLACES), list(PLACES.values()))[0]
-    count = 1 if place in ("starting", "resuming") else rng.randint(1, 3)
-    return When(place, count, rng.random())
+def moment(rng: random.Random, *, is_first: bool) -> When:
+    """The next one of a run; the `is_first` trainer has nothing to resume, and later ones rarely anything to cache."""
+    likely = {place: n for place, n in PLACES.items() if place != ("resuming" if is_first else "caching")}
+    place = rng.choices(list(likely), list(likely.values()))[0]
+    return When(place, rng.randint(1, 3) if place in ("step", "saving") else 1, rng.random())
 
 
 def end_trainers(
@@ -249,7 +250,7 @@ def end_trainers(
         memory = chosen.memory.model_copy(update={"cache_path": cache})
         run, ended = new_run(chosen.model_copy(update={"memory": memory})), 0
         while ended < most_per_run and tally.count < least and time.monotonic() < until:
-            when = moments(rng)
+            when = moment(rng, is_first=not ended)
             where = _end_once(run, when, whole.stays.get(when.place, 0.0), how, tally)
             print(f"seed {seed}, run {tally.runs}: {how.name} at {when}: {where or 'came too late'}", flush=True)
             if where:
