@@ -239,8 +239,8 @@ def moment(rng: random.Random, *, is_first: bool) -> When:
 def end_trainers(
     chosen: Any, pictures: Path, least: int, most_per_run: int, how: signal.Signals = signal.SIGKILL, seed: int = SEED
 ) -> Tally:
-    """Train runs of a configuration, each ended up to `most_per_run` times, until `least` trainers were ended; then the last run
-    may finish. Each has a cache of its own."""
+    """Train runs of a configuration, each ended up to `most_per_run` times, until `least` trainers were ended. Every run comes
+    to its end, and each has a cache of its own."""
     whole, tally = Uninterrupted.of(chosen), Tally()
     before, until = tree_hash(pictures), time.monotonic() + SECONDS
     while tally.count < least and time.monotonic() < until:
