@@ -18,7 +18,7 @@ from limner import runs
 from limner.config import files
 from limner.engine.stopping import StopFlag
 from limner.errors import StopRequested
-from limner.runs import LAUNCHER, Run
+from limner.runs import Run
 from trainer import Moment, config, launch, new_run, result, states, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="POSIX signals")]
@@ -65,8 +65,6 @@ def test_at_the_last_step_what_is_due_is_left_for_the_next_time(tiny_model: Path
     assert train(run, Moment("term", "step", 4)) == 143
     assert (run.state().status, run.state().step) == ("stopped", 4) and (run.checkpoints / "cat.safetensors").exists()
     assert train(run) == 0 and run.state().status == "done" and len(list(run.samples.iterdir())) == 2
-    plain = new_run(config(tiny_model, pictures, train={"steps": 4}))
-    assert train(plain, Moment("term", "step", 4)) == 0 and plain.state().status == "done"
 
 
 def test_twice_means_now(tiny_model: Path, pictures: Path) -> None:
@@ -97,8 +95,6 @@ def _flagged(said: Any, is_alone: bool) -> None:
             while not flag.is_set:
                 time.sleep(0.01)
         said.send(flag.exit_code)
-        os.environ[LAUNCHER] = str(os.getppid())
-        said.send(flag.exit_code)
     except StopRequested:
         said.send("left")
     time.sleep(60)
@@ -112,8 +108,7 @@ def test_the_flag(is_alone: bool) -> None:
     process.start()
     assert hears.recv() == "ready"
     os.kill(process.pid, signal.SIGINT)
-    expected = ["left"] if is_alone else [130, 0]
-    assert [hears.recv() for _ in expected] == expected
+    assert hears.recv() == ("left" if is_alone else 130)
     time.sleep(1.1)
     os.kill(process.pid, signal.SIGTERM)
     process.join(10)
@@ -122,7 +117,7 @@ def test_the_flag(is_alone: bool) -> None:
 
 def test_the_same_command_started_again_goes_on(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     """As on a machine that is taken away without a word, then with SIGTERM, and given back: `limner train FILE --resume`."""
-    chosen = config(tiny_model, pictures, train={"steps": 60})
+    chosen = config(tiny_model, pictures, train={"steps": 40})
     whole = new_run(chosen)
     assert train(whole) == 0
     expected = result(whole)
@@ -139,11 +134,11 @@ def test_the_same_command_started_again_goes_on(tiny_model: Path, pictures: Path
         first.wait()
         wait(lambda: run.state().status == "failed", run)
         second = subprocess.Popen(words, stdout=said, stderr=said)
-        wait(lambda: run.state().step >= 20, run)
+        wait(lambda: run.state().step >= 12, run)
         second.send_signal(signal.SIGTERM)
         assert second.wait(60) == 143, (tmp_path / "said.txt").read_text()
         stopped = run.state()
-        assert stopped.status == "stopped" and 20 <= stopped.step < 60
+        assert stopped.status == "stopped" and 12 <= stopped.step < 40
         assert subprocess.Popen(words, stdout=said, stderr=said).wait(120) == 0, (tmp_path / "said.txt").read_text()
         assert subprocess.Popen(words, stdout=said, stderr=said).wait(60) == 0
     assert "is finished" in (tmp_path / "said.txt").read_text()

@@ -183,7 +183,8 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
     status = "done" if finished else "stopped"
     journal.say(status=status, phase="", progress=(journal.state.step, journal.state.steps))
     journal.event("stop", step=journal.state.step, status=status)
-    return 0 if finished else flag.exit_code
+    # a launcher takes any other code of one of several for a failure of all; it has a word of its own
+    return 0 if finished or process.world > 1 else flag.exit_code
 
 
 def _resume(run: Run, job, path: Path | None, faults: list[str], checkpoint, journal) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from limner.errors import StopRequested
-from limner.runs import has_launcher
 
 _SAME_SECONDS = 1.0
 """Signals so close to the first one are the same wish: a group's members are told by whoever started them as well."""
@@ -29,11 +28,8 @@ class StopFlag:
 
     @property
     def exit_code(self) -> int:
-        """That of a trainer that was stopped: 128 + the signal, so that nobody takes its work for finished; 0 after a request.
-
-        Under a launcher it is 0, since any other counts as a failure of all.
-        """
-        return 128 + self._number if self.is_set and not has_launcher() else 0
+        """That of a trainer that was stopped: 128 + the signal, so that no one takes it for finished; 0 after a request."""
+        return 128 + self._number if self.is_set else 0
 
     @contextmanager
     def at_once(self, *, is_alone: bool) -> Iterator[None]:
