@@ -129,11 +129,11 @@ def test_a_finished_run_is_not_trained_again(tiny_model, pictures):
     assert file.stat().st_mtime_ns == changed
 
 
-@pytest.mark.parametrize("what", ["stop", "term"])
-def test_a_stop_while_caching(tiny_model, pictures, what):
-    """It ends before the first step, and what was encoded is not encoded again."""
+@pytest.mark.parametrize(("what", "count"), [("stop", 1), ("term", 2)])
+def test_a_stop_while_caching(tiny_model, pictures, what, count):
+    """It ends before the first step (by a signal at once, before the second shard), and what was stored is not encoded again."""
     run = make(tiny_model, pictures, "lora")
-    assert train(run, Moment(what, "cache", 1)) == (143 if what == "term" else 0), run.tail()
+    assert train(run, Moment(what, "cache", count)) == (143 if what == "term" else 0), run.tail()
     state = run.state()
     assert (state.status, state.step, states(run)) == ("stopped", 0, [])
     assert train(run) == 0
