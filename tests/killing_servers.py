@@ -204,7 +204,7 @@ def kill_servers(run: Run, others: Path, pictures: Path, log: Path, least: int, 
     """Kill servers that show `run`, which is being trained, while somebody edits the captions in `others`. Returns the tally,
     and in how many seconds at most a new server told the truth about the run."""
     rng, tally, home, slowest = random.Random(f"{seed} web"), Tally(runs=1), runs.home(), 0.0
-    texts = {f"{word * 2000}\n" for word in ("old", "new")} | {p.read_text() for p in others.glob("*.txt")}
+    texts = {word * 2000 for word in ("old", "new")} | {p.read_text() for p in others.glob("*.txt")}
     images = {p.name: p.read_bytes() for p in others.glob("*.png")}
     before, pid, step, until = tree_hash(pictures), run.state().pid, 0, time.monotonic() + SECONDS
     while tally.count < least and time.monotonic() < until:
@@ -230,7 +230,7 @@ def kill_servers(run: Run, others: Path, pictures: Path, log: Path, least: int, 
             assert not visitor.is_alive() and not seen[-1].startswith("failed"), seen
         if (home / "settings.toml").exists():
             assert set(tomllib.loads((home / "settings.toml").read_text())["defaults"]) == {"train.steps"}
-        assert {p.read_text() for p in others.glob("*.txt")} <= texts
+        assert {p.read_text().removesuffix("\n") for p in others.glob("*.txt")} <= texts
         assert {p.name: p.read_bytes() for p in others.glob("*.png")} == images
         state = run.state()
         assert (state.status, state.pid) == ("running", pid) and state.step >= step, state
