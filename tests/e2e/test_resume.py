@@ -131,7 +131,7 @@ def test_a_finished_run_is_not_trained_again(tiny_model, pictures):
 
 @pytest.mark.parametrize(("what", "count"), [("stop", 1), ("term", 2)])
 def test_a_stop_while_caching(tiny_model, pictures, what, count):
-    """It ends before the first step (by a signal at once, before the second shard), and what was stored is not encoded again."""
+    """It ends before the first step, by a signal at once; and what was stored is not encoded again."""
     run = make(tiny_model, pictures, "lora")
     assert train(run, Moment(what, "cache", count)) == (143 if what == "term" else 0), run.tail()
     state = run.state()
