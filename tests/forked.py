@@ -170,7 +170,8 @@ def _serve(address: str, alive: Connection) -> NoReturn:
                 _run(words, environment, folder, is_leader, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
-            asking.send(str(pid).encode())
+            with suppress(OSError):  # whoever asked may have been killed meanwhile
+                asking.send(str(pid).encode())
             children[pid] = asking
         while children:
             pid, status = os.waitpid(-1, os.WNOHANG)

@@ -160,7 +160,7 @@ def test_training_waits_for_the_device_and_ctrl_c_takes_it_out_of_the_queue(proj
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
     run = runs.find("tiny")
-    assert (process.returncode, err) == (0, "")
+    assert (process.returncode, err) == (130, "")
     assert out.endswith(f"Taken out of the queue before it started. Start it with: limner runs resume {run.id}\n")
     assert run.state().status == "stopped" and queue.waiting() == [] and not (run.path / "log.txt").exists()
 

@@ -226,6 +226,33 @@ def test_what_is_not_the_systems_or_of_another_file_stays_what_it_is(tmp_path: P
         assert caught.value is error
 
 
+def test_what_others_may_be_writing_is_swept_when_nobody_has_touched_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "model", "old")
+    (tmp_path / "model").rename(tmp_path / f"{disk.TEMPORARY}was-model")
+    (tmp_path / f"{disk.TEMPORARY}half").write_text("x")
+    disk.sweep(tmp_path, idle_seconds=60)
+    assert len(leftovers(tmp_path)) == 2
+    monkeypatch.setattr(disk.time, "time", lambda now=disk.time.time() + 61: now)
+    disk.sweep(tmp_path, idle_seconds=60)
+    assert os.listdir(tmp_path) == ["model"] and disk.manifest_faults(tmp_path / "model") == []
+
+
+def test_a_folder_is_deleted_from_its_name_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far the deletion got, nothing is left under the name that it had."""
+    fill(tmp_path / "step-1", "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.shutil, "rmtree", lambda path, **_: (path / disk.MANIFEST).unlink())
+        disk.remove(tmp_path / "step-1")
+    assert len(leftovers(tmp_path)) == 1 == len(os.listdir(tmp_path))
+    disk.sweep(tmp_path)
+    (tmp_path / "file").write_text("x")
+    disk.remove(tmp_path / "file")
+    disk.remove(tmp_path / "file")
+    assert os.listdir(tmp_path) == []
+
+
 def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     assert disk.free_bytes(tmp_path / "a" / "b") == pytest.approx(disk.free_bytes(tmp_path), rel=0.05)
     assert disk.free_bytes(tmp_path) > 0
@@ -278,8 +305,8 @@ def test_a_lock_that_came_into_a_folders_place_is_not_taken_away(tmp_path: Path,
 
 def test_a_file_in_a_folders_place_is_set_aside_and_a_link_to_a_lost_disk_is_not(tmp_path: Path) -> None:
     (tmp_path / "runs").write_bytes(b"x")
-    assert disk.make_folder(tmp_path / "runs").is_dir() and len(list(tmp_path.glob("runs.damaged-*"))) == 1
+    assert disk.own_folder(tmp_path / "runs").is_dir() and len(list(tmp_path.glob("runs.damaged-*"))) == 1
     (tmp_path / "models").symlink_to(tmp_path / "usb" / "models")
     with pytest.raises(FileExistsError):
-        disk.make_folder(tmp_path / "models")
+        disk.own_folder(tmp_path / "models")
     assert (tmp_path / "models").is_symlink()

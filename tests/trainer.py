@@ -33,8 +33,9 @@ class Moment:
     what: str
     """stop (a request), change (another one), term, kill (signals), poison (all weights become huge)."""
     where: str
-    """step (one was finished), folder (a large one was looked at), hashes (a hundred files are read), cache (a shard is added),
-    picture (one was painted), file (a safetensors file is written), rename (anything is)."""
+    """step (one was finished), look (it asks whether it is to stop, in work longer than a step), folder (a large one was looked
+    at), hashes (a hundred files are read), cache (a shard is added), picture (one was painted), file (a safetensors file is
+    written), rename (anything is)."""
     count: int
     change: dict[str, Any] | str = ""
     """The options that are asked for, or what is put into a file in their place."""
@@ -131,9 +132,11 @@ def _arm(moment: Moment, run: Run) -> None:
     from limner.data.remembered import Remembered
     from limner.engine import checkpoint, paint
     from limner.engine.journal import Journal
+    from limner.engine.training import Training
 
     owner, name = {
         "step": (Journal, "step"),
+        "look": (Training, "is_asked_to_stop"),
         "folder": (Remembered, "save"),
         "hashes": (Cache, "_some_hashes"),
         "cache": (Cache, "put"),

@@ -91,13 +91,37 @@ def naming(path: Path) -> Iterator[None]:
         raise failed from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are missing. They are on the disk: a power cut would else take them away
+    with all that has been written into them since."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    with contextlib.suppress(PermissionError):  # one may write into a folder that one may not read
+        fsync(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder, if it is there. A folder loses its name first: never is half of one to be seen. What cannot be
+    deleted stays."""
+    with contextlib.suppress(OSError):
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        nameless = temporary_name(path)
+        _rename(path, nameless)
+        fsync(path.parent)
+        shutil.rmtree(nameless, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write to; on success it becomes `path`, on any failure it is removed.
 
     `durable` waits until it is on the disk; without, a power cut may leave the file from before, or an empty one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = temporary_name(path)
     try:
         with naming(path):
@@ -190,11 +214,11 @@ def set_aside(path: Path, aside: Path | None = None) -> Path | None:
     return aside
 
 
-def make_folder(path: Path) -> Path:
-    """The folder, made where it is missing; a file in its place is set aside, a link to nothing (a disk that is not there
+def own_folder(path: Path) -> Path:
+    """A folder of ours, made where it is missing; a file in its place is set aside, a link to nothing (a disk that is not there
     now) is not: FileExistsError."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
     except FileExistsError:
         if path.is_symlink():
             raise
@@ -223,7 +247,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """
     if folder.exists() and not (folder / MANIFEST).is_file():
         raise FileExistsError(17, "exists and was not written by Limner", str(folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     temporary = temporary_name(folder)
     try:
         with naming(folder):
@@ -270,16 +294,32 @@ def manifest_faults(folder: Path) -> list[str]:
     return faults
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed writer left behind in `folder` (temporary names only, not below)."""
-    if folder.is_dir():
-        for path in folder.glob(f"{_REPLACED}*"):
-            _restore(path.with_name(path.name.removeprefix(_REPLACED)))
-        for path in folder.glob(f"{TEMPORARY}*"):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+def sweep(folder: Path, *, idle_seconds: float = 0.0) -> None:
+    """Remove what a killed writer left behind in `folder` (temporary names only, not below).
+
+    Where others may be writing, `idle_seconds` spares what changed within so many seconds. What is not ours to delete stays.
+    """
+    if not folder.is_dir():
+        return
+    left = [path for path in folder.glob(f"{TEMPORARY}*") if not idle_seconds or _idle_for(path) > idle_seconds]
+    for path in left:
+        if path.name.startswith(_REPLACED):
+            with contextlib.suppress(OSError):
+                _restore(path.with_name(path.name.removeprefix(_REPLACED)))
+    for path in left:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _idle_for(path: Path) -> float:
+    """Seconds since a file or folder was last written or renamed; 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        facts = path.stat()
+        return time.time() - max(facts.st_mtime, facts.st_ctime)
+    return 0.0
 
 
 def free_bytes(path: Path) -> int:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import sys
 import time
+from collections.abc import Iterator
 
 from limner import disk, jobs, queue, runner
 from limner.config import Config
@@ -29,6 +31,8 @@ _LOOK_SECONDS = 0.2
 _RUNNER_SECONDS = 5.0
 _EXIT_SECONDS = 5.0
 _COLUMNS = 79
+_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+"""The exit codes of a trainer that a signal stopped, with its state saved."""
 
 
 def duration(seconds: float) -> str:
@@ -205,29 +209,51 @@ def why_waiting(run: Run) -> str:
     return f"waiting for {busy.id} to finish on {device}" if busy else "waiting to be started"
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came: the machine is wanted back, or a container is stopped."""
+
+
 def follow(run: Run) -> int:
     """Show an enqueued run until it ends, then say how; returns the exit code for the terminal.
 
-    ctrl-C asks for a polite stop, or takes a run that waits out of the queue; a second one ends the trainer at once.
+    ctrl-C and SIGTERM ask for a polite stop, or take a run that waits out of the queue; a second one ends the trainer at once.
+    Then the exit code of a stopped run is 130 or 143, so that no script takes it for finished.
     """
     print(f"Run {run.id} in {run.path}")
     watch = Watcher(run)
-    asked = False
-    while run.state().status in (*LIVE, "waiting"):
-        try:
-            watch()
-            time.sleep(_LOOK_SECONDS)
-        except KeyboardInterrupt:
-            if asked:
-                jobs.stop_at_once(run)
-            elif not queue.remove(run):
-                run.request("stop")
-                asked = True
-                said = f"Stopping{_what_is_kept(run)}. Press ctrl-C again to stop at once."
-                print(f"\n{said}", file=sys.stderr)
+    asked = stopped_by = 0
+    with _terminable():
+        while run.state().status in (*LIVE, "waiting"):
+            try:
+                watch()
+                time.sleep(_LOOK_SECONDS)
+            except KeyboardInterrupt as signalled:
+                stopped_by = signal.SIGTERM if isinstance(signalled, _Terminated) else signal.SIGINT
+                if asked:
+                    jobs.stop_at_once(run)
+                elif not queue.remove(run):
+                    run.request("stop")
+                    asked = True
+                    said = f"Stopping{_what_is_kept(run)}. Press ctrl-C again to stop at once."
+                    print(f"\n{said}", file=sys.stderr)
     watch()
     watch.end()
-    return _say_end(run)
+    code = _say_end(run)
+    return 128 + stopped_by if code == 0 and stopped_by and run.state().status == "stopped" else code
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Inside, SIGTERM raises `_Terminated`."""
+
+    def terminate(number: int, frame: object) -> None:  # noqa: ARG001
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _what_is_kept(run: Run) -> str:
@@ -246,7 +272,7 @@ def _say_end(run: Run) -> int:
     if state.status == "stopped" and not state.pid:
         print(f"Taken out of the queue before it started. Start it with: limner runs resume {run.id}")
         return 0
-    if state.status == "stopped" and not code:
+    if state.status == "stopped" and (not code or code in _STOPPED):
         print(f"Stopped at step {state.step} of {state.steps}. Go on with: limner runs resume {run.id}")
         return 0
     if not run.path.is_dir():
@@ -259,11 +285,14 @@ def _say_end(run: Run) -> int:
 
 
 def _exit_code(run: Run) -> int | None:
-    """The trainer's exit code, which the runner notes just after the end; None if it never learns it."""
+    """The trainer's exit code, which the runner notes just after the end; None if it never learns it.
+
+    That of another process is none: two are started where a runner was killed just after it had started one, and one leaves.
+    """
     until = time.monotonic() + _EXIT_SECONDS
-    while time.monotonic() < until and run.state().pid:
+    while time.monotonic() < until and (state := run.state()).pid:
         ended = disk.read_json(run.path / "exit.json")
-        if isinstance(ended, dict):
+        if isinstance(ended, dict) and ended.get("pid") in (state.pid, state.parent):
             return ended.get("code")
         time.sleep(_LOOK_SECONDS)
     return None

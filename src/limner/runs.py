@@ -27,7 +27,7 @@ import psutil
 from limner import disk
 from limner.config import Config
 from limner.config import files as config_files
-from limner.errors import wrong
+from limner.errors import UserError, wrong
 
 Status = Literal["queued", "starting", "running", "stopping", "waiting", "done", "failed", "stopped"]
 Phase = Literal[
@@ -92,7 +92,7 @@ def lock_of_tools(device: str, seconds: float) -> filelock.FileLock:
 
 def lock(name: str, seconds: float) -> filelock.FileLock:
     """One of the home's own locks, waited for that long. Raises filelock.Timeout when it is entered."""
-    return disk.lock(disk.make_folder(home() / "locks") / f"{name}.lock", seconds)
+    return disk.lock(disk.own_folder(home() / "locks") / f"{name}.lock", seconds)
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class Run:
         """Make the folder's folders, as before a start. What lies in their place is set aside, and so is a file that is to be
         written and is none, and a damaged state. The run's lock is held."""
         for name in ("control", "samples", "checkpoints", "states"):
-            disk.make_folder(self.path / name)
+            disk.own_folder(self.path / name)
         for name in ("state.json", "exit.json", "plan.json", "command.json", "events.jsonl", self.log.name):
             if (self.path / name).is_dir():
                 disk.set_aside(self.path / name)
@@ -240,6 +240,11 @@ class Run:
         line = json.dumps({"event": kind, "time": round(now(), 3), **values}, ensure_ascii=False, allow_nan=False)
         with (self.path / "events.jsonl").open("ab") as file:
             file.write(line.encode("utf-8", "replace") + b"\n")
+
+    def sync_events(self) -> None:
+        """Wait until the events told so far are on the disk, and would outlive a power cut."""
+        with contextlib.suppress(FileNotFoundError):
+            disk.fsync(self.path / "events.jsonl")
 
     def end_last_line(self) -> None:
         """Close a line that a killed writer left open, so that the next event starts on a line of its own."""
@@ -325,7 +330,7 @@ class Run:
     def request(self, what: str) -> None:
         """Ask the trainer for something; it consumes the request at its next step."""
         assert what in REQUESTS
-        disk.write_text(disk.make_folder(self.path / "control") / what, f"{time.time()}\n")
+        disk.write_text(disk.own_folder(self.path / "control") / what, f"{time.time()}\n")
 
     def take_requests(self) -> list[str]:
         """The trainer's side: pending requests, each consumed by a rename so that it is taken once."""
@@ -357,7 +362,7 @@ class Run:
 
     def drop_requests(self, before: float) -> None:
         """Forget what was asked of an earlier trainer: requests older than `before` (seconds since the epoch)."""
-        for path in disk.make_folder(self.path / "control").iterdir():
+        for path in disk.own_folder(self.path / "control").iterdir():
             if path.is_file() and path.stat().st_mtime < before:
                 path.unlink(missing_ok=True)
 
@@ -424,11 +429,12 @@ def create(config: Config) -> Run:
 
 def new(folder: Path, stem: str) -> Run:
     """A new directory in `folder`, called `stem`, or that and a number where another has the name."""
-    disk.make_folder(folder)
+    disk.own_folder(folder)
     for attempt in range(1, 10_000):
         path = folder / (stem if attempt == 1 else f"{stem}-{attempt}")
         with contextlib.suppress(FileExistsError):
             path.mkdir()
+            disk.fsync(folder)
             (path / "control").mkdir()
             return Run(path)
     raise wrong(folder.name, f"{folder} holds too many named {stem}.", "Delete some of them.")
@@ -439,6 +445,15 @@ def all_runs() -> list[Run]:
     folder = home() / "runs"
     # of a folder that may not be entered, Path.exists raises
     return [Run(p) for p in sorted(folder.iterdir()) if os.path.exists(p / "config.toml")] if folder.is_dir() else []
+
+
+def newest_of(config: Config) -> Run | None:
+    """The newest run of exactly this configuration."""
+    for run in sorted(all_runs(), key=lambda r: (r.path / "config.toml").stat().st_mtime_ns, reverse=True):
+        with contextlib.suppress(UserError):
+            if run.config() == config:
+                return run
+    return None
 
 
 def named(name: str) -> Run:
@@ -465,7 +480,7 @@ def delete(run: Run) -> Path:
         raise wrong("run", f"{run.id} is waiting in the queue.", "Stop it first.")
     if run.state().status in LIVE or run.is_locked():
         raise wrong("run", f"{run.id} is running.", "Stop it first.")
-    trash = disk.make_folder(home() / "trash")
+    trash = disk.own_folder(home() / "trash")
     target = trash / run.id
     while target.exists():
         target = trash / f"{run.id}.{secrets.token_hex(3)}"

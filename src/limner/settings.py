@@ -81,7 +81,7 @@ def _raw(path: Path) -> dict[str, Any]:
 def _turn(home: Path) -> Iterator[None]:
     """One process at a time changes the settings. Raises OSError where the home cannot be written, or another takes too
     long."""
-    with disk.lock(disk.make_folder(home / "locks") / "settings.lock", _TURN_SECONDS):
+    with disk.lock(disk.own_folder(home / "locks") / "settings.lock", _TURN_SECONDS):
         yield
 
 

@@ -143,7 +143,7 @@ def test_a_signal_to_the_launcher_stops_all_with_their_state_saved(tiny_model, p
     process = start(run)
     at_step(run, 2, process)
     os.kill(process.pid, signal.SIGTERM)
-    assert process.wait(60) == 0, run.tail(20_000)
+    assert process.wait(60) == 143, run.tail(20_000)
     state = run.state()
     assert state.status == "stopped"
     newest = sorted(p.name for p in run.states.iterdir())[-1]

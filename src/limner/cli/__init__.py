@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from limner.cli.config import config_app
-from limner.cli.runs import follow_to_its_end, runs_app
+from limner.cli.runs import follow_to_its_end, go_on, runs_app
 from limner.cli.words import Options, load, repeated
 from limner.errors import Finding, UserError, printable, wrong
 
@@ -57,11 +57,18 @@ def _report(findings: list[Finding]) -> bool:
 
 
 @app.command
-def train(*words: Options) -> int:
-    """Train: limner train CONFIG.toml [--section.option value ...]. Without a file, options alone."""
-    from limner import jobs, preflight, progress
+def train(*words: Options, resume: Annotated[bool, Parameter(negative="")] = False) -> int:
+    """Train: limner train CONFIG.toml [--section.option value ...]. Without a file, options alone.
+
+    Parameters
+    ----------
+    resume: Go on with the newest run of this very configuration, if there is one: for a command that is started again.
+    """
+    from limner import jobs, preflight, progress, runs
 
     config = load(words)
+    if resume and (run := runs.newest_of(config)) is not None:
+        return go_on(run)
     findings, records = preflight.examine(config, _machine())
     if _report(findings):
         return 2

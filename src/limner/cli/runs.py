@@ -20,6 +20,22 @@ def follow_to_its_end(run) -> int:
     return progress.follow(run)
 
 
+def go_on(run) -> int:
+    """Show a run until it ends, whatever became of it since it was asked for: put into the queue again if it ended early."""
+    from limner import progress, queue, runner, runs
+
+    status = run.state().status
+    if status == "done":
+        print(f"{run.id} is finished.")
+        return 0
+    if status == "waiting":  # whoever served the queue may be gone
+        queue.repair()
+        runner.ensure_runner()
+    elif status not in runs.LIVE:
+        queue.enqueue(run)
+    return progress.follow(run)
+
+
 @runs_app.command(name="list")
 def runs_list() -> int:
     """List all runs."""

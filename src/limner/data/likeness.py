@@ -100,7 +100,7 @@ class Looks:
         self.file = file
 
     def _prepare(self) -> None:
-        disk.make_folder(self.file.parent)
+        disk.own_folder(self.file.parent)
         if self.file.is_dir():
             disk.set_aside(self.file)
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -16,9 +15,13 @@ import psutil
 
 from limner import changes, disk, fitting, machine, runs
 from limner.config import defaults
+from limner.engine.stopping import StopFlag
 from limner.engine.together import called, leave_reason
 from limner.errors import StopRequested, UserError, printable
 from limner.runs import Run
+
+_ABANDONED_SECONDS = 24 * 3600.0
+"""How long nobody has touched what is taken for left behind, in folders that others write into as well."""
 
 
 class Prefixed(io.TextIOBase):
@@ -40,22 +43,12 @@ class Prefixed(io.TextIOBase):
         return self._stream.fileno()
 
 
-class StopFlag:
-    """Set by SIGTERM or ctrl-C: the loop ends after the current step, with its state saved. A second signal ends it now."""
-
-    def __init__(self) -> None:
-        self.is_set = False
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, self._handle)
-
-    def _handle(self, number: int, frame: object) -> None:  # noqa: ARG002
-        if self.is_set:
-            os._exit(128 + number)
-        self.is_set = True
-
-
 def main(folder: str) -> int:
-    """Train the run in `folder`, from its newest training state if it has one. Returns the exit code."""
+    """Train the run in `folder`, from its newest training state if it has one.
+
+    Returns the exit code: 0 done, or stopped by a request; 128 + the signal if it was stopped by one (143, 130); 2 where the
+    user can mend it; 1 for all else.
+    """
     flag = StopFlag()
     run = Run(Path(folder).absolute())
     rank = int(os.environ.get("RANK", "0"))
@@ -141,7 +134,9 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
     if journal.is_main:
         run.end_last_line()
         for folder in (run.path, run.states, run.samples, run.checkpoints):
-            disk.sweep(folder)  # not output.path: another run may be writing there
+            disk.sweep(folder)
+        for folder in (checkpoint.output_folder(config, run.checkpoints), config.memory.cache_path or runs.home() / "cache"):
+            disk.sweep(folder, idle_seconds=_ABANDONED_SECONDS)  # others may be writing there
     if config.launch.num_threads is not None:
         import torch
 
@@ -162,7 +157,8 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
         said = f"trained by {process.world} instead of {config.launch.num_processes} processes; each step is the same"
         journal.event("warning", message=said)
     try:
-        job = prepare.prepare(run, config, process, journal, lambda: flag.is_set)
+        with flag.at_once(is_alone=process.world == 1):
+            job = prepare.prepare(run, config, process, journal, lambda: flag.is_set)
         job.pending = [c for c in made if c.step > first_step]
         _resume(run, job, path, faults, checkpoint, journal)
         finished, reason = False, ""
@@ -177,13 +173,15 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
             raise fit.OutOfMemory(reason)
         journal.flush()
     except StopRequested:
-        finished = False  # while caching: nothing to save, what is cached stays
+        finished = False  # before the first step: nothing to save, what is cached stays
+    if not finished:
         run.take_requests()
     process.close()  # not if it failed: another may be gone, and would be waited for
     status = "done" if finished else "stopped"
     journal.say(status=status, phase="", progress=(journal.state.step, journal.state.steps))
     journal.event("stop", step=journal.state.step, status=status)
-    return 0
+    # a launcher takes any other code of one of several for a failure of all; it has a word of its own
+    return 0 if finished or process.world > 1 else flag.exit_code
 
 
 def _resume(run: Run, job, path: Path | None, faults: list[str], checkpoint, journal) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -127,13 +126,9 @@ def superfluous(config: Config, written: list[str]) -> list[str]:
 def delete_checkpoints(config: Config, folder: Path, names: list[str]) -> None:
     """Delete these of them."""
     for name in names:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        disk.remove(folder / name)
         if config.adapter.kind != "embedding" and config.embedding.token is not None:
-            (folder / file_name(name)).unlink(missing_ok=True)
+            disk.remove(folder / file_name(name))
 
 
 def verify(path: Path) -> None:
@@ -164,12 +159,11 @@ def save_state(folder: Path, step: int, parts: Iterable[Part], extra: dict[str, 
                 (temporary / f"{name}.json").write_text(json.dumps(told), encoding="utf-8")
         (temporary / "state.json").write_text(json.dumps({"step": step, "version": 2, **extra}), encoding="utf-8")
 
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step-{step:08d}"
     disk.write_folder(target, fill)
     if not disk.manifest_faults(target):
         for old in _by_step(folder)[:-_KEPT_STATES]:
-            shutil.rmtree(old, ignore_errors=True)
+            disk.remove(old)
 
 
 def has_state(folder: Path, step: int) -> bool:

@@ -37,9 +37,14 @@ def paint_class_pictures(config: Config, family: Family, runtime: Runtime, count
     loading.load(family, "denoiser", runtime.dtype, runtime.device, config.model)
     family.load("vae", family.keep.vae_dtype, runtime.device)
     name = painter(config.model, base.path)
+
+    def look(turn: int) -> None:
+        if runtime.world == 1:  # else another would wait for the rest of the picture
+            progress(turn, len(numbers))
+
     for turn in range(runtime.most(len(numbers))):
         for number, prompt in zip(numbers[turn : turn + 1], prompts[turn : turn + 1], strict=True):
-            pixels = next(paint.paint(family, runtime, [prompt], encoded))
+            pixels = next(paint.paint(family, runtime, [prompt], encoded, look=lambda turn=turn: look(turn)))
             mark = PngInfo()
             mark.add_text(MARK, json.dumps({"base": name, "prompt": prompt.text, "seed": prompt.seed}))
             with disk.replacing(painted_path(folder, number)) as temporary:

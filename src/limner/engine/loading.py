@@ -32,6 +32,8 @@ def lent(family: Family, part: Part, dtype: torch.dtype, device: torch.device, m
     was_here = family.has(part)
     if not was_here:
         load(family, part, dtype, device, model)
-    yield
-    if not was_here:
-        family.free(part)
+    try:
+        yield
+    finally:
+        if not was_here:
+            family.free(part)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -30,8 +30,10 @@ def paint(
     prompts: Sequence[Prompt],
     encoded: Sequence[tuple[Conditioning, Conditioning]],
     together: int = 1,
+    look: Callable[[], None] = lambda: None,
 ) -> Iterator[Tensor]:
-    """Paint each prompt; yields pixels (3, H, W) in [-1, 1] in the prompts' order. Denoiser and VAE must be loaded.
+    """Paint each prompt; yields pixels (3, H, W) in [-1, 1] in the prompts' order. Denoiser and VAE must be loaded. `look` is
+    called before each evaluation of the denoiser, and may raise.
 
     All noise comes from the prompt's own seed, drawn on the CPU as diffusers' pipelines do. Neighbours that differ in nothing
     but their words (of equally many tokens) and seed are painted together, up to `together` of them.
@@ -42,7 +44,7 @@ def paint(
         kind = _kind(prompts[start], encoded[start])
         while end < len(prompts) and end - start < together and _kind(prompts[end], encoded[end]) == kind:
             end += 1
-        yield from _paint_alike(family, runtime, prompts[start:end], encoded[start:end])
+        yield from _paint_alike(family, runtime, prompts[start:end], encoded[start:end], look)
         start = end
 
 
@@ -56,6 +58,7 @@ def _paint_alike(
     runtime: Runtime,
     prompts: Sequence[Prompt],
     encoded: Sequence[tuple[Conditioning, Conditioning]],
+    look: Callable[[], None],
 ) -> Tensor:
     first, device = prompts[0], runtime.device
     factor = family.base.latent_factor
@@ -75,6 +78,7 @@ def _paint_alike(
         return torch.stack([torch.randn(shape, generator=source) for source in sources]).to(device)
 
     def predict(noisy: Tensor, t: Tensor) -> Tensor:
+        look()
         with runtime.autocast():
             if not guided:
                 return family.predict(noisy, t, cond).float()

@@ -88,6 +88,7 @@ def save_state(job: Training, step: int) -> None:
 
         def write() -> Told:
             if is_needed:
+                job.run.sync_events()  # what came before the step to resume from is told by nobody else
                 checkpoint.save_state(job.run.states, step, parts, extra, copies)
             return {"kind": "state", "step": step}
 

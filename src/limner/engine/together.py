@@ -74,7 +74,7 @@ def main(words: Sequence[str]) -> int:
     for attempt in range(restarts + 1):
         failure = _launch(launcher, _at_next_port(rest, attempt))
         if failure is None:
-            return 0
+            return 128 + stop.number if State.read(run.path / "state.json").status == "stopped" and stop.is_asked else 0
         reason, code = failure
         left = restarts - attempt
         if stop.is_asked or code == UserError.exit_code or not left:
@@ -89,7 +89,7 @@ class _Stop:
     """The first SIGTERM or ctrl-C asks the run to stop, a second one ends its processes."""
 
     def __init__(self, run: Run) -> None:
-        self._run, self._since = run, 0.0
+        self._run, self._since, self.number = run, 0.0, 0
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, self._handle)
 
@@ -100,7 +100,7 @@ class _Stop:
     def _handle(self, number: int, frame: object) -> None:  # noqa: ARG002
         if self.is_asked and time.monotonic() - self._since > 1:  # one to the whole group may be told twice
             raise SystemExit(128 + number)  # the launcher ends its processes on its way out
-        self._since = self._since or time.monotonic()
+        self._since, self.number = self._since or time.monotonic(), self.number or number
         self._run.request("stop")
 
 

@@ -35,10 +35,8 @@ def loop(job: Training, first_step: int) -> bool:
     config, runtime, journal, total, step = job.config, job.runtime, job.journal, job.dataset.total_steps, first_step
     job.done = step
     journal.say(status="running", phase="training", progress=(step, total), step=step, steps=total)
-    if is_validation_due(job, step) and not runtime.share(has_validation(job, step)):
-        validate(job, step)
-    if is_sample_due(job, step) and not runtime.share(has_samples(job, step)):
-        sample(job, step)
+    if job.is_asked_to_stop() or not look(job, step, is_new=False):
+        return False
     while step < total:
         measured = move_weights(job, step)
         job.meter.end()
@@ -59,14 +57,25 @@ def loop(job: Training, first_step: int) -> bool:
         # what was learnt is safe before anything is painted
         if step == total or saves or is_checkpoint_due(job, step):
             save_weights(job, step)
-        if stop or stop_now or step == total or step % config.output.state_every_steps == 0 or is_checkpoint_due(job, step):
+        stop = stop or stop_now
+        is_kept = stop or step == total or step % config.output.state_every_steps == 0 or is_checkpoint_due(job, step)
+        if is_kept:
             save_state(job, step)
-        if not stop_now and is_validation_due(job, step):
-            validate(job, step)
-        if paints or (not stop_now and is_sample_due(job, step)):
-            sample(job, step)
-        if stop or stop_now:
-            return step == total
+        if stop or not look(job, step, is_asked=paints):
+            if not is_kept:
+                save_state(job, step)
+            return step == total and not (job.prompts or job.validation)  # else something may be due still
+    return True
+
+
+def look(job: Training, step: int, *, is_new: bool = True, is_asked: bool = False) -> bool:
+    """Validate and paint what is due behind a step, which after a resume (not `is_new`) may be there already; or paint because
+    it `is_asked`. False if it was left in the middle, to stop: what is missing is made up for when the run is resumed."""
+    share = job.runtime.share
+    if is_validation_due(job, step) and (is_new or not share(has_validation(job, step))) and not validate(job, step):
+        return False
+    if is_asked or (is_sample_due(job, step) and (is_new or not share(has_samples(job, step)))):
+        return sample(job, step)
     return True
 
 

@@ -94,6 +94,10 @@ class Training:
         device, situation = self.runtime.device, hints.situation(self.config, self.runtime.device.type)
         self.meter = self.journal.meter = Meter(device, self.runtime.precision, situation, is_on=self.runtime.is_main)
 
+    def is_asked_to_stop(self) -> bool:
+        """Whether any process of this run was, by a signal or a request; to be asked by all of them together."""
+        return self.runtime.any(self.stop_requested() or self.run.is_asked_to_stop())
+
     def circumstances(self) -> dict[str, Any]:
         """What must be the same when the run is resumed, or its numbers would be others."""
         out = {

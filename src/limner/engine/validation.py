@@ -45,8 +45,9 @@ def timesteps(process: Process, least: int, most: int) -> list[float]:
 
 
 @torch.no_grad()
-def measure(job: Training) -> float:
-    """The mean loss over all held-out pictures and timesteps. Every process measures its share; all know the mean.
+def measure(job: Training) -> float | None:
+    """The mean loss over all held-out pictures and timesteps. Every process measures its share; all know the mean. None if it
+    was asked to stop meanwhile.
 
     Pictures are the posterior's mean and not a draw; nothing of the adapter is dropped, since no step has begun.
     """
@@ -56,9 +57,11 @@ def measure(job: Training) -> float:
     count = len(samples.dataset.pictures)
     losses = torch.zeros(count, NUM_TIMESTEPS, device=runtime.device)
     together = max(1, min(NUM_TIMESTEPS, job.config.train.batch_size))
-    # of a model that is shared out all compute equally often, and what is done twice counts once
-    turns = count + (-count % runtime.world if runtime.is_sharded else 0)
+    # all compute equally often, as they need one another; what is done twice counts once
+    turns = count + -count % runtime.world
     for turn in range(runtime.rank, turns, runtime.world):
+        if job.is_asked_to_stop():
+            return None
         picture = min(turn, count - 1)
         for first in range(0, NUM_TIMESTEPS, together):
             places = range(first, min(first + together, NUM_TIMESTEPS))
@@ -79,13 +82,15 @@ def _plain_loss(job: Training, batch: Batch, picture: int, places: range, chosen
     return loss_at(job, batch, noise.to(x0.device, x0.dtype), t)
 
 
-def validate(job: Training, step: int) -> None:
-    """Measure the loss on the held-out pictures with the weights that a checkpoint of this step would hold."""
+def validate(job: Training, step: int) -> bool:
+    """Measure the loss on the held-out pictures with the weights that a checkpoint of this step would hold. False if it was
+    asked to stop before it could tell."""
     job.saver.collect(wait=True)
     job.journal.flush()
     job.journal.say(phase="validating", step=step)
     with evaluation_weights(job.optimizer, job.params, job.average), uncompiled(job.config.speed):
         loss = measure(job)
-    if math.isfinite(loss):
+    if loss is not None and math.isfinite(loss):
         job.journal.event("validation", step=step, loss=loss)
     job.journal.say(phase="training", progress=(step, job.dataset.total_steps))
+    return loss is not None

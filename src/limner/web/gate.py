@@ -132,7 +132,7 @@ def token_of(home: Path) -> str:
     if kept := _token_in(path):
         return kept
     new = secrets.token_urlsafe(32)
-    with contextlib.suppress(OSError), disk.lock(disk.make_folder(home / "locks") / "token.lock", _TURN_SECONDS):
+    with contextlib.suppress(OSError), disk.lock(disk.own_folder(home / "locks") / "token.lock", _TURN_SECONDS):
         if kept := _token_in(path):  # another server has just made it
             return kept
         if path.is_dir() or (os.path.lexists(path) and path.stat().st_size):
