@@ -19,11 +19,12 @@ from limner.adapters.together import Together
 from limner.config import Config
 from limner.engine.aside import Copies
 from limner.engine.average import Average
+from limner.engine.finite import all_finite
 from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizer_state import pack, unpack
 from limner.engine.runtime import Runtime
 from limner.engine.shards import is_sharded, load, local, share_like, whole, whole_like
-from limner.errors import wrong
+from limner.errors import UserError, wrong
 from limner.formats.embedding_file import file_name
 from limner.formats.header import read_header
 from limner.formats.metadata import TRIGGER, adapter_metadata, add_hashes, model_spec
@@ -101,6 +102,8 @@ def write_adapter(path: Path, state: dict[str, Tensor], config: Config, facts: d
         k: torch.float32 if k.endswith(".alpha") else dtype if v.is_floating_point() else v.dtype for k, v in state.items()
     }
     tensors = {k: v.cpu().to(dtypes[k]).contiguous() for k, v in state.items()}
+    if not all_finite(tensors.values()):
+        raise too_large(config)
     kohya = adapter_metadata(config, facts)
     with disk.replacing(path) as temporary:
         # the hashes are those of the file with the ss_ keys alone (sd-scripts' rule), so it is written twice
@@ -111,9 +114,17 @@ def write_adapter(path: Path, state: dict[str, Tensor], config: Config, facts: d
 def write_embedding(path: Path, state: dict[str, Tensor], config: Config, facts: dict[str, Any]) -> None:
     """An embedding file with its metadata; kohya writes no keys of its own into one."""
     tensors = {k: v.cpu().to(PRECISIONS[config.output.dtype]).contiguous() for k, v in state.items()}
+    if not all_finite(tensors.values()):
+        raise too_large(config)
     spec = model_spec(config, facts, suffix="/textual-inversion") | {TRIGGER: str(config.embedding.token)}
     with disk.replacing(path) as temporary:
         save_file(tensors, temporary, spec)
+
+
+def too_large(config: Config) -> UserError:
+    """The message for finite weights that are not in the file's precision."""
+    said = f"the weights do not fit into {config.output.dtype}: the file would hold infinities."
+    return wrong("output.dtype", said, 'Set "bf16" or "fp32"; weights so large also ask for a lower learning rate.')
 
 
 def superfluous(config: Config, written: list[str]) -> list[str]:
@@ -190,6 +201,11 @@ def parts_of_state(
 
 def _by_step(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def states_from(folder: Path, step: int) -> list[Path]:
+    """The states of this step and later ones."""
+    return [p for p in _by_step(folder) if step_of(p) >= step]
 
 
 def step_of(path: Path) -> int:

@@ -19,6 +19,7 @@ def sample(job: Training, step: int) -> None:
     if not job.prompts:
         return
     job.saver.collect(wait=True)
+    job.watch.settle()
     job.journal.flush()
     job.journal.say(phase="sampling", progress=(0, len(job.prompts)), step=step)
     with evaluation_weights(job.optimizer, job.params, job.average), uncompiled(job.config.speed):

@@ -25,6 +25,8 @@ from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizers import make_optimizer
 from limner.engine.runtime import Runtime
 from limner.engine.samples import Samples
+from limner.engine.skips import Skip
+from limner.engine.watch import Watch
 from limner.models.family import Conditioning, Family
 from limner.runs import Run
 
@@ -51,10 +53,14 @@ class Training:
     """The held-out pictures."""
     pending: list[Change] = field(default_factory=list)
     """Live changes that an earlier trainer of this run made behind the step to resume from: made again at their steps."""
+    skips: list[Skip] = field(default_factory=list)
+    """What is left out since it made no numbers."""
     written: list[str] = field(default_factory=list)
     """Checkpoints written on the way, oldest first."""
     done: int = 0
     """The last finished step."""
+    is_leaving: bool = False
+    """It was asked to stop: what is due at this step is its last."""
     is_moving: bool = False
     """Some weights may be those of the next step already."""
     timesteps: Timesteps = field(init=False)
@@ -71,6 +77,7 @@ class Training:
     saved_at: int | None = field(init=False, default=None)
     """The step of the last save."""
     meter: Meter = field(init=False)
+    watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
         self.timesteps = timesteps_of(self.config.objective, self.family.process)
@@ -86,6 +93,7 @@ class Training:
         self.feed = Feed(self, AHEAD if self.runtime.device.type == "cuda" else 0)
         self.saver = Saver(self.journal.event)
         self.saves_aside = not self.config.adapter.trains_base and fits_aside(self.params)
+        self.watch = Watch(self.runtime)
         device, situation = self.runtime.device, hints.situation(self.config, self.runtime.device.type)
         self.meter = self.journal.meter = Meter(device, self.runtime.precision, situation, is_on=self.runtime.is_main)
 

@@ -82,6 +82,7 @@ def _plain_loss(job: Training, batch: Batch, picture: int, places: range, chosen
 def validate(job: Training, step: int) -> None:
     """Measure the loss on the held-out pictures with the weights that a checkpoint of this step would hold."""
     job.saver.collect(wait=True)
+    job.watch.settle()
     job.journal.flush()
     job.journal.say(phase="validating", step=step)
     with evaluation_weights(job.optimizer, job.params, job.average), uncompiled(job.config.speed):
