@@ -177,8 +177,12 @@ def save_state(folder: Path, step: int, parts: Iterable[Part], extra: dict[str, 
     target = folder / f"step-{step:08d}"
     disk.write_folder(target, fill)
     if not disk.manifest_faults(target):
-        for old in _by_step(folder)[:-_KEPT_STATES]:
-            shutil.rmtree(old, ignore_errors=True)
+        every, doubted = _by_step(folder), extra["watch"]["above"]
+        # a loss that is exploding may make the newest worth nothing
+        kept = [p for p in every if doubted and step_of(p) < doubted[0]][-1:]
+        for old in every[:-_KEPT_STATES]:
+            if old not in kept:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def has_state(folder: Path, step: int) -> bool:

@@ -97,11 +97,11 @@ def single_out(job: Training, step: int) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _losses(job: Training, step: int) -> list[tuple[int, bool]]:
-    """(picture, whether its loss is a number) of this process's pictures of a step."""
+    """(picture, whether its loss is a number) of this process's pictures of a step. Nothing of the adapter is dropped: no step
+    has begun."""
     out = list[tuple[int, bool]]()
     for place in places(job, step):
         question = job.feed.take(place)
-        job.adapter.begin(step, place.number)
         with uncompiled(job.config.speed):
             losses = answer_loss(job, question)
         out += zip(place.indices, losses.isfinite().tolist(), strict=True)
