@@ -137,7 +137,7 @@ def test_the_mean_is_over_the_rest(model: Path, pictures: Path) -> None:
             if i not in hidden:
                 gradients = torch.autograd.grad(loss, job.params, retain_graph=True)
                 found.append((float(loss), torch.cat([g.double().flatten() for g in gradients])))
-    job.skips = [Skip(9, 4, hidden)]
+    job.skips = [Skip(5, hidden)]
     assert num_shown(job, step) == len(found) and num_shown(job, 3) == 6
     loss = accumulate_gradients(job, step)
     assert float(loss) == pytest.approx(sum(v for v, _ in found) / len(found), rel=1e-5)
@@ -149,11 +149,11 @@ def test_the_mean_is_over_the_rest(model: Path, pictures: Path) -> None:
 def test_pieces_keep_their_positions(model: Path, pictures: Path) -> None:
     job = job_for(model, pictures, train={"batch_size": 6, "accumulation": 1}, memory={"micro_batch": 2})
     (order,) = job.dataset.order.step(0)
-    job.skips = [Skip(1, 0, (order[1],))]
+    job.skips = [Skip(1, (order[1],))]
     assert [(p.indices, p.position) for p in places(job, 0)] == [((order[0],), 0), (order[2:4], 2), (order[4:], 4)]
-    job.skips = [Skip(1, 0)]
+    job.skips = [Skip(1)]
     assert places(job, 0) == [] and num_shown(job, 1) == 6
-    job.runtime, job.skips = replace(job.runtime, is_sharded=True), [Skip(1, 0, (order[1],))]
+    job.runtime, job.skips = replace(job.runtime, is_sharded=True), [Skip(1, (order[1],))]
     assert num_shown(job, 0) == num_shown(job, 1) == 0  # else some process would have nothing to compute
 
 
@@ -161,7 +161,7 @@ def test_pictures_of_other_data_are_forgotten(model: Path, pictures: Path) -> No
     from limner.engine import skips
 
     job = job_for(model, pictures)
-    of_this, of_other, step = Skip(3, 2, (1,), job.dataset.fingerprint()), Skip(4, 2, (1,), "other"), Skip(5, 2)
+    of_this, of_other, step = Skip(3, (1,), job.dataset.fingerprint()), Skip(4, (1,), "other"), Skip(5)
     skips.take(job, [of_this, of_other, step, of_this])
     assert job.skips == [of_this, step]
     assert [Skip.of(s.told()) for s in job.skips] == job.skips
@@ -256,12 +256,13 @@ def test_a_step_that_makes_no_numbers_is_left_out(model: Path, pictures: Path, w
     assert poisoned.train(run, Fault(what, 8)) == 0, run.tail()
     whole = finished(run)
     (skip,) = poisoned.skips(run)
-    assert (skip["step"], skip["skip"]["state"], skip["skip"]["pictures"]) == (8, 6, [])
+    assert (skip["step"], skip["skip"]["pictures"]) == (8, [])
+    assert [e["step"] for e, _ in run.events() if e["event"] == "resume"] == [6]
     assert [s[0] for s in whole["steps"]] == [1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12]
     names = [Path(p).name for p in skip["pictures"]]
     (said,) = [e["message"] for e in run.history() if e["event"] == "warning"]
     assert len(names) == 2 and all(name in said and name in run.tail() for name in names)
-    assert "step 8" in said and "training state of step 6" in said
+    assert "step 8" in said and "went back to its last training state" in said
 
     ended = trainer.new_run(chosen)
     assert poisoned.train(ended, Fault(what, 8), Moment("kill", "step", 9)) == -9  # behind the step, gone back and done again
@@ -286,7 +287,7 @@ def job_for_run(chosen: Any) -> Any:
 
 
 def test_a_picture_that_makes_no_numbers_is_left_out_for_good(model: Path, pictures: Path) -> None:
-    """It alone, in every step behind the state, and the others go on in their places."""
+    """It alone, from the step on where it was noticed, and the others go on in their places."""
     chosen = trainer.config(model, pictures, train={"ema": 0.9, "accumulation": 2})
     name = poisoned.spoil_latents(chosen, 3)
     run = trainer.new_run(chosen)
@@ -327,7 +328,7 @@ def test_by_option_it_stops_at_once(model: Path, pictures: Path) -> None:
 def test_without_a_state_it_begins_anew(model: Path, pictures: Path) -> None:
     run = trainer.new_run(trainer.config(model, pictures))
     assert poisoned.train(run, Fault("loss", 2)) == 0, run.tail()
-    assert recorded(run) == [Skip(2, 0)]
+    assert recorded(run) == [Skip(2)]
     assert [s[0] for s in finished(run)["steps"]] == [1, *range(3, 13)]
 
 

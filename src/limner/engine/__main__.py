@@ -177,8 +177,7 @@ def _train(run: Run, journal, flag: StopFlag, alarm) -> int:
         job = prepare.prepare(run, config, process, journal, lambda: flag.is_set)
         job.pending = [c for c in made if c.step > first_step]
         skips.take(job, [*left_out, *_resume(run, job, path, faults, checkpoint, journal)])
-        if alarm is not None:
-            going_back.leave_out(job, alarm, first_step)
+        job.alarm = alarm
         finished, reason = False, ""
         try:
             finished = train.train(job, first_step)

@@ -1,4 +1,4 @@
-"""After an alarm: back to the last good training state, and on without what made no numbers; or no further."""
+"""After an alarm a run goes back to its last training state, and on; where it was, it decides what is left out, or ends."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from limner.runs import Run
 if TYPE_CHECKING:
     from limner.engine.training import Training
 
-NEAR = 10
-"""Steps that are the same place, as are all behind one training state."""
+NEAR = 100
+"""Steps that are the same place."""
 _COMPARED = 4
 """Steps at most whose pictures are compared with those of the step at fault."""
 _NAMED = 3
@@ -36,21 +36,21 @@ def forget_states(run: Run, alarm: Alarm) -> None:
         shutil.rmtree(path)
 
 
-def leave_out(job: Training, alarm: Alarm, state: int) -> None:
-    """Decide what is left out, now that a run has gone back to its training state of step `state` (0: to its beginning).
+def leave_out(job: Training, alarm: Alarm) -> None:
+    """Decide what is left out, now that a run that went back comes to the step of the alarm again: with the weights that it has
+    there, so that it is the same whatever state it came from.
 
-    Pictures whose loss is no number with those weights either, while others' is one, for good; else the step as a whole. In all
-    processes alike. Raises UserError at the second step as a whole in the same place: then it is not the pictures.
+    Pictures whose loss is no number while others' is one, for good; else the step as a whole. In all processes alike. Raises
+    UserError at the second step as a whole in the same place: then it is not the pictures.
     """
     pictures = single_out(job, alarm.step - 1)
-    if not pictures and any(s.state == state or abs(alarm.step - s.step) <= NEAR for s in job.skips if not s.pictures):
+    if not pictures and any(abs(alarm.step - s.step) <= NEAR for s in job.skips if not s.pictures):
         raise refusal(job, alarm)
-    skip = Skip(alarm.step, state, pictures, job.dataset.fingerprint() if pictures else "")
+    skip = Skip(alarm.step, pictures, job.dataset.fingerprint() if pictures else "")
     numbers = pictures or step_pictures(job, alarm.step - 1)
     job.skips = [*job.skips, skip]
     what = "left out from now on" if pictures else "left out at this step"
-    where = f"the training state of step {state}" if state else "its beginning"
-    said = f"{alarm.said}; the run went back to {where}, and {what}: {named(job, numbers)}"
+    said = f"{alarm.said}; the run went back to its last training state. Pictures {what}: {named(job, numbers)}"
     paths = [printable(job.dataset.pictures[i].path, 4000) for i in numbers[:_LISTED]]
     job.journal.event("skip", step=alarm.step, noticed=alarm.noticed, why=alarm.said, pictures=paths, skip=skip.told())
     job.journal.event("warning", message=said)
@@ -84,7 +84,7 @@ def named(job: Training, numbers: Sequence[int]) -> str:
 
 def single_out(job: Training, step: int) -> tuple[int, ...]:
     """The pictures of a step (from 0), and of those after it that they are compared with, whose loss is no number; () if that of
-    all of them is none, or of none. With the draws of that step and the weights of now."""
+    all of them is none, or of none. With the draws of those steps."""
     bad, good = set[int](), set[int]()
     for number in range(step, step + _COMPARED):
         for found in job.runtime.shares(_losses(job, number)):

@@ -17,14 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Skip:
-    """What was decided when a run went back."""
+    """What was decided about a step that made no numbers."""
 
     step: int
-    """Where it began, from 1."""
-    state: int
-    """Of the training state it went back to."""
+    """From 1."""
     pictures: tuple[int, ...] = ()
-    """By their places in the data set: left out in all steps behind that state. None: the step is left out, and it alone."""
+    """By their places in the data set: left out from that step on. None: the step is left out, and it alone."""
     data: str = ""
     """The data set's fingerprint: in another one the places are others'."""
 
@@ -35,7 +33,7 @@ class Skip:
     @staticmethod
     def of(told: dict[str, Any]) -> Skip:
         """What `told` gave. Raises KeyError or TypeError if it is not that."""
-        return Skip(int(told["step"]), int(told["state"]), tuple(map(int, told["pictures"])), str(told["data"]))
+        return Skip(int(told["step"]), tuple(map(int, told["pictures"])), str(told["data"]))
 
 
 def recorded(run: Run) -> list[Skip]:
@@ -56,7 +54,7 @@ def shown(job: Training, step: int) -> list[tuple[int | None, ...]]:
     micro_batches = job.dataset.order.step(step)
     if not job.skips:
         return list(micro_batches)
-    hidden = {i for skip in job.skips for i in skip.pictures if step >= skip.state}
+    hidden = {i for skip in job.skips for i in skip.pictures if step + 1 >= skip.step}
     is_out = any(step + 1 == skip.step for skip in job.skips if not skip.pictures)
     if job.runtime.is_sharded:  # all must compute equally often
         is_out = is_out or any(i in hidden for batch in micro_batches for i in batch)

@@ -9,7 +9,7 @@ from limner.engine import live, shards
 from limner.engine.compiled import uncompiled
 from limner.engine.due import has_samples, has_validation, is_checkpoint_due, is_sample_due, is_validation_due
 from limner.engine.feed import places
-from limner.engine.going_back import refusal
+from limner.engine.going_back import leave_out, refusal
 from limner.engine.objective import Question, answer_loss, learn
 from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizers import set_learning_rates
@@ -62,6 +62,8 @@ def loop(job: Training, first_step: int) -> bool:
     if is_sample_due(job, step) and not runtime.share(has_samples(job, step)):
         sample(job, step)
     while step < total:
+        if job.alarm is not None and step == job.alarm.step - 1:
+            leave_out(job, job.alarm)
         if num_shown(job, step):
             measured = move_weights(job, step)
             job.meter.end()

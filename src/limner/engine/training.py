@@ -26,7 +26,7 @@ from limner.engine.optimizers import make_optimizer
 from limner.engine.runtime import Runtime
 from limner.engine.samples import Samples
 from limner.engine.skips import Skip
-from limner.engine.watch import Watch
+from limner.engine.watch import Alarm, Watch
 from limner.models.family import Conditioning, Family
 from limner.runs import Run
 
@@ -53,6 +53,8 @@ class Training:
     """The held-out pictures."""
     pending: list[Change] = field(default_factory=list)
     """Live changes that an earlier trainer of this run made behind the step to resume from: made again at their steps."""
+    alarm: Alarm | None = None
+    """Why the run went back: at that step it decides what to leave out."""
     skips: list[Skip] = field(default_factory=list)
     """What is left out since it made no numbers."""
     written: list[str] = field(default_factory=list)
