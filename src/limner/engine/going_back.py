@@ -62,11 +62,12 @@ def leave_out(job: Training, alarm: Alarm) -> None:
 def refusal(job: Training, alarm: Alarm) -> UserError:
     """The message for a run that ends."""
     shown_there = named(job, step_pictures(job, alarm.step - 1))
+    finer = {"fp16": ', set train.precision = "bf16" or "fp32"', "bf16": ', set train.precision = "fp32"'}
     return wrong(
         "optimizer.lr",
         f"{alarm.said} (learning rate {job.learning_rate:g}; pictures: {shown_there}).",
-        'Lower the learning rate, or set train.precision = "bf16" or "fp32", or look at these pictures; the training state from '
-        "before is kept.",
+        f"Lower the learning rate{finer.get(job.runtime.precision, '')}, or look at these pictures; the training state from before "
+        "is kept.",
     )
 
 
