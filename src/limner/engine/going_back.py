@@ -66,8 +66,8 @@ def refusal(job: Training, alarm: Alarm) -> UserError:
     return wrong(
         "optimizer.lr",
         f"{alarm.said} (learning rate {job.learning_rate:g}; pictures: {shown_there}).",
-        f"Lower the learning rate{finer.get(job.runtime.precision, '')}, or look at these pictures; the training state from before "
-        "is kept.",
+        f"Lower the learning rate{finer.get(job.runtime.precision, '')}, or look at these pictures; the training state from "
+        "before is kept.",
     )
 
 
@@ -84,8 +84,8 @@ def named(job: Training, numbers: Sequence[int]) -> str:
 
 
 def single_out(job: Training, step: int) -> tuple[int, ...]:
-    """The pictures of a step (from 0), and of those after it that they are compared with, whose loss is no number; () if that of
-    all of them is none, or of none. With the draws of those steps."""
+    """The pictures of a step (from 0), and of those after it that they are compared with, whose loss is no number; () if that
+    is so of all of them, or of none. With the draws of those steps."""
     bad, good = set[int](), set[int]()
     for number in range(step, step + _COMPARED):
         for found in job.runtime.shares(_losses(job, number)):

@@ -23,8 +23,8 @@ from limner.engine.watch import Alarm
 from limner.errors import wrong
 
 LEAST_SCALE = 1.0
-"""Of a loss in fp16. A gradient that is too large makes the scale smaller and the step is left out, which is as it should be; one
-that is too large for fp16 as it is is not."""
+"""Of a loss in fp16. Gradients that are too large make the scale smaller and their step is left out, which is as it should be;
+not those that do not even fit unscaled. (DeepSpeed's min_loss_scale is 1, too.)"""
 UNSCALED = (
     "gradients are too large for fp16 though the loss is no longer scaled up.",
     'Set train.precision = "bf16" or "fp32", or lower optimizer.lr; the training state from before is kept.',
@@ -137,7 +137,7 @@ def gradients_norm(job: Training) -> Tensor | None:
 
 
 def accumulate_gradients(job: Training, step: int) -> Tensor:
-    """Forward and backward over the micro-batches of one step; returns the loss, a mean over all pictures that the step shows."""
+    """Forward and backward over the micro-batches of one step; returns the loss, a mean over the pictures that the step shows."""
     runtime = job.runtime
     count = num_shown(job, step)
     loss = torch.zeros((), device=runtime.device)

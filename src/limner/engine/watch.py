@@ -39,8 +39,8 @@ class Alarm(Exception):
 
 
 class Watch:
-    """Looks at every finished step. A loss or a norm that is not finite is an alarm; a loss far above the others is one if those
-    of the next steps are, too."""
+    """Looks at every finished step. A loss or a norm that is not finite is an alarm; a loss far above the others is one if
+    those of the next steps are, too."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._is_alone = runtime.world == 1
@@ -53,8 +53,8 @@ class Watch:
         self._now = 0
 
     def note(self, step: int, loss: Tensor, norm: Tensor | None) -> None:
-        """A step is finished, whose loss and norm (of gradients, before they were limited; None if it tells nothing) are scalars
-        on the device. Raises Alarm for one before."""
+        """A step is finished. Its loss and norm (of gradients, before they were limited; None if it tells nothing) are scalars
+        on the device. Raises Alarm for a step up to this one."""
         pair = [loss.detach().float(), loss.new_zeros(()).float() if norm is None else norm.detach().float()]
         self._noted.append((step, torch.stack(pair)))
         self._now = step
