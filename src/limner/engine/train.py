@@ -137,7 +137,7 @@ def gradients_norm(job: Training) -> Tensor | None:
 
 
 def accumulate_gradients(job: Training, step: int) -> Tensor:
-    """Forward and backward over the micro-batches of one step; returns the loss, a mean over the pictures that the step shows."""
+    """Forward and backward over the micro-batches of one step; returns the loss, a mean over the pictures it shows."""
     runtime = job.runtime
     count = num_shown(job, step)
     loss = torch.zeros((), device=runtime.device)
