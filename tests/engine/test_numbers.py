@@ -181,12 +181,12 @@ def test_pictures_of_other_data_are_forgotten(model: Path, pictures: Path) -> No
 
 def test_a_gradient_too_large_for_fp16_is_no_alarm(model: Path, pictures: Path) -> None:
     """The scaler leaves such a step out and scales less, until the gradients fit."""
-    job = job_for(model, pictures, train={"steps": 12})
-    job.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
+    job = job_for(model, pictures, train={"steps": 24})
+    job.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
     for p in job.params:
         p.register_hook(lambda g: g.half().float())
     before, overflows = [p.detach().clone() for p in job.params], list[bool]()
-    for step in range(12):
+    for step in range(24):
         scale = job.scaler.get_scale()
         move_weights(job, step)
         overflows.append(job.scaler.get_scale() < scale)
