@@ -152,6 +152,7 @@ CASES: dict[str, Case] = {
     "train.seed": Case(9),
     "train.precision": Case("bf16"),
     "train.clip_norm": Case(1e-3),
+    "train.on_nan": Case("stop", elsewhere="tests/engine/test_numbers.py"),
     "train.ema": Case(0.5, "file"),
     "train.ema_device": Case("cpu", elsewhere="tests/engine/test_optim.py (the same numbers, elsewhere)"),
     "optimizer.kind": Case("lion"),

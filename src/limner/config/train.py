@@ -35,6 +35,11 @@ class Train(Section):
     clip_norm: Above0 | Literal["off"] = option(1.0, kohya="max_grad_norm")
     """Gradients longer than this are shortened to it; "off" leaves them."""
 
+    on_nan: Literal["skip", "stop"] = option("skip", advanced=True)
+    """When the loss or the gradients are not numbers any more (NaN), or the loss explodes: "skip" goes back to the last
+    training state and leaves the pictures of that step out; the second time within 100 steps the run stops. "stop" stops at
+    once."""
+
     ema: Annotated[float, Field(gt=0, lt=1)] | Literal["off"] = option("off", advanced=True)
     """Decay of an exponential moving average of the trained weights, which is then what checkpoints hold; "off" for none."""
 

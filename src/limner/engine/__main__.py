@@ -114,21 +114,28 @@ def _failed(journal, reason: str, code: int, *, is_echo: bool = False) -> int:
 
 
 def _train_as_fits(run: Run, journal, flag: StopFlag) -> int:
-    """Train; when memory runs out, go on in a smaller way from the last finished step."""
+    """Train; when memory runs out, go on in a smaller way from the last finished step, and when what is learnt is no number any
+    more, from the last training state without what it was learnt from."""
     from limner.engine import fit
+    from limner.engine.watch import Alarm
     from limner.models.given_back import give_back
 
+    alarm: Alarm | None = None
     while True:
+        reason = ""
         try:
-            return _train(run, journal, flag)
+            return _train(run, journal, flag, alarm)
         except fit.OutOfMemory as error:
-            reason = printable(str(error), 200)
-        fit.step_down(run, changes.config_at(run), journal, reason)  # out here, where nothing refers to the step any more
+            reason, alarm = printable(str(error), 200), None
+        except Alarm as error:
+            alarm = Alarm(*error.args)
+        if reason:
+            fit.step_down(run, changes.config_at(run), journal, reason)  # out here, where nothing refers to the step any more
         give_back()
 
 
-def _train(run: Run, journal, flag: StopFlag) -> int:
-    from limner.engine import checkpoint, fit, prepare, runtime, saving, trackers, train
+def _train(run: Run, journal, flag: StopFlag, alarm) -> int:
+    from limner.engine import checkpoint, fit, going_back, prepare, runtime, saving, skips, trackers, train
 
     config = run.config()
     if journal.is_main:
@@ -137,6 +144,8 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
             disk.sweep(folder)
         for folder in (checkpoint.output_folder(config, run.checkpoints), config.memory.cache_path or runs.home() / "cache"):
             disk.sweep(folder, idle_seconds=_ABANDONED_SECONDS)  # others may be writing there
+        if alarm is not None:
+            going_back.forget_states(run, alarm)
     if config.launch.num_threads is not None:
         import torch
 
@@ -147,8 +156,8 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
     precision = defaults.precision(config, device, facts is not None and facts.bf16)
     process = runtime.start(device, precision, config.launch.timeout_seconds)
     # where several machines train, the main one's folder alone has states and changes
-    there = process.share((*checkpoint.newest_state(run.states), changes.recorded(run), fitting.recorded(run)))
-    path, faults, made, way = there
+    known = changes.recorded(run), fitting.recorded(run), skips.recorded(run)
+    path, faults, made, way, left_out = process.share((*checkpoint.newest_state(run.states), *known))
     first_step = checkpoint.step_of(path) if path is not None else 0
     config = fitting.laid_over(changes.with_changes(config, made, first_step), way or {})
     if process.is_main:
@@ -160,7 +169,8 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
         with flag.at_once(is_alone=process.world == 1):
             job = prepare.prepare(run, config, process, journal, lambda: flag.is_set)
         job.pending = [c for c in made if c.step > first_step]
-        _resume(run, job, path, faults, checkpoint, journal)
+        skips.take(job, [*left_out, *_resume(run, job, path, faults, checkpoint, journal)])
+        job.alarm = alarm
         finished, reason = False, ""
         try:
             finished = train.train(job, first_step)
@@ -184,15 +194,17 @@ def _train(run: Run, journal, flag: StopFlag) -> int:
     return 0 if finished or process.world > 1 else flag.exit_code
 
 
-def _resume(run: Run, job, path: Path | None, faults: list[str], checkpoint, journal) -> None:
-    """Take over the newest training state, if there is one; `faults` are those of newer ones."""
+def _resume(run: Run, job, path: Path | None, faults: list[str], checkpoint, journal) -> list:
+    """Take over the newest training state, if there is one; `faults` are those of newer ones. Returns what it leaves out."""
+    from limner.engine.skips import Skip
+
     for fault in faults:
         journal.event("warning", message=f"a damaged training state was passed over: {fault}")
     if path is None:
         # a run starts once: begun again from nothing it resumes at step 0, and what came before counts no more
         began = any(event.get("event") == "start" for event, _ in run.events())
         journal.event("resume" if began else "start", step=0, steps=job.dataset.total_steps)
-        return
+        return []
     facts = checkpoint.load_state(path, job.adapter, job.optimizer, job.average, job.runtime)
     job.written = list(facts.get("written", []))
     if facts.get("scaler"):
@@ -203,6 +215,9 @@ def _resume(run: Run, job, path: Path | None, faults: list[str], checkpoint, jou
         said = "pictures or captions changed since the run was stopped; it goes on with them as they are now"
         journal.event("warning", message=said)
     journal.event("resume", step=facts["step"], steps=job.dataset.total_steps)
+    if facts.get("watch"):
+        job.watch.take(facts["watch"])
+    return [Skip.of(told) for told in facts.get("skips", [])]
 
 
 if __name__ == "__main__":

@@ -37,6 +37,11 @@ class Copies:
         self._arrived = torch.cuda.current_stream(tensor.device).record_event()
         return out
 
+    @property
+    def have_arrived(self) -> bool:
+        """Whether all are there."""
+        return self._arrived is None or self._arrived.query()
+
     def wait(self) -> None:
         """Until all are there: the last is, so that those before are."""
         if self._arrived is not None:

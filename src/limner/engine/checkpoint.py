@@ -19,11 +19,12 @@ from limner.adapters.together import Together
 from limner.config import Config
 from limner.engine.aside import Copies
 from limner.engine.average import Average
+from limner.engine.finite import all_finite
 from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizer_state import pack, unpack
 from limner.engine.runtime import Runtime
 from limner.engine.shards import is_sharded, load, local, share_like, whole, whole_like
-from limner.errors import wrong
+from limner.errors import UserError, wrong
 from limner.formats.embedding_file import file_name
 from limner.formats.header import read_header
 from limner.formats.metadata import TRIGGER, adapter_metadata, add_hashes, model_spec
@@ -102,6 +103,8 @@ def write_adapter(path: Path, state: dict[str, Tensor], config: Config, facts: d
         k: torch.float32 if k.endswith(".alpha") else dtype if v.is_floating_point() else v.dtype for k, v in state.items()
     }
     tensors = {k: v.cpu().to(dtypes[k]).contiguous() for k, v in state.items()}
+    if not all_finite(tensors.values()):
+        raise too_large(config)
     kohya = adapter_metadata(config, facts)
     with disk.replacing(path) as temporary:
         # the hashes are those of the file with the ss_ keys alone (sd-scripts' rule), so it is written twice
@@ -112,9 +115,17 @@ def write_adapter(path: Path, state: dict[str, Tensor], config: Config, facts: d
 def write_embedding(path: Path, state: dict[str, Tensor], config: Config, facts: dict[str, Any]) -> None:
     """An embedding file with its metadata; kohya writes no keys of its own into one."""
     tensors = {k: v.cpu().to(PRECISIONS[config.output.dtype]).contiguous() for k, v in state.items()}
+    if not all_finite(tensors.values()):
+        raise too_large(config)
     spec = model_spec(config, facts, suffix="/textual-inversion") | {TRIGGER: str(config.embedding.token)}
     with disk.replacing(path) as temporary:
         save_file(tensors, temporary, spec)
+
+
+def too_large(config: Config) -> UserError:
+    """The message for finite weights that are not in the file's precision."""
+    said = f"the weights do not fit into {config.output.dtype}: the file would hold infinities."
+    return wrong("output.dtype", said, 'Set "bf16" or "fp32"; weights so large also ask for a lower learning rate.')
 
 
 def superfluous(config: Config, written: list[str]) -> list[str]:
@@ -162,8 +173,12 @@ def save_state(folder: Path, step: int, parts: Iterable[Part], extra: dict[str, 
     target = folder / f"step-{step:08d}"
     disk.write_folder(target, fill)
     if not disk.manifest_faults(target):
-        for old in _by_step(folder)[:-_KEPT_STATES]:
-            disk.remove(old)
+        every, doubted = _by_step(folder), extra["watch"]["above"]
+        # a loss that is exploding may make the newest worth nothing
+        kept = [p for p in every if doubted and step_of(p) < doubted[0]][-1:]
+        for old in every[:-_KEPT_STATES]:
+            if old not in kept:
+                disk.remove(old)
 
 
 def has_state(folder: Path, step: int) -> bool:
@@ -187,6 +202,11 @@ def parts_of_state(
 def _by_step(folder: Path) -> list[Path]:
     found = [p for p in folder.glob("step-*") if _STATE.fullmatch(p.name) and p.is_dir()]
     return sorted(found, key=lambda p: (step_of(p), p.name))
+
+
+def states_from(folder: Path, step: int) -> list[Path]:
+    """The states of this step and later ones."""
+    return [p for p in _by_step(folder) if step_of(p) >= step]
 
 
 def step_of(path: Path) -> int:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, is_dataclass
-from itertools import accumulate, chain, count
+from itertools import accumulate, chain, count, groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from limner.config import Memory
 from limner.data.cache import Cache
 from limner.engine.objective import Question, ask
 from limner.engine.samples import NotStored, Samples
+from limner.engine.skips import shown
 
 if TYPE_CHECKING:
     from limner.engine.training import Training
@@ -42,11 +43,25 @@ class Place(NamedTuple):
 
 
 def places(job: Training, step: int) -> list[Place]:
-    """This process's micro-batches of a step."""
-    micro_batches = job.dataset.order.step(step)
+    """This process's micro-batches of a step, without what is left out."""
+    micro_batches = shown(job, step)
     starts = accumulate(map(len, micro_batches), initial=0)
-    every = [Place(step, number, *there) for number, there in enumerate(zip(micro_batches, starts, strict=False))]
-    return [piece for place in every[job.runtime.rank :: job.runtime.world] for piece in pieces(place, job.config.memory)]
+    every = list(enumerate(zip(micro_batches, starts, strict=False)))
+    parts = [
+        Place(step, number, *part)
+        for number, (indices, start) in every[job.runtime.rank :: job.runtime.world]
+        for part in without_gaps(indices, start)
+    ]
+    return [piece for part in parts for piece in pieces(part, job.config.memory)]
+
+
+def without_gaps(indices: Sequence[int | None], position: int) -> Iterator[tuple[tuple[int, ...], int]]:
+    """What of a micro-batch stands side by side, each with the position of its first."""
+    for is_gap, some in groupby(indices, lambda i: i is None):
+        part = tuple(some)
+        if not is_gap:
+            yield part, position  # type: ignore[misc]
+        position += len(part)
 
 
 def pieces(place: Place, memory: Memory) -> list[Place]:

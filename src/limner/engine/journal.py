@@ -16,7 +16,7 @@ from torch import Tensor
 
 from limner.engine.meter import Meter
 from limner.engine.trackers import Tracker
-from limner.errors import UserError, printable, wrong
+from limner.errors import printable
 from limner.runs import Run
 from limner.state import StateTeller
 
@@ -65,7 +65,7 @@ class Journal(StateTeller):
             self.flush()
 
     def flush(self) -> None:
-        """Read the noted losses back and write their events. Raises UserError if one is not finite."""
+        """Read the noted losses back and write their events. Of one that is not finite there is none: see `engine.watch`."""
         pending, self._pending, self._flushed = self._pending, [], time.monotonic()
         self._require_folder()
         if not pending:
@@ -74,7 +74,7 @@ class Journal(StateTeller):
         norms = [None if norm is None else float(norm) for _, _, norm, _ in pending]
         for (step, _, _, rates), loss, norm in zip(pending, losses, norms, strict=True):
             if not math.isfinite(loss):
-                raise diverged(step, rates)
+                continue
             values = {} if norm is None or not math.isfinite(norm) else {"grad_norm": norm}
             self.event("step", step=step, loss=loss, lr=rates, **values)
         memory = {"memory_mib": self._process.memory_info().rss >> 20}
@@ -93,13 +93,3 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def diverged(step: int, rates: dict[str, float]) -> UserError:
-    """The message for a loss that is no number any more."""
-    rate = ", ".join(f"{v:g}" for v in rates.values())
-    return wrong(
-        "optimizer.lr",
-        f"the loss at step {step} is not a number any more (learning rate {rate}).",
-        "Lower the learning rate, or train in fp32; the training state from before is kept.",
-    )

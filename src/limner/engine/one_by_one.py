@@ -27,6 +27,7 @@ class OneByOne:
         self.now = 0
         """The step, for the loop to set."""
         self.params: list[nn.Parameter] = []
+        self._norms: list[Tensor] = []
         self.moved: list[nn.Parameter] = []
         """What the optimisers know: the weights, or stand-ins for those in bf16, which hold nothing between steps."""
         self.parts: list[torch.optim.Optimizer] = []
@@ -46,8 +47,15 @@ class OneByOne:
         for i, p in enumerate(self.params):
             p.register_post_accumulate_grad_hook(functools.partial(self._in_backward, i))
 
-    def _in_backward(self, number: int, p: Tensor) -> None:  # noqa: ARG002
+    def _in_backward(self, number: int, p: Tensor) -> None:
+        if p.grad is not None:
+            self._norms.append(torch.linalg.vector_norm(p.grad, dtype=torch.float32))
         self._move(number)
+
+    def take_norm(self) -> Tensor | None:
+        """The norm of all gradients that were forgotten in the backward pass since it was last asked for; None of none."""
+        norms, self._norms = self._norms, []
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else None
 
     def step(self) -> None:
         """Move every weight that still has a gradient."""

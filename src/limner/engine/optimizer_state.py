@@ -7,7 +7,7 @@ own way. What is saved here is what lay there: every entry of every weight's sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -50,6 +50,23 @@ def unpack(optimizer: Any, tensors: Mapping[str, Tensor], told: dict[str, Any]) 
             part.state[p] = _unpacked(told["weights"][str(i)], tensors, p, part)
     for group, saved in zip(groups, told["groups"], strict=True):
         group.update(_unpacked(saved, tensors, group["params"][0], optimizer))
+
+
+def tensors_of(optimizer: Any) -> Iterator[Tensor]:
+    """The tensors of its state, as they are."""
+    for part, p in _weights(optimizer):
+        if p in part.state:
+            yield from _tensors_in(dict(part.state[p]))
+    for group in optimizer.param_groups:
+        yield from _tensors_in({k: v for k, v in group.items() if k not in _CONFIGURED})
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(each)
 
 
 def _weights(optimizer: Any):

@@ -26,6 +26,7 @@ def sample(job: Training, step: int) -> bool:
     if not job.prompts:
         return True
     job.saver.collect(wait=True)
+    job.watch.settle()
     job.journal.flush()
     job.journal.say(phase="sampling", progress=(0, len(job.prompts)), step=step)
     is_whole, reason = True, ""

@@ -22,8 +22,9 @@ from limner.data.keys import Keys
 from limner.data.scan import settings_of
 from limner.diffusion.draws import posterior_sample, sent
 from limner.engine import loading
+from limner.engine.finite import all_finite
 from limner.engine.runtime import Runtime
-from limner.errors import wrong
+from limner.errors import printable, wrong
 from limner.models.family import Conditioning, Family
 from limner.randomness import mix
 
@@ -229,7 +230,11 @@ class Samples:
     @torch.no_grad()
     def _encode_caption(self, caption: str) -> Entry:
         with self.runtime.autocast():
-            return {k: v[0].cpu() for k, v in self.family.encode_captions([caption]).items()}
+            entry = {k: v[0].cpu() for k, v in self.family.encode_captions([caption]).items()}
+        if not all_finite(entry.values()):
+            said = f"the text encoders make no numbers of {printable(caption, 80)!r} in {self.runtime.precision}."
+            raise wrong("train.precision", said, 'Set "bf16" or "fp32"; if it is that already, the model is damaged.')
+        return entry
 
     # --- the loop's side ---
 

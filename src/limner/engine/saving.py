@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,9 @@ from limner import disk
 from limner.engine import checkpoint, shards
 from limner.engine.aside import Copies, Told
 from limner.engine.average import evaluation_weights
-from limner.engine.journal import diverged
+from limner.engine.finite import all_finite
+from limner.engine.optimizer_state import tensors_of
+from limner.engine.watch import Alarm
 from limner.errors import wrong
 from limner.models.weights import PRECISIONS
 
@@ -28,7 +31,7 @@ def save_weights(job: Training, step: int) -> None:
         if not (job.runtime.is_main or job.runtime.is_sharded):
             return
         with evaluation_weights(job.optimizer, job.params, job.average), whole_model(job):
-            refuse_non_finite(job, step)
+            refuse_too_large(job)
             if job.runtime.is_main:
                 write_weights(job, step)
 
@@ -75,7 +78,6 @@ def save_state(job: Training, step: int) -> None:
         is_needed = runtime.any(is_needed) if runtime.is_sharded else is_needed
         copies, parts = Copies(), iter(list[checkpoint.Part]())
         if is_needed:
-            refuse_non_finite(job, step)
             parts = checkpoint.parts_of_state(job.adapter, job.optimizer, job.average, copies)
         if not runtime.is_main:
             deque(parts, maxlen=0)  # each sends its share to the main process, which writes
@@ -84,6 +86,7 @@ def save_state(job: Training, step: int) -> None:
             parts = iter(list(parts))
         session = {k: job.facts[k] for k in ("session_id", "started_at")}
         extra = {"written": job.written, "scaler": job.scaler.state_dict(), "session": session}
+        extra |= {"watch": job.watch.told(), "skips": [skip.told() for skip in job.skips]}
         extra |= {"data": job.dataset.fingerprint(), "circumstances": job.circumstances()}
 
         def write() -> Told:
@@ -97,9 +100,11 @@ def save_state(job: Training, step: int) -> None:
 
 @contextmanager
 def saving(job: Training, step: int) -> Iterator[None]:
-    """Inside, something is saved; what was saved at a step before is on the disk by then."""
+    """Inside, something is saved; what was saved at a step before is on the disk by then. Raises Alarm in all processes, with
+    nothing saved, if something is no number."""
     if job.saved_at != step:
         job.saver.collect(wait=True)
+        require_finite(job, step)
         job.saved_at = step
     job.journal.flush()
     if job.saves_aside:
@@ -123,8 +128,19 @@ def keep_last_step(job: Training) -> None:
         job.journal.event("warning", message="there was no memory left to save the last step; going on from an older one")
 
 
-def refuse_non_finite(job: Training, step: int) -> None:
-    """Never write a weight that is no number."""
-    is_finite = bool(torch.stack([torch.isfinite(shards.local(p.detach())).all() for p in job.params]).all())
-    if job.runtime.any(not is_finite) if job.runtime.is_sharded else not is_finite:
-        raise diverged(step, {g["name"]: g["lr"] for g in job.optimizer.param_groups})
+def require_finite(job: Training, step: int) -> None:
+    """Raise Alarm, in all processes alike, if anything of a training state is no number."""
+    job.watch.settle()
+    averages = job.average.values if job.average is not None else []
+    held = map(shards.local, chain(job.params, tensors_of(job.optimizer), averages))
+    if job.runtime.any(not all_finite(held)):
+        raise Alarm(step, f"what was learnt at step {step} is not a number any more", step)
+
+
+def refuse_too_large(job: Training) -> None:
+    """Never write a whole model whose weights are infinite in the file's precision; an adapter's are looked at in the file."""
+    if not job.config.adapter.trains_base:
+        return
+    fit = all_finite(map(shards.local, job.params), PRECISIONS[job.config.output.dtype])
+    if job.runtime.any(not fit) if job.runtime.is_sharded else not fit:
+        raise checkpoint.too_large(job.config)

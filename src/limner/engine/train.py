@@ -9,22 +9,44 @@ from limner.engine import live, shards
 from limner.engine.compiled import uncompiled
 from limner.engine.due import has_samples, has_validation, is_checkpoint_due, is_sample_due, is_validation_due
 from limner.engine.feed import places
+from limner.engine.going_back import leave_out, refusal
 from limner.engine.objective import Question, answer_loss, learn
 from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizers import set_learning_rates
 from limner.engine.previews import sample
 from limner.engine.saving import save_state, save_weights
 from limner.engine.schedules import schedule_factor
+from limner.engine.skips import num_shown
 from limner.engine.training import Training
 from limner.engine.validation import validate
+from limner.engine.watch import Alarm
+from limner.errors import wrong
+
+LEAST_SCALE = 1.0
+"""Of a loss in fp16. Gradients that are too large make the scale smaller and their step is left out, which is as it should be;
+not those that do not even fit unscaled. (DeepSpeed's min_loss_scale is 1, too.)"""
+UNSCALED = (
+    "gradients are too large for fp16 though the loss is no longer scaled up.",
+    'Set train.precision = "bf16" or "fp32", or lower optimizer.lr; the training state from before is kept.',
+)
 
 
 def train(job: Training, first_step: int) -> bool:
-    """Run the loop from `first_step` (steps already done). True if it came to the end, False if it was asked to stop."""
+    """Run the loop from `first_step` (steps already done). True if it came to the end, False if it was asked to stop. Raises
+    Alarm if what it learns is no number any more, UserError if it shall not go back for that."""
     try:
         finished = loop(job, first_step)
         job.saver.collect(wait=True)
         return finished
+    except Alarm as alarm:
+        job.saver.collect(wait=True)
+        job.journal.flush()
+        if job.is_leaving:
+            job.journal.event("warning", message=f"{alarm.said}: of the steps since the last training state nothing was saved")
+            return False
+        if job.config.train.on_nan == "stop":
+            raise refusal(job, alarm) from None
+        raise
     finally:
         job.feed.close()
         job.saver.close()
@@ -38,11 +60,14 @@ def loop(job: Training, first_step: int) -> bool:
     if job.is_asked_to_stop() or not look(job, step, is_new=False):
         return False
     while step < total:
-        measured = move_weights(job, step)
-        job.meter.end()
+        if job.alarm is not None and step == job.alarm.step - 1:
+            leave_out(job, job.alarm)
+        if num_shown(job, step):
+            measured = move_weights(job, step)
+            job.meter.end()
+            journal.step(step + 1, *measured)
         step += 1
         job.done = step
-        journal.step(step, *measured)
         job.saver.collect()
 
         requests = job.run.take_requests() if journal.is_main else []
@@ -51,6 +76,7 @@ def loop(job: Training, first_step: int) -> bool:
             [job.stop_requested() or "stop" in requests, "stop-now" in requests, "sample" in requests, "save" in requests,
              bool(changes)]
         )  # fmt: skip
+        job.is_leaving = stop or stop_now
         if changed:
             live.apply(job, step, runtime.share(changes))
             config, total = job.config, job.dataset.total_steps
@@ -92,9 +118,12 @@ def move_weights(job: Training, step: int) -> tuple[Tensor, Tensor | None, dict[
         scaler.unscale_(optimizer)  # pyright: ignore[reportArgumentType] (in fp16 it is a real one)
     norm = None if limit == "off" else shards.whole(torch.nn.utils.clip_grad_norm_(job.params, limit))
     job.is_moving = True
+    total = None if scaler.is_enabled() else norm if norm is not None else gradients_norm(job)
     if moves:
         scaler.step(optimizer)  # pyright: ignore[reportArgumentType]
         scaler.update()
+    if scaler.is_enabled() and scaler.get_scale() < LEAST_SCALE:
+        raise wrong("train.precision", *UNSCALED)
     job.adapter.after_step()
     if job.graphs is None:
         optimizer.zero_grad(set_to_none=True)
@@ -103,13 +132,23 @@ def move_weights(job: Training, step: int) -> tuple[Tensor, Tensor | None, dict[
     if job.average is not None:
         job.average.update(step)
     job.is_moving = False
+    job.watch.note(step + 1, loss, total)
     return loss, norm, rates
 
 
+def gradients_norm(job: Training) -> Tensor | None:
+    """The norm of gradients that are not limited, if any are left or were."""
+    if job.config.optimizer.in_backward:
+        assert isinstance(job.optimizer, OneByOne)
+        return job.optimizer.take_norm()
+    there = [p.grad for p in job.params if p.grad is not None]
+    return shards.whole(torch.nn.utils.get_total_norm(there)) if there else None
+
+
 def accumulate_gradients(job: Training, step: int) -> Tensor:
-    """Forward and backward over the micro-batches of one step; returns the loss, a mean over all pictures of the step."""
+    """Forward and backward over the micro-batches of one step; returns the loss, a mean over the pictures it shows."""
     runtime = job.runtime
-    count = sum(map(len, job.dataset.order.step(step)))
+    count = num_shown(job, step)
     loss = torch.zeros((), device=runtime.device)
     job.meter.begin(count)
     for place in places(job, step):

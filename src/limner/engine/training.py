@@ -27,6 +27,8 @@ from limner.engine.one_by_one import OneByOne
 from limner.engine.optimizers import make_optimizer
 from limner.engine.runtime import Runtime
 from limner.engine.samples import Samples
+from limner.engine.skips import Skip
+from limner.engine.watch import Alarm, Watch
 from limner.models.family import Conditioning, Family
 from limner.runs import Run
 
@@ -53,10 +55,16 @@ class Training:
     """The held-out pictures."""
     pending: list[Change] = field(default_factory=list)
     """Live changes that an earlier trainer of this run made behind the step to resume from: made again at their steps."""
+    alarm: Alarm | None = None
+    """Why the run went back: at that step it decides what to leave out."""
+    skips: list[Skip] = field(default_factory=list)
+    """What is left out since it made no numbers."""
     written: list[str] = field(default_factory=list)
     """Checkpoints written on the way, oldest first."""
     done: int = 0
     """The last finished step."""
+    is_leaving: bool = False
+    """It was asked to stop: what is due at this step is its last."""
     is_moving: bool = False
     """Some weights may be those of the next step already."""
     timesteps: Timesteps = field(init=False)
@@ -75,6 +83,7 @@ class Training:
     meter: Meter = field(init=False)
     output_disk: int = field(init=False)
     """The disk that finished files go to."""
+    watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
         self.timesteps = timesteps_of(self.config.objective, self.family.process)
@@ -91,6 +100,7 @@ class Training:
         self.saver = Saver(self.journal.event)
         self.saves_aside = not self.config.adapter.trains_base and fits_aside(self.params)
         self.output_disk = disk.disk_of(output_folder(self.config, self.run.checkpoints))
+        self.watch = Watch(self.runtime)
         device, situation = self.runtime.device, hints.situation(self.config, self.runtime.device.type)
         self.meter = self.journal.meter = Meter(device, self.runtime.precision, situation, is_on=self.runtime.is_main)
 

@@ -86,6 +86,7 @@ def validate(job: Training, step: int) -> bool:
     """Measure the loss on the held-out pictures with the weights that a checkpoint of this step would hold. False if it was
     asked to stop before it could tell."""
     job.saver.collect(wait=True)
+    job.watch.settle()
     job.journal.flush()
     job.journal.say(phase="validating", step=step)
     with evaluation_weights(job.optimizer, job.params, job.average), uncompiled(job.config.speed):

@@ -106,6 +106,7 @@ LOST: dict[str, tuple[Severity, str]] = {
     "data.variants": ("warning", "sd-scripts encodes each picture anew."),
     "data.mask_floor": ("error", "sd-scripts learns nothing of what is masked."),
     "data.skip_broken": ("warning", "sd-scripts stops at a picture that does not open."),
+    "train.on_nan": ("warning", "sd-scripts goes on, and learns nothing any more."),
     "train.ema": ("error", "sd-scripts keeps no moving average."),
     "train.ema_device": ("warning", "sd-scripts keeps no moving average."),
     "objective.preserve": ("error", "sd-scripts preserves by custom_attributes of a dataset file alone."),
