@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import os
 import signal
@@ -13,11 +14,15 @@ from typing import TextIO
 import filelock
 import psutil
 
-from limner import changes, disk, fitting, machine, runs
+from limner import changes, disk, fitting, hung, machine, runs
 from limner.config import defaults
 from limner.engine.together import called, leave_reason
+from limner.engine.watchdog import Watchdog
 from limner.errors import StopRequested, UserError, printable
 from limner.runs import Run
+
+
+_ENDING_SECONDS = 120.0
 
 
 class Prefixed(io.TextIOBase):
@@ -71,18 +76,24 @@ def main(folder: str) -> int:
         print(f"error: {said}", file=sys.stderr)
         leave_reason(said, 2, is_echo=False)
         return 2
+    watchdog = Watchdog(run, is_main=is_main)
+    watchdog.start()
     try:
         if is_main:
             run.drop_requests(before=psutil.Process().create_time() - 1)  # a process's start is known to the second only
             run.write_state(run.starting(os.getpid()))  # now: importing torch takes seconds
         from limner.engine.journal import Journal
 
-        journal = Journal(run, is_main=is_main)
+        journal = Journal(run, is_main=is_main, sign=watchdog.sign)
     except (OSError, ImportError) as error:
         print(f"error: {run.id} cannot be started: {printable(error)}", file=sys.stderr)
+        watchdog.stop()
         lock.release()
         return 1
     try:
+        config = run.config()
+        waits = config.launch.timeout_seconds if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+        watchdog.expect(compiles=config.speed.compile != "off", waits_seconds=waits)
         return _train_as_fits(run, journal, flag)
     except UserError as error:
         for finding in error.findings:
@@ -94,6 +105,7 @@ def main(folder: str) -> int:
 
         return _failed(journal, lost(error) or explain(error), 1, is_echo=bool(lost(error)))
     finally:
+        watchdog.stop()
         lock.release()
 
 
@@ -211,4 +223,7 @@ def _resume(run: Run, job, path: Path | None, faults: list[str], checkpoint, jou
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    code = main(sys.argv[1])
+    # a library that does not end with the interpreter must not keep the device: no Python thread could watch it now
+    faulthandler.dump_traceback_later(hung.limit(_ENDING_SECONDS), exit=True)
+    sys.exit(code)

@@ -111,6 +111,7 @@ def accumulate_gradients(job: Training, step: int) -> Tensor:
             count_aside(job, question)
         with job.meter.counting(question.batch):
             loss += learn(job, question, count) if job.graphs is None else job.graphs.learn(question, count)
+        job.journal.sign("training")
     runtime.sum_gradients(job.params)
     return runtime.sum_scalar(loss)
 
