@@ -173,11 +173,15 @@ class Runner:
             del self._trainers[trainer.device]
             self._say(f"{run.id} ended, and its folder is gone")
             return
-        said = State.read(run.path / "state.json")
+        self._note_end(trainer, is_ours=process is not None, code=code)
+
+    def _note_end(self, trainer: Trainer, *, is_ours: bool, code: int | None) -> None:
+        """The trainer is gone: see to it that its run says how, and what follows."""
+        run, said = trainer.run, State.read(run.path / "state.json")
         if said.status in LIVE and code == hung.EXIT_CODE:
             jobs.say_hung(run)
             return
-        if said.status in LIVE and process is None:  # it ended without a word, and its exit code is not ours to know
+        if said.status in LIVE and not is_ours:  # it ended without a word, and its exit code is not ours to know
             jobs.note_exit(run, said.pid, None)
         if said.status == "queued":  # as a new one: its state is lost
             jobs.say_lost(run)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from limner import hung, runs
+from limner.engine.together import why
 from limner.engine.watchdog import LEAST_SECONDS, Hang, Limits, Watchdog
 from limner.hung import Silence
 from limner.runs import Run, State
@@ -191,3 +194,26 @@ def test_a_run_that_was_to_stop_or_that_no_queue_knows_does_not_go_on(home: Path
     run.drop_requests(before=4e9)
     assert hung.after(run, State("running"), "It hung.").status == "waiting"
     assert hung.after(Run(tmp_path), State("running"), "It hung.").status == "failed"
+
+
+@dataclass
+class Failure:
+    """What torchrun knows of a process that failed."""
+
+    timestamp: int
+    exitcode: int
+    error_file_data: dict[str, Any]
+
+
+def told(code: int, *, is_echo: bool) -> dict[str, Any]:
+    return {"message": {"message": "It hung in a step."}, "code": code, "is_echo": is_echo}
+
+
+def test_of_several_processes_the_one_that_stood_still_is_named_and_the_run_goes_on() -> None:
+    hung_rank = told(hung.EXIT_CODE, is_echo=True)
+    both = {0: Failure(100, hung.EXIT_CODE, hung_rank), 1: Failure(115, -9, {})}
+    assert why(both, 2) == ("process 2 of 2 gave no answer any more", hung.EXIT_CODE)
+    both = {0: Failure(101, 1, told(1, is_echo=True)), 1: Failure(100, hung.EXIT_CODE, hung_rank)}
+    assert why(both, 2) == ("process 2 of 2: It hung in a step.", hung.EXIT_CODE)
+    both = {0: Failure(101, hung.EXIT_CODE, hung_rank), 1: Failure(100, 2, told(2, is_echo=False))}
+    assert why(both, 2) == ("It hung in a step.", 2), "a cause comes before what followed from it"

@@ -54,7 +54,8 @@ def loop(job: Training, first_step: int) -> bool:
              bool(changes)]
         )  # fmt: skip
         if changed:
-            live.apply(job, step, runtime.share(changes))
+            with journal.waiting_for("loading"):  # new prompts are encoded with a model that may come from a slow disk
+                live.apply(job, step, runtime.share(changes))
             config, total = job.config, job.dataset.total_steps
         # what was learnt is safe before anything is painted
         if step == total or saves or is_checkpoint_due(job, step):

@@ -24,7 +24,7 @@ import psutil
 
 from limner import hung
 from limner.engine.together import leave_reason
-from limner.runs import Run, State
+from limner.runs import LIVE, Run, State
 
 LEAST_SECONDS = {
     "setup": 600.0,
@@ -178,8 +178,8 @@ class Watchdog:
         os.write(2, f"\n{now} process {os.getpid()}: {reason} The stacks of all its threads:\n".encode())
         faulthandler.dump_traceback(2, all_threads=True)
         _end_children()
-        if leave_reason(reason, hung.EXIT_CODE, is_echo=True) or not self._is_main:
-            return
+        if leave_reason(reason, hung.EXIT_CODE, is_echo=True) or not self._is_main or state.status not in LIVE:
+            return  # others say it; or the run had ended, and only the process had not
         last = hung.after(self._run, state, reason)
         os.write(2, f"{last.error}\n".encode())
         hung.tell(self._run, last)
