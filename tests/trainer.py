@@ -32,7 +32,7 @@ class Moment:
     """Where a trainer meets its end: before the `count`-th call of a function, counted within one process."""
 
     what: str
-    """stop (a request), change (another one), term, kill (signals), poison (all weights become huge), hang (it never goes on)."""
+    """stop (a request), change (another one), term, kill (signals), poison (all weights become huge), hang (for ever)."""
     where: str
     """step (one was finished), folder (a large one was looked at), hashes (a hundred files are read), cache (a shard is added),
     picture (one was painted), file (a safetensors file is written), rename (anything is)."""

@@ -164,7 +164,9 @@ class Runner:
                 self._end_if_silent(trainer)
                 return
             if run.path.is_dir():
-                jobs.note_exit(run, process.pid, code, ran_out=code == -9 and jobs.num_out_of_memory() > trainer.num_out_of_memory)
+                jobs.note_exit(
+                    run, process.pid, code, ran_out=code == -9 and jobs.num_out_of_memory() > trainer.num_out_of_memory
+                )
             trainer.process = None  # it may have been a launcher, whose trainers live on
         if run.state().status in LIVE:
             self._end_if_silent(trainer)
@@ -177,7 +179,8 @@ class Runner:
 
     def _note_end(self, trainer: Trainer, *, is_ours: bool, code: int | None) -> None:
         """The trainer is gone: see to it that its run says how, and what follows."""
-        run, said = trainer.run, State.read(run.path / "state.json")
+        run = trainer.run
+        said = State.read(run.path / "state.json")
         if said.status in LIVE and code == hung.EXIT_CODE:
             jobs.say_hung(run)
             return

@@ -186,7 +186,9 @@ class Run:
             if pid == os.getpid() and has_launcher():
                 me["parent_started"] = psutil.Process(process.ppid()).create_time()
             return State("starting", "loading", step=earlier.step, steps=earlier.steps, hangs=earlier.hangs, **me)
-        return State("starting", "loading", step=earlier.step, steps=earlier.steps, hangs=earlier.hangs, pid=pid)  # gone already
+        return State(
+            "starting", "loading", step=earlier.step, steps=earlier.steps, hangs=earlier.hangs, pid=pid
+        )  # gone already
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one event. A line is written by a single call, so that readers see whole lines or none."""
@@ -257,7 +259,11 @@ class Run:
     def why_dead(self, state: State) -> str:
         """How a trainer ended that did not say so itself."""
         ended = disk.read_json(self.path / "exit.json")
-        if not isinstance(ended, dict) or ended.get("pid") not in (state.pid, state.parent) or type(ended.get("code")) is not int:
+        if (
+            not isinstance(ended, dict)
+            or ended.get("pid") not in (state.pid, state.parent)
+            or type(ended.get("code")) is not int
+        ):
             return "the trainer is gone (killed, or the machine was restarted)"
         code = ended["code"]
         if -code in _CRASHES:

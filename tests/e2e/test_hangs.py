@@ -63,7 +63,12 @@ def test_a_trainer_that_stands_still_as_a_whole(tiny_model, pictures, monkeypatc
 
 @pytest.mark.parametrize(
     ("where", "count", "section"),
-    [("step", 4, "a step after step"), ("file", 4, "saving after step"), ("picture", 1, "sampling after step"), ("cache", 1, "caching")],
+    [
+        ("step", 4, "a step after step"),
+        ("file", 4, "saving after step"),
+        ("picture", 1, "sampling after step"),
+        ("cache", 1, "caching"),
+    ],
 )
 def test_each_section_is_watched_and_the_run_goes_on_to_the_bit(tiny_model, pictures, monkeypatch, where, count, section):
     sections = {"sample": {"prompts": ["a cat --s 2 --w 16 --h 16"], "every_steps": 6}}

@@ -1,4 +1,4 @@
-"""A day in minutes: a tiny model trained for 50,000 steps, sampled and saved, while 20 pages watch. Nothing grows but the files.
+"""A day in minutes: a tiny model trained for 50,000 steps, sampled and saved, while 20 pages watch. Only the files grow.
 
 LIMNER_LONG_STEPS sets the steps, LIMNER_LONG_MINUTES how long at most; then the run is stopped, and the slopes are of what
 was trained.
@@ -102,7 +102,9 @@ def peak_mib(work: Callable[[], object]) -> float:
 
 
 @pytest.mark.timeout(int(MINUTES * 60 + 900))
-def test_a_day_in_minutes(home: Path, tmp_path: Path, tiny_model: Path, machine_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_day_in_minutes(
+    home: Path, tmp_path: Path, tiny_model: Path, machine_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     home.mkdir()
     shutil.copy(machine_file, home / "machine.json")
     run = new_run(
@@ -121,7 +123,11 @@ def test_a_day_in_minutes(home: Path, tmp_path: Path, tiny_model: Path, machine_
         for thread in threads:
             thread.start()
         trainer = Watched(psutil.Process(run.state().pid))
-        watched = {"trainer": trainer, "runner": Watched(psutil.Process(run.state().parent)), "server": Watched(psutil.Process(server.pid))}
+        watched = {
+            "trainer": trainer,
+            "runner": Watched(psutil.Process(run.state().parent)),
+            "server": Watched(psutil.Process(server.pid)),
+        }
         until = time.monotonic() + MINUTES * 60
         while (state := run.state()).status in runs.LIVE and time.monotonic() < until:
             for one in watched.values():
@@ -139,10 +145,14 @@ def test_a_day_in_minutes(home: Path, tmp_path: Path, tiny_model: Path, machine_
         server.terminate()
         server.wait(60)
     slopes = {name: one.slope() for name, one in watched.items()}
-    logs = {p.name: p.stat().st_size for p in (*run.path.glob("log*.txt"), *home.glob("*.log"), home / "server.txt") if p.exists()}
+    logs = {
+        p.name: p.stat().st_size for p in (*run.path.glob("log*.txt"), *home.glob("*.log"), home / "server.txt") if p.exists()
+    }
     events = (run.path / "events.jsonl").stat().st_size / (1 << 20)
     with capsys.disabled():
-        print(f"\n{steps} steps, {len(polls)} answers to {PAGES} pages, {len(faults)} faults; events {events:.1f} MiB, logs {logs}")
+        print(
+            f"\n{steps} steps, {len(polls)} answers to {PAGES} pages, {len(faults)} faults, events {events:.1f} MiB, {logs}"
+        )
         for name, one in watched.items():
             print(f"{name}: {one.mib[0]:.0f} MiB at first, {one.mib[-1]:.0f} at last, {slopes[name]:+.2f} MiB per 10,000 steps")
     assert run.state().status in ("done", "stopped") and not faults and set(polls) == {200}, faults[:3]

@@ -122,7 +122,7 @@ class Watchdog:
             self._seen, self._waited = signs, 0.0
             self._worked = self._work() if section != "a step" else (0.0, 0.0)
             return None
-        counted = min(passed, 2 * self.tick)
+        counted = min(passed, self.tick)
         self._waited += counted / 10 if section != "a step" and self._is_at_work(passed) else counted
         limit = self.limits.of(section)
         if self._waited <= limit:
