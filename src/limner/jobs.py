@@ -153,18 +153,20 @@ def say_lost(run: Run) -> None:
 def end_hung(run: Run, seconds: float) -> None:
     """End a trainer whose watchdog has been silent for so long, and say so.
 
-    faulthandler writes the stacks when it is asked by a signal, whatever the interpreter does. The state is written before
-    the end, so that nobody sees a trainer that is gone and no reason, and once more behind it.
+    The state is written before the end, so that nobody sees a trainer that is gone and no reason, and once more behind it:
+    no thread of the trainer runs that would write another.
     """
-    state = State.read(run.path / "state.json")
-    reason = f"The whole trainer stood still in step {state.step + 1} for {seconds:.0f} s ({state.phase or state.status})."
+    state, is_stopped = State.read(run.path / "state.json"), False
+    with contextlib.suppress(psutil.Error):
+        is_stopped = psutil.Process(state.pid).status() == psutil.STATUS_STOPPED
+    why = "it was stopped by a signal" if is_stopped else "the log has its stacks"
+    reason = f"The whole trainer stood still after step {state.step} for {seconds:.0f} s ({state.phase or state.status}): {why}."
     last = hung.after(run, state, reason)
     with contextlib.suppress(OSError):
         run.write_state(last)
-    if os.name != "nt" and runs.is_alive(state.pid, state.process_started):
+    if os.name != "nt" and not is_stopped and runs.is_alive(state.pid, state.process_started):
         with contextlib.suppress(OSError):
-            os.kill(state.pid, signal.SIGUSR1)
-            os.kill(state.pid, signal.SIGCONT)  # else one that was stopped would not see it
+            os.kill(state.pid, signal.SIGUSR1)  # faulthandler writes them, whatever holds the interpreter
             time.sleep(_STACKS_SECONDS)
     _of(state, kill)
     with contextlib.suppress(OSError), run.hold():
