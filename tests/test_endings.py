@@ -79,6 +79,8 @@ def spoilt(name: str, text: str, code: int = 0) -> Ending:
 
 FILE = "open(os.path.join(run, 'checkpoints', 'a.safetensors'), 'w').write('x');"
 GONE = r"the trainer is gone \(killed, or the machine was restarted\)"
+KILLED = r"the trainer was killed \(signal 9\)"
+ASKED = "stop = os.path.join(run, 'control', 'stop')\nwhile not os.path.exists(stop): time.sleep(0.02)\nsay('stopped')"
 AGAIN = "os.path.exists(os.path.join(run, 'again')) and (say('done'), os._exit(0)); open(os.path.join(run, 'again'), 'w');"
 BEAT = f"say('running'); open(os.path.join(run, {hung.HEARTBEAT!r}), 'w'); import signal;"
 ENDINGS = [
@@ -91,15 +93,14 @@ ENDINGS = [
     Ending("done-killed", "say('done'); os.kill(os.getpid(), 9)", "done", code=-9),
     Ending("stopped-exit-1", "say('stopped'); os._exit(1)", "stopped", code=1),
     Ending("failed-exit-0", "say('failed', error='a reason')", reason="a reason", code=0),
-    Ending("asked", "[time.sleep(0.02) for _ in range(500) if not os.path.exists(os.path.join(run, 'control', 'stop'))]; say('stopped')",
-           "stopped", code=0, before=put("control/stop", "")),
+    Ending("asked", ASKED, "stopped", code=0, before=put("control/stop", "")),
     # it does not
     Ending("exit-0-no-file", "say('running')", reason="the trainer ended with exit code 0", code=0),
     Ending("exit-0-silent", "", reason="the trainer ended with exit code 0", code=0),
     Ending("exit-0-file", f"say('running'); {FILE}", reason="the trainer ended with exit code 0", code=0),
     Ending("exit-1-file", f"say('running'); {FILE} os._exit(1)", reason="the trainer ended with exit code 1", code=1),
     Ending("stopping", "say('stopping'); os._exit(0)", reason="the trainer ended with exit code 0", code=0),
-    Ending("stopping-killed", "say('stopping'); os.kill(os.getpid(), 9)", reason=r"the trainer was killed \(signal 9\)", code=-9),
+    Ending("stopping-killed", "say('stopping'); os.kill(os.getpid(), 9)", reason=KILLED, code=-9),
     *map(exits, (1, 2, 3, 126, 127, 255)),
     *map(from_shell, (6, 9, 11, 15)),
     *map(killed, ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGPIPE", "SIGUSR1", "SIGALRM", "SIGXCPU")),
@@ -111,7 +112,7 @@ ENDINGS = [
     raises("name-error", "say('running'); no_such_name", "NameError: name 'no_such_name' is not defined"),
     raises("memory-error", "say('running'); bytearray(1 << 62)", "MemoryError"),
     raises("recursion", "say('running')\ndef f(): f()\nf()", "RecursionError: .*"),
-    raises("disk-full", "say('running'); raise OSError(28, 'No space left on device')", r"OSError: \[Errno 28\] No space left on device"),
+    raises("disk-full", "say('running'); raise OSError(28, 'No space')", r"OSError: \[Errno 28\] No space"),
     raises("own-error", "class Odd(Exception): pass\nraise KeyError('a')", "KeyError: 'a'"),
     raises("said-error", "sys.exit('error: it is wrong')", "error: it is wrong"),
     Ending("says-other", "sys.exit('good bye')", reason="the trainer ended with exit code 1", code=1),
@@ -137,7 +138,7 @@ ENDINGS = [
     Ending("hung-and-asked", f"say('running'); open(os.path.join(run, 'control', 'stop'), 'w'); os._exit({hung.EXIT_CODE})",
            reason="It hung, and could not say where. It was to stop; resume it .*", code=hung.EXIT_CODE),
     # it never began
-    Ending("type-error", "", reason=r"It could not be started: TypeError: argv\(\) is wrong. .*", before=put("fault.txt", "TypeError")),
+    Ending("type-error", "", reason=r"It could not be started: TypeError: argv.*", before=put("fault.txt", "TypeError")),
     Ending("no-python", "", reason=r".*No such file or directory.*", before=put("fault.txt", "/no/such/python")),
     Ending("not-a-program", "", reason=r".*Permission denied.*", before=put("fault.txt", "/")),
     Ending("bad-config", "", reason=r".*train.stepps.*", before=put("config.toml", "[train]\nstepps = 1\n")),
@@ -242,7 +243,7 @@ def test_a_runner_that_dies_is_seen_and_started_again(home: Path) -> None:
     run = enqueued(Ending("waits", "say('done')"))
     disk.write_text(home / "fault.txt", "")
     start()
-    wait(lambda: runner.fault())
+    wait(runner.fault)
     assert runner.fault().startswith("the process that starts runs died: TypeError: the queue is wrong (the log: ")
     assert run.state().status == "waiting" and progress.why_waiting(run).startswith(
         "waiting: the process that starts runs died"

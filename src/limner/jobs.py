@@ -160,7 +160,8 @@ def end_hung(run: Run, seconds: float) -> None:
     with contextlib.suppress(psutil.Error):
         is_stopped = psutil.Process(state.pid).status() == psutil.STATUS_STOPPED
     why = "it was stopped by a signal" if is_stopped else "the log has its stacks"
-    reason = f"The whole trainer stood still after step {state.step} for {seconds:.0f} s ({state.phase or state.status}): {why}."
+    where = f"after step {state.step} ({state.phase or state.status})"
+    reason = f"The whole trainer stood still for {seconds:.0f} s {where}: {why}."
     last = hung.after(run, state, reason)
     with contextlib.suppress(OSError):
         run.write_state(last)

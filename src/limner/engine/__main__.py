@@ -21,7 +21,6 @@ from limner.engine.watchdog import Watchdog
 from limner.errors import StopRequested, UserError, printable
 from limner.runs import Run
 
-
 _ENDING_SECONDS = 120.0
 
 

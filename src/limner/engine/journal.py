@@ -26,7 +26,7 @@ _FLUSH_SECONDS = 1.0
 class Journal(StateTeller):
     """The record of a run that a machine's first process keeps, the main one on the main machine. In others it is silent."""
 
-    def __init__(self, run: Run, *, is_main: bool, sign: Callable[[str], None] = lambda phase: None) -> None:
+    def __init__(self, run: Run, *, is_main: bool, sign: Callable[[str], object] = str) -> None:
         super().__init__(run, is_silent=not is_main)
         self.is_main = is_main
         self.sign = sign
