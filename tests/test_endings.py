@@ -201,7 +201,7 @@ def test_what_is_said_of_each_ending_is_true_and_said_soon(home: Path) -> None:
             if is_over(run) and not fault_of(made[run], run):
                 ends = run.path / "ends"
                 seen[run] = time.time() - (ends.stat().st_mtime if ends.exists() else time.time())
-        time.sleep(0.05)
+        time.sleep(0.2)
     assert len(seen) == len(made), [fault_of(ending, run) for run, ending in made.items() if run not in seen]
     slow = {made[run].name: round(took, 1) for run, took in seen.items() if took > SECONDS}
     print(f"the longest took {max(seen.values()):.1f} s")

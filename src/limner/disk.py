@@ -90,7 +90,7 @@ def read_json(path: Path, limit: int = 64 << 20) -> Any:
     """The JSON in `path`, or None where there is no such file or it does not hold JSON (half-written, damaged)."""
     try:
         with path.open("rb") as file:
-            return json.loads(file.read(limit))
+            return json.loads(file.read(min(limit, os.fstat(file.fileno()).st_size + 1)))  # room is made for all that is asked
     except (OSError, ValueError, RecursionError):
         return None
 

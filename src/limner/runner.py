@@ -199,9 +199,11 @@ class Runner:
         self._say(f"{run.id} ended after {self._clock() - trainer.since:.0f} s: {status}")
 
     def _end_if_silent(self, trainer: Trainer) -> None:
-        """A trainer in which no thread runs any more cannot end itself."""
+        """A trainer in which no thread runs any more cannot end itself. One that is gone is its launcher's to look after."""
         if trainer.silence.is_too_long(trainer.run):
-            seconds = trainer.silence.seconds(trainer.run)
+            seconds, said = trainer.silence.seconds(trainer.run), State.read(trainer.run.path / "state.json")
+            if not runs.is_alive(said.pid, said.process_started):
+                return
             self._say(f"{trainer.run.id} gave no sign of life for {seconds:.0f} s and is ended")
             jobs.end_hung(trainer.run, seconds)
             trainer.silence = hung.Silence()

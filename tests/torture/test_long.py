@@ -1,7 +1,7 @@
 """A day in minutes: a tiny model trained for 50,000 steps, sampled and saved, while 20 pages watch. Only the files grow.
 
 LIMNER_LONG_STEPS sets the steps, LIMNER_LONG_MINUTES how long at most; then the run is stopped, and the slopes are of what
-was trained.
+was trained. LIMNER_LONG_PAGES sets how many watch: on a busy machine they take the trainer's time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from trainer import config, new_run
 
 STEPS = int(os.environ.get("LIMNER_LONG_STEPS", "50000"))
 MINUTES = float(os.environ.get("LIMNER_LONG_MINUTES", "90"))
-PAGES = 20
+PAGES = int(os.environ.get("LIMNER_LONG_PAGES", "20"))
 MOST_MIB = 1.0
 """Of memory that may be gained in 10,000 steps."""
 LOG_BYTES = 42 << 20
