@@ -25,7 +25,7 @@ def test_a_rank_that_stands_still_ends_all_and_the_run_goes_on(
     home.mkdir()
     shutil.copy(machine_file, home / "machine.json")
     pictures = tiny.pictures(tmp_path / "pictures")
-    sections = {"train": {"steps": 400}, "output": {"state_every_steps": 10}}
+    sections = {"train": {"steps": 80}, "output": {"state_every_steps": 10}}
     monkeypatch.setenv(hanging.SECONDS, "20")
     run = new_run(config(tiny_model, pictures, launch={"num_processes": 2}, **sections))
     queue.enqueue(run)
@@ -43,9 +43,9 @@ def test_a_rank_that_stands_still_ends_all_and_the_run_goes_on(
     hanging.wait(lambda: run.state().status in ("done", "failed"), 240, run.tail)
     assert run.state().status == "done", run.state().error
     monkeypatch.delenv(hanging.SECONDS)
-    one = new_run(config(tiny_model, pictures, **{**sections, "train": {"steps": 400, "accumulation": 2}}))
+    one = new_run(config(tiny_model, pictures, **{**sections, "train": {"steps": 80, "accumulation": 2}}))
     assert train(one) == 0
-    assert len(losses(run)) == 400 and losses(run)[:50] == pytest.approx(losses(one)[:50], rel=1e-4)
+    assert len(losses(run)) == 80 and losses(run)[:50] == pytest.approx(losses(one)[:50], rel=1e-4)
 
 
 def test_a_call_that_holds_the_interpreter(
@@ -67,7 +67,7 @@ def test_a_call_that_holds_the_interpreter(
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ["PYTHONPATH"]]))
     monkeypatch.setenv(hanging.SECONDS, "10")
-    run = new_run(config(tiny_model, tiny.pictures(tmp_path / "pictures"), train={"steps": 2000}))
+    run = new_run(config(tiny_model, tiny.pictures(tmp_path / "pictures"), train={"steps": 200}))
     hanging.begin(run)
     (home / "hold").touch()
     took = hanging.wait(lambda: run.state().status == "waiting", 120, run.tail)
