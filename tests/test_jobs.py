@@ -98,3 +98,17 @@ def test_a_long_log_begins_anew_and_the_one_before_is_kept(tmp_path) -> None:
     assert log.exists()
     jobs.rotate(log, 10)
     assert not log.exists() and (tmp_path / "log.1.txt").stat().st_size == 11
+
+
+def test_a_log_that_is_written_to_is_shortened_under_its_writer(tmp_path):
+    log = tmp_path / "log.txt"
+    jobs.shorten(log)
+    with log.open("ab", buffering=0) as file:  # as a trainer's output
+        for number in range(1000):
+            file.write(f"line {number}\n".encode())
+            jobs.shorten(log, 1000)
+            assert log.stat().st_size < 1020
+    both = (tmp_path / "log.1.txt").read_text() + log.read_text()
+    numbers = [int(line.split()[1]) for line in both.splitlines()]
+    assert numbers == list(range(numbers[0], 1000)) and len(numbers) > 80, "the newest are all there, without a hole"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.1.txt", "log.txt"]

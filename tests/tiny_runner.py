@@ -1,7 +1,9 @@
 """The real runner with a tiny trainer in place of the real one: `python tests/tiny_runner.py`. No torch, a tenth of a second.
 
 The trainer notes its start in `<home>/started.txt` and its life in `<home>/busy.txt`; it does what the run's name says:
-`fail...` exits with code 3, `hang...` waits to be killed or asked to stop, all else is done at once.
+`fail...` exits with code 3, `hang...` waits to be killed or asked to stop, all else is done at once. Where the run's folder
+has a `script.py`, that is what it does. `fault.txt` there is what goes wrong when it is started, `<home>/fault.txt` what is
+wrong with the runner.
 """
 
 from __future__ import annotations
@@ -20,15 +22,18 @@ home = os.path.dirname(os.path.dirname(run))
 def note(file, words):
     handle = os.open(os.path.join(home, file), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(handle, (words + "\n").encode())
-def say(status):
+def say(status, **values):
     path = os.path.join(run, "state.json")
     while (state := json.load(open(path)))["pid"] != os.getpid():  # said by who started it, under the run's lock
         time.sleep(0.005)
     with open(path + ".new", "w") as file:
-        json.dump({**state, "status": status}, file)
+        json.dump({**state, "status": status, **values}, file)
     os.replace(path + ".new", path)
 name = os.path.basename(run)
 note("started.txt", name)
+if os.path.exists(script := os.path.join(run, "script.py")):
+    exec(compile(open(script).read(), script, "exec"))
+    sys.exit()
 note("busy.txt", "+" + name)
 if "fail" in name:
     note("busy.txt", "-" + name)
@@ -42,10 +47,25 @@ note("busy.txt", "-" + name)
 
 
 def main() -> int:
-    from limner import launch, runner
+    from limner import launch, queue, runner, runs
 
-    runner.serve = functools.partial(runner.serve, tick_seconds=0.05)  # a trainer is done by then
-    launch.argv = lambda config, path, device, available: [sys.executable, "-I", "-S", "-c", TRAINER, str(path)]
+    def argv(config, path, device, available) -> list[str]:
+        fault = path / "fault.txt"
+        words = fault.read_text() if fault.exists() else sys.executable
+        if words == "TypeError":
+            raise TypeError("argv() is wrong")
+        return [words, "-I", "-S", "-c", TRAINER, str(path)]
+
+    launch.argv = argv
+    waiting = queue.waiting
+
+    def waiting_or_worse() -> list[str]:
+        if (runs.home() / "fault.txt").exists():
+            raise TypeError("the queue is wrong")
+        return waiting()
+
+    queue.waiting = waiting_or_worse
+    runner.serve = functools.partial(runner.serve, tick_seconds=0.05)  # it looks more often than in earnest
     return runner.main()
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -31,7 +32,7 @@ class Moment:
     """Where a trainer meets its end: before the `count`-th call of a function, counted within one process."""
 
     what: str
-    """stop (a request), change (another one), term, kill (signals), poison (all weights become huge)."""
+    """stop (a request), change (another one), term, kill (signals), poison (all weights become huge), hang (for ever)."""
     where: str
     """step (one was finished), look (it asks whether it is to stop, in work longer than a step), folder (a large one was looked
     at), hashes (a hundred files are read), cache (a shard is added), picture (one was painted), file (a safetensors file is
@@ -71,7 +72,8 @@ def launch(run: Run, *moments: Moment | None) -> BaseProcess:
     on_gpu = 'device = "cuda"' in (run.path / "config.toml").read_text(encoding="utf-8")
     forked.start_server()
     context = multiprocessing.get_context("spawn") if on_gpu else forked.CONTEXT
-    process = context.Process(target=_train, args=(str(run.path), os.environ["LIMNER_HOME"], moments))
+    told = {name: os.environ[name] for name in ("LIMNER_HANG_SECONDS",) if name in os.environ}
+    process = context.Process(target=_train, args=(str(run.path), os.environ["LIMNER_HOME"], moments, told))
     process.start()
     return process
 
@@ -156,6 +158,8 @@ def _arm(moment: Moment, run: Run) -> None:
                 _change(run, moment.change)
             elif moment.what == "poison":
                 _poison()
+            elif moment.what == "hang":
+                time.sleep(3600)
             else:
                 os.kill(os.getpid(), {"term": signal.SIGTERM, "kill": signal.SIGKILL}[moment.what])
         return original(*args, **kwargs)

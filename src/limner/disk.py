@@ -159,9 +159,11 @@ def read_json(path: Path, limit: int = 64 << 20, *, is_ours: bool = False) -> An
     """
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size > limit:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
                 return None
-            return (parse_json if is_ours else parsing.json_value)(file.read(limit))
+            # room is made for all that is asked
+            return (parse_json if is_ours else parsing.json_value)(file.read(min(limit, size + 1)))
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -77,7 +77,7 @@ def laid_over(asked: Config, options: Options) -> Config:
 
 def recorded(run: Run) -> Options | None:
     """The way that a run took last; None if none was chosen."""
-    found = [e["options"] for e in run.history() if e.get("event") == "fit" and isinstance(e.get("options"), dict)]
+    found = [e["options"] for e in run.history("fit") if isinstance(e.get("options"), dict)]
     known = {option.path for option in walk() if option.section == "memory"}
     return {k: v for k, v in found[-1].items() if k in known} if found else None
 

@@ -21,12 +21,13 @@ from typing import Any
 import filelock
 import psutil
 
-from limner import disk, launch, machine, queue, runs
+from limner import disk, hung, launch, machine, queue, runs
 from limner.config import Config
 from limner.config.launch import gpus
 from limner.runs import LIVE, Run, State
 
 GRACE_SECONDS = 10.0
+_STACKS_SECONDS = 0.5
 _ELSEWHERE_SECONDS = 90.0
 """The grace of a job elsewhere: what follows it asks for as long as it needs."""
 
@@ -51,12 +52,15 @@ def start(run: Run, device: str) -> subprocess.Popen[bytes] | None:
         if run.state().status not in ("queued", "waiting"):
             return None
         run.lay_out()
-        disk.write_json(run.path / "command.json", {"argv": words, "environment": extra})
-        (run.path / "exit.json").unlink(missing_ok=True)
+        rotate(run.log)
+        told = run.log.stat().st_size if run.log.exists() else 0
+        disk.write_json(run.path / "command.json", {"argv": words, "environment": extra, "log_bytes": told})
+        for name in ("exit.json", hung.HEARTBEAT):
+            (run.path / name).unlink(missing_ok=True)
         process = spawn(words, run.log, extra)
         try:
             run.write_state(run.starting(process.pid))
-        except OSError:
+        except BaseException:
             kill(process.pid)  # else it would be started once more
             process.wait()
             raise
@@ -94,6 +98,17 @@ def rotate(log: Path, limit: int = 5 << 20) -> None:
             os.replace(log, log.with_stem(f"{log.stem}.1"))
 
 
+def shorten(log: Path, limit: int = 20 << 20) -> None:
+    """Begin a log anew that is being written to and has grown beyond `limit` bytes; what it held is kept beside it.
+
+    The writer appends, and so goes on at the new end; the little that it writes meanwhile is lost.
+    """
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > limit:
+            shutil.copyfile(log, log.with_stem(f"{log.stem}.1"))
+            os.truncate(log, 0)
+
+
 def fail(run: Run, reason: str) -> None:
     """Record that a waiting run could not even be started."""
     with run.hold():
@@ -112,11 +127,61 @@ def explain(run: Run, reason: str) -> None:
             run.write_state(replace(state, error=reason))
 
 
-def note_exit(run: Run, pid: int, code: int | None) -> None:
-    """Record how the trainer ended; the runner's side of the truth. `code` is None for one that was not its own child."""
+def note_exit(run: Run, pid: int, code: int | None, *, ran_out: bool = False) -> None:
+    """Record how the trainer ended; the runner's side of the truth. `code` is None for one that was not its own child;
+    `ran_out`: the system ended a process for lack of memory meanwhile."""
     with contextlib.suppress(OSError):
+        out = {"out_of_memory": True} if ran_out else {}
         if run.path.is_dir():  # it may have been deleted
-            disk.write_json(run.path / "exit.json", {"code": code, "time": time.time(), "pid": pid})
+            disk.write_json(run.path / "exit.json", {"code": code, "time": time.time(), "pid": pid, **out})
+
+
+def num_out_of_memory(path: Path = Path("/proc/vmstat")) -> int:
+    """How many processes this system has ended for lack of memory; 0 where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in path.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def say_lost(run: Run) -> None:
+    """Say of a trainer that has ended that it failed: its state file does not say anything any more."""
+    said = disk.read_json(run.path / "exit.json")
+    pid = said.get("pid") if isinstance(said, dict) else None
+    with run.hold():
+        lost = State("failed", pid=pid if type(pid) is int else 0)
+        run.write_state(replace(lost, error=f"its state file was damaged or removed, and {run.why_dead(lost)}"))
+
+
+def end_hung(run: Run, seconds: float) -> None:
+    """End a trainer whose watchdog has been silent for so long, and say so.
+
+    The state is written before the end, so that nobody sees a trainer that is gone and no reason, and once more behind it:
+    no thread of the trainer runs that would write another.
+    """
+    state, is_stopped = State.read(run.path / "state.json"), False
+    with contextlib.suppress(psutil.Error):
+        is_stopped = psutil.Process(state.pid).status() == psutil.STATUS_STOPPED
+    why = "it was stopped by a signal" if is_stopped else "the log has its stacks"
+    where = f"after step {state.step} ({state.phase or state.status})"
+    reason = f"The whole trainer stood still for {seconds:.0f} s {where}: {why}."
+    last = hung.after(run, state, reason)
+    with contextlib.suppress(OSError):
+        run.write_state(last)
+    if os.name != "nt" and not is_stopped and runs.is_alive(state.pid, state.process_started):
+        with contextlib.suppress(OSError):
+            os.kill(state.pid, signal.SIGUSR1)  # faulthandler writes them, whatever holds the interpreter
+            time.sleep(_STACKS_SECONDS)
+    _of(state, kill)
+    with contextlib.suppress(OSError), run.hold():
+        hung.tell(run, last)
+
+
+def say_hung(run: Run) -> None:
+    """Say in its place of a trainer that ended itself because it hung, and could not say it: the disk did not answer."""
+    with run.hold():
+        hung.tell(run, hung.after(run, State.read(run.path / "state.json"), "It hung, and could not say where."))
 
 
 def stop(run: Run, *, now: bool = False, grace_seconds: float = GRACE_SECONDS) -> State:
@@ -150,7 +215,11 @@ def stop_at_once(run: Run) -> None:
 
 def _signal(run: Run, act: Callable[[int], None]) -> None:
     """Do something to the trainer's process, if the pid in its state is still its own and not another's by now."""
-    if (pid := run.state().worker) is not None:
+    _of(run.state(), act)
+
+
+def _of(state: State, act: Callable[[int], None]) -> None:
+    if (pid := state.worker) is not None:
         with contextlib.suppress(psutil.Error):
             act(pid)
 

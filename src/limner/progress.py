@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 
 from limner import disk, jobs, queue, runner
@@ -123,8 +124,8 @@ class Watcher:
                 self._take(event)
         state = self.run.state()
         if state.status == "waiting" and time.monotonic() - self._runner_seen > _RUNNER_SECONDS:
-            runner.ensure_runner()  # again and again: it may have been killed
             self._why_waiting, self._runner_seen = why_waiting(self.run), time.monotonic()
+            runner.ensure_runner()  # again and again: it may have been killed
         line = self.line(state)
         if self._live:
             width = shutil.get_terminal_size().columns - 1
@@ -199,7 +200,7 @@ class Watcher:
 
 def why_waiting(run: Run) -> str:
     """What a waiting run waits for, in words."""
-    if said := run.state().error:
+    if said := run.state().error or runner.fault():
         return f"waiting: {printable(said, 200)}"
     try:
         device = runner.device_of(run)
@@ -298,21 +299,32 @@ def _exit_code(run: Run) -> int | None:
     return None
 
 
+def _last_losses(run: Run, count: int = 50) -> list[float]:
+    """The losses of the last steps, of which there may be millions."""
+    out = deque[tuple[int, float]](maxlen=count)
+    for event, _ in run.events():
+        step, loss = event.get("step"), event.get("loss")
+        if event.get("event") == "resume" and isinstance(step, int):
+            out = deque((kept for kept in out if kept[0] <= step), maxlen=count)
+        elif event.get("event") == "step" and isinstance(step, int) and isinstance(loss, float):
+            out.append((step, loss))
+    return [loss for _, loss in out]
+
+
 def show(run: Run) -> int:
     """Print what is known of a run."""
     state = run.state()
     print(f"{run.id}\n  state   {state.status}{f' ({state.phase})' if state.phase else ''}, step {state.step} of {state.steps}")
     print(f"  folder  {run.path}")
-    events = [event for event in run.history() if _is_whole(event)]
-    losses = [e["loss"] for e in events if e.get("event") == "step"]
-    if losses:
-        print(f"  loss    {sum(losses[-50:]) / len(losses[-50:]):.4f} (mean of the last {len(losses[-50:])} steps)")
-    validations = [e for e in events if e.get("event") == "validation"]
+    if state.status == "waiting":
+        print(f"  waits   {why_waiting(run)}")
+    if losses := _last_losses(run):
+        print(f"  loss    {sum(losses) / len(losses):.4f} (mean of the last {len(losses)} steps)")
+    validations = list(filter(_is_whole, run.history("validation")))
     if validations:
         print(f"  held out: loss {validations[-1]['loss']:.5f} at step {validations[-1]['step']}")
-    for event in events:
-        if event.get("event") == "checkpoint":
-            print(*(f"  saved   {path}" for path in saved_files(event)), sep="\n")
+    for event in filter(_is_whole, run.history("checkpoint")):
+        print(*(f"  saved   {path}" for path in saved_files(event)), sep="\n")
     if state.status == "failed":
         print(f"  error   {printable(state.error, 600)}")
         print("\n".join(f"  log     {printable(line, 300)}" for line in run.tail(2000).splitlines()[-8:]))

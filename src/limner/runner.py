@@ -1,7 +1,8 @@
 """The runner: the one detached process that starts waiting runs, each when its device is free. `python -m limner.runner`.
 
 It is started by whoever enqueues, holds `locks/runner.lock`, and leaves when nothing waits and nothing trains. It remembers
-nothing: what waits and what trains is read from the run folders, so another one goes on where a killed one was.
+nothing: what waits and what trains is read from the run folders, so another one goes on where a killed one was. That one was
+killed, or died, can be seen by the file that it leaves behind (:func:`fault`).
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import contextlib
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import filelock
+import psutil
 
-from limner import jobs, machine, queue, runs
+from limner import disk, hung, jobs, machine, queue, runs
 from limner.errors import UserError, printable
 from limner.runs import LIVE, Run, State
 
@@ -27,6 +30,29 @@ _LOG_BYTES = 1 << 20
 
 def log_file() -> Path:
     return runs.home() / "runner.log"
+
+
+def _sign() -> Path:
+    """Where a runner says that it is there, and how it died; removed by one that leaves in order."""
+    return runs.home() / "runner.json"
+
+
+def _put_sign(error: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk: the log may say it still
+        me = psutil.Process()
+        disk.write_json(_sign(), {"pid": me.pid, "process_started": me.create_time(), "error": error})
+
+
+def fault() -> str:
+    """What became of the last runner, if it did not leave in order; "" while one is at work, or if nothing is wrong."""
+    said = disk.read_json(_sign())
+    if not isinstance(said, dict) or type(said.get("pid")) is not int or type(said.get("process_started")) is not float:
+        return ""
+    if runs.is_alive(said["pid"], said["process_started"]):
+        return ""
+    if error := said.get("error"):
+        return f"the process that starts runs died: {printable(error, 300)} (the log: {log_file()})"
+    return "the process that starts runs was killed"
 
 
 def ensure_runner(words: Sequence[str] = (sys.executable, "-m", "limner.runner")) -> None:
@@ -54,7 +80,7 @@ def live_runs() -> dict[str, Run]:
     found = {}
     for run in runs.all_runs():
         if run.state().status in LIVE:
-            with contextlib.suppress(UserError):
+            with contextlib.suppress(Exception):  # one run, whatever is wrong with it, must not stop all others
                 found[device_of(run)] = run
     return found
 
@@ -75,6 +101,11 @@ class Trainer:
     device: str
     process: Process | None
     since: float
+    num_out_of_memory: int = field(default_factory=jobs.num_out_of_memory)
+    """How many processes the system had ended for lack of memory when this one was started."""
+    silence: hung.Silence = field(default_factory=hung.Silence)
+    rests_until: float | None = None
+    """It hung and is gone, and keeps its device until the run goes on."""
 
 
 class Runner:
@@ -82,7 +113,7 @@ class Runner:
 
     def __init__(
         self,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
         spawn: Callable[[Run, str], Process | None] = jobs.start,
         say: Callable[[str], None] = print,
     ) -> None:
@@ -101,7 +132,12 @@ class Runner:
     def tick(self) -> bool:
         """Note what ended, start what can be. True as long as something waits or trains."""
         for trainer in list(self._trainers.values()):
-            self._look_after(trainer)
+            try:
+                self._look_after(trainer)
+            except (UserError, OSError) as error:  # such as a full disk
+                self.tell(str(error))
+            except Exception:  # a fault of ours with one run, which must not be that of all others
+                self.tell(f"{trainer.run.id} cannot be looked after:", traceback.format_exc())
         names = queue.waiting()
         self._devices = {name: device for name, device in self._devices.items() if name in names}
         for name in names:
@@ -116,29 +152,69 @@ class Runner:
                 self._say(f"{run.id} is being trained on {device} already")
 
     def _look_after(self, trainer: Trainer) -> None:
-        run, process = trainer.run, trainer.process
+        run, process, code = trainer.run, trainer.process, None
+        jobs.shorten(run.log)
+        if trainer.rests_until is not None:
+            if self._clock() >= trainer.rests_until or run.state().status != "waiting":
+                del self._trainers[trainer.device]
+            return
         if process is not None:
             code = process.poll()
             if code is None:
+                self._end_if_silent(trainer)
                 return
-            jobs.note_exit(run, process.pid, code)
+            if run.path.is_dir():
+                jobs.note_exit(
+                    run, process.pid, code, ran_out=code == -9 and jobs.num_out_of_memory() > trainer.num_out_of_memory
+                )
             trainer.process = None  # it may have been a launcher, whose trainers live on
         if run.state().status in LIVE:
+            self._end_if_silent(trainer)
             return
+        if not run.path.is_dir():
+            del self._trainers[trainer.device]
+            self._say(f"{run.id} ended, and its folder is gone")
+            return
+        self._note_end(trainer, is_ours=process is not None, code=code)
+
+    def _note_end(self, trainer: Trainer, *, is_ours: bool, code: int | None) -> None:
+        """The trainer is gone: see to it that its run says how, and what follows."""
+        run = trainer.run
         said = State.read(run.path / "state.json")
-        if process is None and said.status in LIVE:  # it ended without a word, and its exit code is not ours to know
+        if said.status in LIVE and code == hung.EXIT_CODE:
+            jobs.say_hung(run)
+            return
+        if said.status in LIVE and not is_ours:  # it ended without a word, and its exit code is not ours to know
             jobs.note_exit(run, said.pid, None)
-        del self._trainers[trainer.device]
-        if run.is_out():  # the job elsewhere waits for another to follow it
+        if said.status == "queued":  # as a new one: its state is lost
+            jobs.say_lost(run)
+        status = run.state().status
+        if status == "waiting":  # for another to follow its job elsewhere, or to go on after it hung
             queue.repair()
-        self._say(f"{run.id} ended after {self._clock() - trainer.since:.0f} s: {run.state().status}")
+        if status == "waiting" and said.hangs:
+            queue.reorder([run.id])  # before those that have not begun
+            trainer.rests_until = self._clock() + hung.pause(said.hangs)
+        else:
+            del self._trainers[trainer.device]
+        self._say(f"{run.id} ended after {self._clock() - trainer.since:.0f} s: {status}")
+
+    def _end_if_silent(self, trainer: Trainer) -> None:
+        """A trainer in which no thread runs any more cannot end itself. One that is gone is its launcher's to look after."""
+        if trainer.silence.is_too_long(trainer.run):
+            seconds, said = trainer.silence.seconds(trainer.run), State.read(trainer.run.path / "state.json")
+            if not runs.is_alive(said.pid, said.process_started):
+                return
+            self._say(f"{trainer.run.id} gave no sign of life for {seconds:.0f} s and is ended")
+            jobs.end_hung(trainer.run, seconds)
+            trainer.silence = hung.Silence()
 
     def _consider(self, run: Run) -> None:
         """Start a waiting run if its device is free."""
         try:
             if run.id not in self._devices:
                 self._devices[run.id] = device_of(run)
-                jobs.explain(run, "")
+                if not run.state().hangs:  # that it hung is said until it goes on
+                    jobs.explain(run, "")
             device = self._devices[run.id]
             if device not in self._trainers:
                 self._adopt()
@@ -156,12 +232,20 @@ class Runner:
             self.tell(f"{run.id} cannot be started: {error}")
             with contextlib.suppress(OSError):  # a full disk: it is tried again
                 jobs.fail(run, str(error))
+        except Exception as error:  # a fault of ours with one run, which must not be that of all others
+            details = traceback.format_exc()
+            self.tell(f"{run.id} cannot be started:", details)
+            with contextlib.suppress(OSError):
+                with run.log.open("a", encoding="utf-8") as log:
+                    log.write(details)
+                said = printable(f"{type(error).__name__}: {error}", 300)
+                jobs.fail(run, f"It could not be started: {said}. This is a fault of Limner; the log has the details.")
 
-    def tell(self, words: str) -> None:
-        """Say something that may happen again and again only once."""
-        if words != self._last_words:
-            self._last_words = words
-            self._say(printable(words, 600))
+    def tell(self, words: str, details: str = "") -> None:
+        """Say something that may happen again and again only once; `details` are lines."""
+        if words + details != self._last_words:
+            self._last_words = words + details
+            self._say(printable(words, 600) + (f"\n{details}" if details else ""))
 
 
 def _is_lent_to_a_tool(device: str) -> bool:
@@ -190,15 +274,15 @@ def serve(tick_seconds: float = _TICK_SECONDS) -> None:
         try:
             if not runner.tick() and not queue.repair():
                 return
-        except (UserError, OSError) as error:  # such as a full disk: what trains is looked after still
+        except Exception as error:  # such as a full disk: what trains is looked after still
             if not runner.is_busy:
                 raise
-            runner.tell(str(error))
+            runner.tell(str(error), "" if isinstance(error, UserError | OSError) else traceback.format_exc())
         time.sleep(tick_seconds)
 
 
 def main() -> int:
-    """Be the runner, if there is none."""
+    """Be the runner, if there is none. The other place beside the trainer's that may catch everything."""
     while True:
         lock = runs.lock("runner", 2)  # waits a moment: somebody may only be looking whether there is a runner
         try:
@@ -206,9 +290,16 @@ def main() -> int:
         except filelock.Timeout:
             return 0
         try:
+            if before := fault():
+                say(f"{before}; this one goes on")
+            _put_sign("")
             serve()
-        except (UserError, OSError) as error:
-            say(printable(error, 600))
+            with contextlib.suppress(OSError):
+                _sign().unlink(missing_ok=True)
+        except Exception as error:
+            is_ours = not isinstance(error, UserError | OSError)
+            say(traceback.format_exc() if is_ours else printable(error, 600))
+            _put_sign(f"{type(error).__name__}: {error}" if is_ours else str(error))
             return 1
         finally:
             lock.release()

@@ -27,7 +27,7 @@ import psutil
 from limner import disk
 from limner.config import Config
 from limner.config import files as config_files
-from limner.errors import UserError, wrong
+from limner.errors import UserError, printable, wrong
 
 Status = Literal["queued", "starting", "running", "stopping", "waiting", "done", "failed", "stopped"]
 Phase = Literal[
@@ -49,11 +49,13 @@ LIVE: tuple[Status, ...] = ("starting", "running", "stopping")
 LAUNCHER = "LIMNER_LAUNCHER"
 """In the environment of processes that a launcher started which has the last word about them: its pid."""
 _LEAST_BYTES = 64 << 10
-_OUT_OF_MEMORY = (
-    "; if nobody did that, the computer ran out of memory: lower train.batch_size or data.resolution, or close other programs"
-)
+_LESS_MEMORY = "Lower train.batch_size or data.resolution, or close other programs"
+_UNSAID = f"; if nobody did that, the computer ran out of memory. {_LESS_MEMORY}"
 _CHANGE = re.compile(r"change-[0-9]{1,20}\.toml", re.ASCII)
 _MAX_CHANGE_BYTES = 1 << 20
+_CRASHES = (4, 6, 7, 8, 11)
+"""Signals by which a system ends a program for a fault of its own: SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV."""
+_ERROR = re.compile(r"(error: |([A-Za-z_]\w*\.)*[A-Za-z_]\w*(Error|Exception|Interrupt|Warning)\b)")
 REQUESTS = ("stop", "stop-now", "sample", "save")
 _WORDS = {"status": get_args(Status), "phase": get_args(Phase)}
 _MAX_STATE_BYTES = 1 << 20
@@ -115,6 +117,8 @@ class State:
     booted: float = 0.0
     """When that was, by the clock that tells of the processes' starts. Who sets the clock moves all of them."""
     error: str = ""
+    hangs: int = 0
+    """How many trainers hung since a person started it last (`limner.hung`)."""
     updated: float = 0.0
 
     @property
@@ -232,8 +236,10 @@ class Run:
             me |= {"boot": this_boot(), "booted": psutil.boot_time()}
             if pid == os.getpid() and has_launcher():
                 me["parent_started"] = psutil.Process(process.ppid()).create_time()
-            return State("starting", "loading", step=earlier.step, steps=earlier.steps, **me)
-        return State("starting", "loading", step=earlier.step, steps=earlier.steps, pid=pid)  # gone already
+            return State("starting", "loading", step=earlier.step, steps=earlier.steps, hangs=earlier.hangs, **me)
+        return State(
+            "starting", "loading", step=earlier.step, steps=earlier.steps, hangs=earlier.hangs, pid=pid
+        )  # gone already
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one event. A line is written by a single call, so that readers see whole lines or none."""
@@ -277,15 +283,19 @@ class Run:
                         if _is_event(event):
                             yield event, start
 
-    def history(self) -> list[dict[str, Any]]:
-        """All events as one uninterrupted run would have written them: what was done again after a resume comes once."""
+    def history(self, *kinds: str) -> list[dict[str, Any]]:
+        """The events as one uninterrupted run would have written them: what was done again after a resume comes once.
+
+        Of the given kinds alone, or all, of which there may be millions.
+        """
         out: list[dict[str, Any]] = []
         for event, _ in self.events():
             if event.get("event") == "resume":
                 # at step 0 there was no state yet: everything but the start is done again
                 step = event.get("step", 0)
                 out = [e for e in out if (e.get("step", 0) <= step if step else e.get("event") == "start")]
-            out.append(event)
+            if not kinds or event.get("event") in kinds:
+                out.append(event)
         return out
 
     def state(self) -> State:
@@ -299,23 +309,52 @@ class Run:
         if self.is_out():
             said = "its job goes on; the process that follows it is started anew"
             return replace(state, status="waiting", phase="", error=said)
-        return replace(state, status="failed", error=state.error or self._why_dead(state))
+        return replace(state, status="failed", error=state.error or self.why_dead(state))
 
     def is_out(self) -> bool:
         """Whether a job elsewhere may be training it, be it followed from here or not."""
         job = disk.read_json(self.path / JOB_FILE)
         return isinstance(job, dict) and job.get("is_open") is True
 
-    def _why_dead(self, state: State) -> str:
-        ended = disk.read_json(self.path / "exit.json")
-        if isinstance(ended, dict) and ended.get("pid") in (state.pid, state.parent) and isinstance(ended.get("code"), int):
-            code = ended["code"]
-            said = f"the trainer was killed (signal {-code})" if code < 0 else f"the trainer ended with exit code {code}"
-            said += _OUT_OF_MEMORY if code in (-9, 137) else ""
-        else:
-            said = "the trainer is gone (killed, or the machine was restarted)"
+    def why_dead(self, state: State) -> str:
+        """How a trainer ended that did not say so itself."""
+        said = self._exit(state)
         is_full = disk.free_bytes(self.path) < _LEAST_BYTES  # it could not say so itself
         return f"{said}; the disk of {self.path} is full: free some space, and resume it" if is_full else said
+
+    def _exit(self, state: State) -> str:
+        ended = disk.read_json(self.path / "exit.json")
+        if (
+            not isinstance(ended, dict)
+            or ended.get("pid") not in (state.pid, state.parent)
+            or type(ended.get("code")) is not int
+        ):
+            return "the trainer is gone (killed, or the machine was restarted)"
+        code = ended["code"]
+        if -code in _CRASHES:
+            return f"the trainer crashed (signal {-code}); the log may have its stacks"
+        if code < 0:
+            said = f"the trainer was killed (signal {-code})"
+            if ended.get("out_of_memory") is True:
+                return f"{said} when the computer ran out of memory. {_LESS_MEMORY}."
+            return said + (_UNSAID if code == -9 else "")
+        said = f"the trainer ended with exit code {code}"
+        if 128 < code < 160:
+            said += f", as a shell says of what was killed (signal {code - 128})"
+        last = self._last_error()
+        return f"{said}: {last}" if last else said
+
+    def _last_error(self) -> str:
+        """The last line of what the trainer said, if that names an error."""
+        command = disk.read_json(self.path / "command.json")
+        told = command.get("log_bytes") if isinstance(command, dict) else None
+        with contextlib.suppress(OSError):
+            size = self.log.stat().st_size
+            new = size - told if type(told) is int and 0 <= told <= size else size
+            lines = self.tail(min(new, 4000)).rstrip().splitlines() if new else []
+            if lines and _ERROR.match(lines[-1]):
+                return printable(lines[-1], 300)
+        return ""
 
     def tail(self, limit: int = 4000) -> str:
         """The end of the log."""
@@ -359,6 +398,11 @@ class Run:
     def is_asked_to_stop(self) -> bool:
         """Whether a stop is pending; leaves it, and all else that was asked, to be taken later."""
         return any((self.path / "control" / name).exists() for name in ("stop", "stop-now"))
+
+    def was_asked_to_stop(self) -> bool:
+        """Whether a stop is pending, or was taken by the trainer that was started last."""
+        taken = (self.path / "control" / f".taken-{name}" for name in ("stop", "stop-now"))
+        return self.is_asked_to_stop() or any(path.exists() for path in taken)
 
     def drop_requests(self, before: float) -> None:
         """Forget what was asked of an earlier trainer: requests older than `before` (seconds since the epoch)."""

@@ -94,10 +94,10 @@ def runs_queue() -> int:
 
     queue.repair()
     names = queue.waiting()
-    if names:
-        runner.ensure_runner()
     for place, name in enumerate(names, 1):
         print(f"{place:>3}  {name:<44.44} {progress.why_waiting(runs.named(name))}")
+    if names:
+        runner.ensure_runner()
     if not names:
         print("No run is waiting.")
     return 0

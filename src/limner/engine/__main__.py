@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import io
 import os
 import sys
@@ -13,15 +14,17 @@ from typing import TextIO
 import filelock
 import psutil
 
-from limner import changes, disk, fitting, machine, runs
+from limner import changes, disk, fitting, hung, machine, runs
 from limner.config import defaults
 from limner.engine.stopping import StopFlag
 from limner.engine.together import called, leave_reason
+from limner.engine.watchdog import Watchdog
 from limner.errors import StopRequested, UserError, printable
 from limner.runs import Run
 
 _ABANDONED_SECONDS = 24 * 3600.0
 """How long nobody has touched what is taken for left behind, in folders that others write into as well."""
+_ENDING_SECONDS = 120.0
 
 
 class Prefixed(io.TextIOBase):
@@ -65,18 +68,24 @@ def main(folder: str) -> int:
         print(f"error: {said}", file=sys.stderr)
         leave_reason(said, 2, is_echo=False)
         return 2
+    watchdog = Watchdog(run, is_main=is_main)
+    watchdog.start()
     try:
         if is_main:
             run.drop_requests(before=psutil.Process().create_time() - 1)  # a process's start is known to the second only
             run.write_state(run.starting(os.getpid()))  # now: importing torch takes seconds
         from limner.engine.journal import Journal
 
-        journal = Journal(run, is_main=is_main)
+        journal = Journal(run, is_main=is_main, sign=watchdog.sign)
     except (OSError, ImportError) as error:
         print(f"error: {run.id} cannot be started: {printable(error)}", file=sys.stderr)
+        watchdog.stop()
         lock.release()
         return 1
     try:
+        config = run.config()
+        waits = config.launch.timeout_seconds if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+        watchdog.expect(compiles=config.speed.compile != "off", waits_seconds=waits)
         return _train_as_fits(run, journal, flag)
     except UserError as error:
         return _refused(journal, error)
@@ -91,6 +100,7 @@ def main(folder: str) -> int:
         said = f"{printable(f'{type(error).__name__}: {error}', 400)}. The log has the details."
         return _failed(journal, echo or said, 1, is_echo=bool(echo))
     finally:
+        watchdog.stop()
         lock.release()
 
 
@@ -221,4 +231,7 @@ def _resume(run: Run, job, path: Path | None, faults: list[str], checkpoint, jou
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    code = main(sys.argv[1])
+    # a library that does not end with the interpreter must not keep the device: no Python thread could watch it now
+    faulthandler.dump_traceback_later(hung.limit(_ENDING_SECONDS), exit=True)
+    sys.exit(code)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -51,8 +52,8 @@ class Copies:
 class Saver:
     """The thread that writes, and what it has to tell."""
 
-    def __init__(self, tell: Callable[..., None]) -> None:
-        self._tell = tell
+    def __init__(self, tell: Callable[..., None], waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self._tell, self._waiting = tell, waiting
         self._thread = ThreadPoolExecutor(1, "saving")
         self._writing: deque[Future[Told | None]] = deque()
         self._has_failed = False
@@ -76,12 +77,14 @@ class Saver:
 
     def collect(self, *, wait: bool = False) -> None:
         """Tell what is done, or all once it is. Raises what a write raised."""
-        while self._writing and (wait or self._writing[0].done()):
-            self._say(self._writing.popleft().result())
+        with self._waiting() if wait and self._writing else nullcontext():
+            while self._writing and (wait or self._writing[0].done()):
+                self._say(self._writing.popleft().result())
 
     def close(self) -> None:
         """Let what is being written get to its end."""
-        self._thread.shutdown()
+        with self._waiting() if self._writing else nullcontext():
+            self._thread.shutdown()
 
     def _say(self, told: Told | None) -> None:
         if told is not None:

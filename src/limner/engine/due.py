@@ -41,7 +41,7 @@ def is_validation_due(job: Training, step: int) -> bool:
 
 def has_validation(job: Training, step: int) -> bool:
     """Whether this step's validation loss was noted, before the run was stopped or killed there."""
-    return any(e.get("event") == "validation" and e.get("step") == step for e in job.run.history())
+    return any(e.get("step") == step for e in job.run.history("validation"))
 
 
 def has_samples(job: Training, step: int) -> bool:

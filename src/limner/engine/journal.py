@@ -5,8 +5,10 @@ Losses stay on the device and are read back together, about once a second: the s
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,11 @@ _FLUSH_SECONDS = 1.0
 class Journal(StateTeller):
     """The record of a run that a machine's first process keeps, the main one on the main machine. In others it is silent."""
 
-    def __init__(self, run: Run, *, is_main: bool) -> None:
+    def __init__(self, run: Run, *, is_main: bool, sign: Callable[[str], object] = str) -> None:
         super().__init__(run, is_silent=not is_main)
         self.is_main = is_main
+        self.sign = sign
+        """Tells the watchdog that the run gets on, and in which phase ("step": one is finished)."""
         self.trackers: list[Tracker] = []
         self.meter: Meter | None = None
         self._process = psutil.Process()
@@ -39,12 +43,20 @@ class Journal(StateTeller):
     def say(self, *args: Any, **values: Any) -> None:
         self._require_folder()
         super().say(*args, **values)
+        self.sign(self.state.phase)
 
     def _require_folder(self) -> None:
         """Raises UserError if the run's folder was deleted or moved away: another of its name is not to be begun there."""
         if self._folder is not None and _identity(self.run.path) != self._folder:
             said = "this run's folder was deleted or moved while it trained; nothing more can be saved there."
             raise wrong(str(self.run.path), said, "Start the run anew, or move its folder back and resume it.")
+
+    @contextlib.contextmanager
+    def waiting_for(self, phase: str) -> Iterator[None]:
+        """Inside, what was begun in another phase is waited for."""
+        self.sign(phase)
+        yield
+        self.sign(self.state.phase)
 
     def event(self, kind: str, **values) -> None:
         if not self.is_main:
@@ -60,6 +72,7 @@ class Journal(StateTeller):
 
     def step(self, step: int, loss: Tensor, norm: Tensor | None, rates: dict[str, float]) -> None:
         """Note a finished step; `loss` and `norm` are read back later."""
+        self.sign("step")
         self._pending.append((step, loss.detach(), norm, rates))
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()

@@ -21,6 +21,7 @@ from typing import Any
 
 import filelock
 
+from limner import hung
 from limner.errors import UserError, printable
 from limner.runs import LAUNCHER, Run, State, has_launcher
 
@@ -52,8 +53,12 @@ def why(failures: Mapping[int, Any], count: int) -> tuple[str, int]:
         if rank in told:
             return told[rank]["message"]["message"], told[rank]["code"]
         return f"{called(rank, count)} was killed (signal {-failures[rank].exitcode})", 1
+    hangs = [r for r in told if told[r]["code"] == hung.EXIT_CODE]
+    code = hung.EXIT_CODE if hangs else 1
     if late:
-        return f"{called(late[0], count)} gave no answer any more", 1
+        return f"{called(late[0], count)} gave no answer any more", code
+    if hangs:  # those that waited for the one that hung cannot tell themselves from it: each has its stacks in the log
+        return f"{called(hangs[0], count)}: {told[hangs[0]]['message']['message']}", code
     echoes = [r for r in told if told[r]["is_echo"]]
     if echoes:
         return told[echoes[0]]["message"]["message"], 1
@@ -78,7 +83,7 @@ def main(words: Sequence[str]) -> int:
         reason, code = failure
         left = restarts - attempt
         if stop.is_asked or code == UserError.exit_code or not left:
-            _say(run, "failed", reason)
+            _say(run, "hung" if code == hung.EXIT_CODE else "failed", reason)
             return code
         print(f"{reason}; starting again from the newest training state ({attempt + 1} of {restarts})", flush=True)
         _say(run, "starting", f"{reason}; the run is started again ({attempt + 1} of {restarts})")
@@ -146,7 +151,9 @@ def _say(run: Run, status: Any, reason: str) -> None:
         with run.hold():
             state = State.read(run.path / "state.json")
             run.end_last_line()
-            if status == "failed":
+            if status == "hung":
+                hung.tell(run, hung.after(run, state, f"{reason.rstrip('.')}."))
+            elif status == "failed":
                 run.write_state(replace(state, status="failed", phase="", error=reason))
                 run.event("stop", step=state.step, status="failed", error=reason)
             else:

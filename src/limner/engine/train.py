@@ -78,7 +78,8 @@ def loop(job: Training, first_step: int) -> bool:
         )  # fmt: skip
         job.is_leaving = stop or stop_now
         if changed:
-            live.apply(job, step, runtime.share(changes))
+            with journal.waiting_for("loading"):  # new prompts are encoded with a model that may come from a slow disk
+                live.apply(job, step, runtime.share(changes))
             config, total = job.config, job.dataset.total_steps
         # what was learnt is safe before anything is painted
         if step == total or saves or is_checkpoint_due(job, step):
@@ -159,6 +160,7 @@ def accumulate_gradients(job: Training, step: int) -> Tensor:
             count_aside(job, question)
         with job.meter.counting(question.batch):
             loss += learn(job, question, count) if job.graphs is None else job.graphs.learn(question, count)
+        job.journal.sign("training")
     runtime.sum_gradients(job.params)
     return runtime.sum_scalar(loss)
 

@@ -97,7 +97,7 @@ class Training:
         if self.config.speed.cuda_graph:
             self.graphs = graphs.on_gpu(lambda question, count: learn(self, question, count), self.params)
         self.feed = Feed(self, AHEAD if self.runtime.device.type == "cuda" else 0)
-        self.saver = Saver(self.journal.event)
+        self.saver = Saver(self.journal.event, lambda: self.journal.waiting_for("saving"))
         self.saves_aside = not self.config.adapter.trains_base and fits_aside(self.params)
         self.output_disk = disk.disk_of(output_folder(self.config, self.run.checkpoints))
         self.watch = Watch(self.runtime)

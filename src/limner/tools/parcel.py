@@ -110,9 +110,7 @@ def _of_run(run: Run, section: Publish) -> Parcel:
 def _checkpoints(run: Run, config: Config) -> dict[str, Path]:
     """The finished files that the run says it wrote and that are there, oldest first. Its words are taken for names alone."""
     folder, out = config.output.path or run.checkpoints, dict[str, Path]()
-    for event in run.history():
-        if event.get("event") != "checkpoint":
-            continue
+    for event in run.history("checkpoint"):
         for key in ("path", "embedding"):
             name = Path(str(event.get(key) or "")).name
             path = folder / name
@@ -127,10 +125,10 @@ def _checkpoints(run: Run, config: Config) -> dict[str, Path]:
 
 def _last(run: Run, found: Mapping[str, Path]) -> set[str]:
     """The names of what was written last: the file or folder, and an embedding that was learnt beside it."""
-    for event in reversed(run.history()):
+    for event in reversed(run.history("checkpoint")):
         names = {_name(Path(str(event[key]))) for key in ("path", "embedding") if event.get(key)}
         here = {n.partition("/")[0] for n in found} & names
-        if event.get("event") == "checkpoint" and here:
+        if here:
             return here
     return set()
 
@@ -153,7 +151,7 @@ def _name(path: Path) -> str:
 
 def _samples(run: Run) -> Iterator[tuple[str, tuple[Sample, Path]]]:
     """The pictures of the last painting that are there, with their prompts."""
-    painted = [e for e in run.history() if e.get("event") == "sample" and _SAMPLE.fullmatch(str(e.get("path")))]
+    painted = [e for e in run.history("sample") if _SAMPLE.fullmatch(str(e.get("path")))]
     last = max((e["step"] for e in painted if isinstance(e.get("step"), int)), default=None)
     for event in [e for e in painted if e.get("step") == last][:_MAX_SAMPLES]:
         file, seed = run.samples / event["path"], event.get("seed")

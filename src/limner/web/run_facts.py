@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from limner import changes, disk, launch, queue, runs
+from limner import changes, disk, launch, queue, runner, runs
 from limner.changes import Change
 from limner.config import Config
 from limner.config import files as config_files
@@ -260,13 +260,18 @@ def full(run: Run, brief: Brief, curves: CurvesOfRuns, since: str = "") -> dict[
         "resume_step": resume_step(run),
         "memory": _last(known.memory.columns.get("device_mib")) or _last(known.memory.columns.get("memory_mib")),
         "meter": _meter(known),
-        "warnings": [*([state.error] if state.status == "waiting" and state.error else []), *known.warnings],
+        "warnings": [*_why_waiting(state), *known.warnings],
         "version": "-".join(str(stamp) for stamp, _ in parts.values()),
     }
     for number, (name, (stamp, make)) in enumerate(parts.items()):
         if len(before) != len(parts) or before[number] != str(stamp):
             out[name] = make()
     return out
+
+
+def _why_waiting(state: State) -> list[str]:
+    """What keeps a waiting run from being started, other than those before it."""
+    return [said for said in (state.error, runner.fault()) if said] if state.status == "waiting" else []
 
 
 def changed(config: Config | None, taken: Sequence[Change]) -> Config | None:
