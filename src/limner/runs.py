@@ -156,7 +156,7 @@ class State:
             elif name in _WORDS and value not in _WORDS[name]:
                 continue
             elif type(value) is type(default) or (type(value) is int and isinstance(default, float)):
-                known[name] = value if isinstance(value, str) or abs(value) < _LARGEST else default
+                known[name] = default if isinstance(value, int | float) and abs(value) >= _LARGEST else value
         return State(**known)
 
 

@@ -11,5 +11,6 @@ HERE = Path(__file__).parent
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave this folder out of a run of all tests."""
-    asked = [Path(config.invocation_params.dir, word.partition("::")[0]) for word in config.invocation_params.args if word[:1] != "-"]
+    given = config.invocation_params
+    asked = [Path(given.dir, word.partition("::")[0]) for word in given.args if not word.startswith("-")]
     return None if any(path.absolute().is_relative_to(HERE) for path in asked) else True

@@ -150,9 +150,7 @@ def test_a_day_in_minutes(
     }
     events = (run.path / "events.jsonl").stat().st_size / (1 << 20)
     with capsys.disabled():
-        print(
-            f"\n{steps} steps, {len(polls)} answers to {PAGES} pages, {len(faults)} faults, events {events:.1f} MiB, {logs}"
-        )
+        print(f"\n{steps} steps, {len(polls)} answers to {PAGES} pages, {len(faults)} faults, events {events:.1f} MiB, {logs}")
         for name, one in watched.items():
             print(f"{name}: {one.mib[0]:.0f} MiB at first, {one.mib[-1]:.0f} at last, {slopes[name]:+.2f} MiB per 10,000 steps")
     assert run.state().status in ("done", "stopped") and not faults and set(polls) == {200}, faults[:3]

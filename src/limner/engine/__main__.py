@@ -23,7 +23,7 @@ from limner.errors import StopRequested, UserError, printable
 from limner.runs import Run
 
 _ABANDONED_SECONDS = 24 * 3600.0
-"""How long nobody has touched what is taken for left behind, in folders that others write into as well."""
+"""How long nobody has touched what is taken for left behind, where others may be writing."""
 _ENDING_SECONDS = 120.0
 
 
@@ -149,11 +149,7 @@ def _train(run: Run, journal, flag: StopFlag, alarm) -> int:
 
     config = run.config()
     if journal.is_main:
-        run.end_last_line()
-        for folder in (run.path, run.states, run.samples, run.checkpoints):
-            disk.sweep(folder)
-        for folder in (checkpoint.output_folder(config, run.checkpoints), config.memory.cache_path or runs.home() / "cache"):
-            disk.sweep(folder, idle_seconds=_ABANDONED_SECONDS)  # others may be writing there
+        _tidy_up(run, checkpoint.output_folder(config, run.checkpoints), config.memory.cache_path or runs.home() / "cache")
         if alarm is not None:
             going_back.forget_states(run, alarm)
     if config.launch.num_threads is not None:
@@ -202,6 +198,15 @@ def _train(run: Run, journal, flag: StopFlag, alarm) -> int:
     journal.event("stop", step=journal.state.step, status=status)
     # a launcher takes any other code of one of several for a failure of all; it has a word of its own
     return 0 if finished or process.world > 1 else flag.exit_code
+
+
+def _tidy_up(run: Run, *shared: Path) -> None:
+    """Delete what a killed trainer left half-written, in the run's own folders and in those that others write into as well."""
+    run.end_last_line()
+    for folder in (run.path, run.states, run.samples, run.checkpoints):
+        disk.sweep(folder)
+    for folder in shared:
+        disk.sweep(folder, idle_seconds=_ABANDONED_SECONDS)
 
 
 def _resume(run: Run, job, path: Path | None, faults: list[str], checkpoint, journal) -> list:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from limner.engine.meter import Meter
 from limner.engine.trackers import Tracker
-from limner.errors import printable
+from limner.errors import printable, wrong
 from limner.runs import Run
 from limner.state import StateTeller
 

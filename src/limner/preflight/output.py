@@ -22,7 +22,8 @@ _NOT_EVERYWHERE = set('/\\:*?"<>|$`')
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in "123456789\u00b9\u00b2\u00b3")}
 """Windows gives no file such a name, whatever its ending; its digits may stand high."""
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-"""Control characters and ends of lines; marks that turn the direction of what follows, so that a name reads as another; halves of characters."""
+"""Control characters and ends of lines; marks that turn the direction of what follows, so that a name reads as another;
+halves of characters."""
 
 
 def check_logging(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
@@ -57,8 +58,6 @@ def _wandb_has_key() -> bool:
         return netrc.netrc(Path(logins).expanduser()).authenticators(host) is not None
     except (OSError, RuntimeError, netrc.NetrcParseError):
         return False
-
-
 
 
 def check_output(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
