@@ -116,7 +116,7 @@ def _load(config: Config, run: Run, family: Family, samples: Samples, runtime: R
     if samples.trains_text or not samples.caches_text:
         loading.load(family, "text", dtype, runtime.device, config.model)
     if not config.memory.cache_latents:
-        _load_vae(config, family, runtime)
+        family.load("vae", family.keep.vae_dtype, runtime.device)
     adapter = adapters.make(config.adapter, config.embedding)
     adapter.attach(family, config.train.seed)
     starting.go_on(adapter, family, config.adapter, run)
@@ -127,13 +127,6 @@ def _load(config: Config, run: Run, family: Family, samples: Samples, runtime: R
     if config.speed.compile != "off":
         compiled.compile_blocks(family, config.speed, samples.dataset)
     return adapter
-
-
-def _load_vae(config: Config, family: Family, runtime: Runtime) -> None:
-    """Bring the VAE into memory to encode pictures, not to learn."""
-    family.load("vae", family.keep.vae_dtype, runtime.device)
-    if config.speed.prepack and runtime.device.type == "cpu":
-        prepacked.pack(family.vae, passes_back=False)
 
 
 def _require_same_pictures(dataset: Dataset, runtime: Runtime) -> None:
@@ -200,7 +193,7 @@ def _encode(sets: Sequence[Samples], prompts: list[Prompt], journal: Journal, pr
         family.free("text")
     if fills_latents:
         progress(0, latents)
-        _load_vae(samples.config, family, runtime)
+        family.load("vae", family.keep.vae_dtype, runtime.device)
         for each in sets:
             each.fill_latents(progress)
         family.free("vae")

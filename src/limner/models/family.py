@@ -71,7 +71,6 @@ class Family(Protocol):
     device: torch.device
     """Where parts were loaded to last."""
     denoiser: nn.Module
-    vae: nn.Module
     text_encoders: dict[str, nn.Module]
     trainable_text: Sequence[str]
     """Those of them that can be trained: T5 is not."""

@@ -26,8 +26,6 @@ class PackedConv2d(nn.Conv2d):
     """The weight as it lies for the output."""
     back: Tensor
     """... and for the input's gradient."""
-    passes_back = True
-    """Whether there will be such gradients."""
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
@@ -37,8 +35,6 @@ class PackedConv2d(nn.Conv2d):
         """Lay out a whole weight."""
         stride, dilation = self.stride, self.dilation
         self.there = _OPS._reorder_convolution_weight(weight, self.padding, stride, dilation, 1)
-        if not self.passes_back:
-            return
         if _is_turned(weight.dtype, stride):
             self.back = _OPS._reorder_convolution_weight(weight.transpose(0, 1), self._beyond(), stride, dilation, 1)
         else:
@@ -116,11 +112,8 @@ class _Convolution(torch.autograd.Function):
         return ctx.layer.towards_input(grads[0].contiguous(), ctx.size), None
 
 
-def pack(model: nn.Module, *, passes_back: bool = True) -> int:
-    """Lay out the frozen convolutions of a model that is on the CPU; returns how many. What is trained stays as it is.
-
-    A model that does not pass gradients back needs each weight once only.
-    """
+def pack(model: nn.Module) -> int:
+    """Lay out the frozen convolutions of a model that is on the CPU; returns how many. What is trained stays as it is."""
     layers = [layer for layer in model.modules() if _can_be_packed(layer)] if _is_supported() else []
     for layer in layers:  # they are changed in place: adapters hold them
         if layer.kernel_size == (1, 1):
@@ -128,7 +121,6 @@ def pack(model: nn.Module, *, passes_back: bool = True) -> int:
             continue
         weight = layer._parameters.pop("weight")
         layer.__class__ = PackedConv2d
-        layer.passes_back = passes_back  # type: ignore[assignment]
         layer.take(weight.detach())  # type: ignore[operator, union-attr]
     return len(layers)
 
