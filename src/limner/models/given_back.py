@@ -18,5 +18,10 @@ def give_back() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    give_holes_back()
+
+
+def give_holes_back() -> None:
+    """Return what is free of the C library's memory. An aligned tensor does not fit where one of its size has been."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc's alone
         libc.malloc_trim(0)

@@ -16,7 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from limner.models.given_back import give_holes_back
+
 _OPS = torch.ops.mkldnn
+_HOLES_BYTES = 128 << 20
 
 
 class PackedConv2d(nn.Conv2d):
@@ -115,6 +118,7 @@ class _Convolution(torch.autograd.Function):
 def pack(model: nn.Module) -> int:
     """Lay out the frozen convolutions of a model that is on the CPU; returns how many. What is trained stays as it is."""
     layers = [layer for layer in model.modules() if _can_be_packed(layer)] if _is_supported() else []
+    freed = 0
     for layer in layers:  # they are changed in place: adapters hold them
         if layer.kernel_size == (1, 1):
             layer.__class__ = PointConv2d
@@ -122,6 +126,11 @@ def pack(model: nn.Module) -> int:
         weight = layer._parameters.pop("weight")
         layer.__class__ = PackedConv2d
         layer.take(weight.detach())  # type: ignore[operator, union-attr]
+        freed += weight.nbytes  # type: ignore[union-attr]
+        del weight
+        if freed > _HOLES_BYTES:
+            give_holes_back()
+            freed = 0
     return len(layers)
 
 
