@@ -26,16 +26,15 @@ import tempfile
 import time
 from pathlib import Path
 
-_MALLOC = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
-
 
 def again_in_trainer_environment() -> None:
     """Replace this process by one with the environment that `limner.launch` gives the trainer: allocators read it at start."""
     from limner import launch
     from limner.config import Config
 
-    if not all(name in os.environ for name in _MALLOC) and sys.platform == "linux":
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **launch.environment(Config(), "cpu")})
+    trainers = launch.environment(Config(), "cpu")
+    if any(name.startswith("MALLOC_") for name in trainers):  # those that are not set yet
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **trainers})
 
 
 def bare_lora(layers, rank: int) -> list:

@@ -51,27 +51,32 @@ def keep_of(config: Config) -> Keep:
 
 
 @contextmanager
-def hashed_beside(base: Base, cache: Cache) -> Iterator[None]:
+def hashed_beside(base: Base, config: Config, cache: Cache) -> Iterator[None]:
     """Have the cache know the model's files by their content, while something else is done: of gigabytes that takes seconds,
     more where they are read from the disk. What cannot be read is said by whoever needs it.
     """
 
     def look() -> None:
         with suppress(OSError, UserError), closing(Cache(cache.folder)) as own:  # SQLite's connections are one thread's
-            list(own.content_hashes(_files(base)))
+            list(own.content_hashes(_files(base, config)))
 
     with ThreadPoolExecutor(1) as beside:
-        beside.submit(look)
+        if not config.memory.verify:  # which takes nothing on trust that others have read
+            beside.submit(look)
         yield
 
 
-def _files(base: Base) -> list[Path]:
-    """What a run knows a model by: all files of what encodes, and the first of the denoiser's."""
-    files = denoiser_files(base)[:1]
-    if base.path is not None and base.layout == "folder":
-        known = KNOWN[base.family]
-        files += [f for part in known.parts if part != known.denoiser for f in weight_files(base.path, part)]
-    return [*files, *base.others.values()]
+def _files(base: Base, config: Config) -> list[Path]:
+    """What a run knows a model by: the first of the denoiser's files, and all of what encodes and is not trained."""
+    known, files = KNOWN[base.family], denoiser_files(base)[:1]
+    for part in known.parts:
+        if part == known.denoiser or (config.trains_text and part.startswith("text_encoder")):
+            continue
+        if part in base.others:
+            files.append(base.others[part])
+        elif base.path is not None and base.layout == "folder":
+            files += weight_files(base.path, part)
+    return files
 
 
 def fetch(name: str, revision: str | None) -> None:

@@ -62,7 +62,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     _require_alike(config, runtime)
     base = find_base(config)
     cache = Cache(config.memory.cache_path or runs.home() / "cache", verify=config.memory.verify)
-    with hashed_beside(base, cache):  # the family's libraries take seconds to import, on one core
+    with hashed_beside(base, config, cache):  # the family's libraries take seconds to import, on one core
         family = families.make(base, keep_of(config))
 
     def watched(phase: Phase) -> Progress:

@@ -39,12 +39,12 @@ class PackedConv2d(nn.Conv2d):
         stride, dilation = self.stride, self.dilation
         self.there = _OPS._reorder_convolution_weight(weight, self.padding, stride, dilation, 1)
         if _is_turned(weight.dtype, stride):
-            self.back = _OPS._reorder_convolution_weight(weight.transpose(0, 1), self._beyond(), stride, dilation, 1)
+            self.back = _OPS._reorder_convolution_weight(weight.transpose(0, 1), self._padding_back(), stride, dilation, 1)
         else:
             self.back = _OPS._reorder_convolution_transpose_weight(weight, self.padding, (0, 0), stride, dilation, 1)
 
-    def _beyond(self) -> list[int]:
-        """What the padding left out at one end of the kernel is there at the other."""
+    def _padding_back(self) -> list[int]:
+        """That of the gradient's convolution: what the padding left out at one end of the kernel is there at the other."""
         return [d * (k - 1) - int(p) for d, k, p in zip(self.dilation, self.kernel_size, self.padding, strict=True)]
 
     def whole(self, dtype: torch.dtype) -> Tensor:
@@ -59,7 +59,7 @@ class PackedConv2d(nn.Conv2d):
         """The gradient of an input of this size."""
         padding, stride, dilation = self.padding, self.stride, self.dilation
         if _is_turned(grad.dtype, stride):
-            arguments = self._beyond(), stride, dilation, 1, "none", [], ""
+            arguments = self._padding_back(), stride, dilation, 1, "none", [], ""
             return _OPS._convolution_pointwise(grad.flip(2, 3), self.back, None, *arguments).flip(2, 3)
         reached = [
             (n - 1) * s - 2 * int(p) + d * (k - 1) + 1
