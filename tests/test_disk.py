@@ -99,11 +99,11 @@ def test_a_folder_killed_between_its_two_renames_is_put_back(tmp_path: Path) -> 
     folder = tmp_path / "step-1"
     fill(folder, "old")
     folder.rename(tmp_path / f"{disk.TEMPORARY}was-step-1")
-    (tmp_path / f"{disk.TEMPORARY}123456").mkdir()
+    (tmp_path / f"{disk.TEMPORARY}0123456789ab").mkdir()
     disk.sweep(tmp_path)
     assert (folder / "a").read_text() == "old" and os.listdir(tmp_path) == ["step-1"]
+    fill(tmp_path / f"{disk.TEMPORARY}was-step-1", "older")
     fill(folder, "new")
-    (tmp_path / f"{disk.TEMPORARY}was-step-1").mkdir()
     disk.sweep(tmp_path)
     assert (folder / "a").read_text() == "new" and os.listdir(tmp_path) == ["step-1"]
 
@@ -185,13 +185,39 @@ def test_a_manifest_finds_every_fault(tmp_path: Path) -> None:
 
 
 def test_sweeping_takes_temporary_names_only(tmp_path: Path) -> None:
-    for name in (f"{disk.TEMPORARY}a", "a.tmp", "keep", f"sub/{disk.TEMPORARY}b"):
+    ours = f"{disk.TEMPORARY}0123456789ab"
+    for name in (ours, "a.tmp", "keep", ".tmp-theirs", f"sub/{ours}"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    (tmp_path / f"{disk.TEMPORARY}folder" / "x").mkdir(parents=True)
+    (tmp_path / ".tmp-was-theirs").mkdir()
+    (tmp_path / f"{disk.TEMPORARY}ba9876543210" / "x").mkdir(parents=True)
     disk.sweep(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["a.tmp", "keep", "sub"] and os.listdir(tmp_path / "sub") == [f"{disk.TEMPORARY}b"]
+    assert sorted(os.listdir(tmp_path)) == [".tmp-theirs", ".tmp-was-theirs", "a.tmp", "keep", "sub"]
+    assert os.listdir(tmp_path / "sub") == [ours]
     disk.sweep(tmp_path / "none")
+
+
+def test_what_cannot_have_its_name_back_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody has a file in it open, on Windows: it is the only one that is left."""
+    fill(tmp_path / "model", "old")
+    (tmp_path / "model").rename(tmp_path / f"{disk.TEMPORARY}was-model")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "in use")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.os, "replace", refuse)
+        disk.sweep(tmp_path)
+    disk.sweep(tmp_path)
+    assert os.listdir(tmp_path) == ["model"] and disk.manifest_faults(tmp_path / "model") == []
+
+
+def test_a_folder_on_a_disk_that_is_gone_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(OSError):
+        disk.make_folder(Path("a/b"))
 
 
 class Native(Exception):
@@ -231,7 +257,7 @@ def test_what_others_may_be_writing_is_swept_when_nobody_has_touched_it(
 ) -> None:
     fill(tmp_path / "model", "old")
     (tmp_path / "model").rename(tmp_path / f"{disk.TEMPORARY}was-model")
-    (tmp_path / f"{disk.TEMPORARY}half").write_text("x")
+    (tmp_path / f"{disk.TEMPORARY}0123456789ab").write_text("x")
     disk.sweep(tmp_path, idle_seconds=60)
     assert len(leftovers(tmp_path)) == 2
     monkeypatch.setattr(disk.time, "time", lambda now=disk.time.time() + 61: now)

@@ -32,6 +32,7 @@ def test_names_of_many_parts(name: str) -> None:
     ".".join(["a"] * 32) + " = 1", 'x = "a. b c. d"\n', 'y = "' + "some words. " * 500 + '"', "z = [" + "0.1, " * 5000 + "]",
     'p = """\n' + "a" * 900_000 + '\n"""', "q = '" + "." * 900_000 + "'", "w = '" + "a " * 400_000 + "'",
     'v = "' + '\\"' * 400_000 + '"',
+    'prompts = ["' + "a. " * 200 + '"]\n# ' + "ab . " * 200,
     "n = [0xff, 0o17, 0b11, 1e3, nan]",
 ])  # fmt: skip
 def test_what_is_no_such_name_is_read_quickly(text: str) -> None:

@@ -38,7 +38,7 @@ note("busy.txt", "+" + name)
 if "fail" in name:
     note("busy.txt", "-" + name)
     sys.exit(3)
-say("running")
+say("running", phase="training")
 while "hang" in name and not os.path.exists(os.path.join(run, "control", "stop")):
     time.sleep(0.02)
 say("stopped" if "hang" in name else "done")

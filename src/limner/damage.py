@@ -7,8 +7,8 @@ read from the folders, as everything is: each such name tells of it for a day.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,10 +86,17 @@ def _set_aside(home: Path) -> Iterator[Finding]:
     for place in places:
         with contextlib.suppress(OSError):
             for path in sorted(place.glob(f"*{disk.ASIDE}*")):
-                if abs(time.time() - path.lstat().st_ctime) < _TOLD_SECONDS:
+                if _is_recent(path.name):
                     name = (place / path.name.partition(disk.ASIDE)[0]).relative_to(home)
                     said = f"was damaged; it is kept as {printable(path.name)}, and a new one has taken its place."
                     yield _warning(printable(name), said, _KEPT)
+
+
+def _is_recent(name: str) -> bool:
+    """Whether a name says that it was set aside within a day."""
+    with contextlib.suppress(ValueError):
+        return abs((datetime.datetime.now() - disk.when_set_aside(name)).total_seconds()) < _TOLD_SECONDS
+    return False
 
 
 def _warning(field: str, message: str, remedy: str) -> Finding:

@@ -7,6 +7,7 @@ survive goes through these functions, so that faults can be injected in one plac
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime
 import errno
 import hashlib
@@ -16,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,11 +30,15 @@ from limner.errors import UserError
 
 ASIDE = ".damaged-"
 """In the name of what was set aside; then the time."""
+_ASIDE_TIME = "%Y-%m-%d_%H%M%S_%f"
+DATABASE = ("-wal", "-shm", "")
+"""How the names of an SQLite database's files end: its journals would be played into another one of its name."""
 TEMPORARY = ".tmp-"
 _REPLACED = f"{TEMPORARY}was-"  # then the name of a folder that is being replaced
 MANIFEST = "manifest.json"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """No space on the disk, none left of a quota, or a file system that takes no file of that size."""
+_OURS = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{12}")
 _OF_RUST = re.compile(r"\(os error ([0-9]{1,5})\)", re.ASCII)
 
 
@@ -72,9 +78,16 @@ def as_os_error(error: BaseException, path: Path) -> OSError | None:
     if isinstance(error, UserError):
         return None
     said = str(error)
-    number = int(found[1]) if (found := _OF_RUST.search(said)) else None  # safetensors
-    number = errno.ENOSPC if "database or disk is full" in said else number  # SQLite
-    return None if number is None else OSError(number, os.strerror(number), str(path))
+    if found := _OF_RUST.search(said):  # safetensors
+        return _system_error(int(found[1]), path)
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) if "database or disk is full" in said else None  # SQLite
+
+
+def _system_error(number: int, path: Path) -> OSError:
+    """The error of this number as the system counts: on Windows they are not errno's, which Python then finds."""
+    if sys.platform == "win32":
+        return OSError(None, ctypes.FormatError(number), str(path), number)
+    return OSError(number, os.strerror(number), str(path))
 
 
 @contextlib.contextmanager
@@ -96,7 +109,8 @@ def make_folder(folder: Path) -> None:
     with all that has been written into them since."""
     if folder.is_dir():
         return
-    make_folder(folder.parent)
+    if folder.parent != folder:  # a disk that is not there
+        make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     with contextlib.suppress(PermissionError):  # one may write into a folder that one may not read
         fsync(folder.parent)
@@ -193,7 +207,12 @@ _QUICK = json.JSONDecoder(parse_constant=_refuse)
 
 def aside_name(path: Path) -> Path:
     """What it would be called if it were set aside now."""
-    return path.with_name(f"{path.name}{ASIDE}{datetime.datetime.now():%Y-%m-%d_%H%M%S_%f}")
+    return path.with_name(f"{path.name}{ASIDE}{datetime.datetime.now():{_ASIDE_TIME}}")
+
+
+def when_set_aside(name: str) -> datetime.datetime:
+    """The time in such a name; a file's own times tell it nowhere alike. Raises ValueError if there is none."""
+    return datetime.datetime.strptime(name.partition(ASIDE)[2][:24], _ASIDE_TIME)
 
 
 def set_aside(path: Path, aside: Path | None = None) -> Path | None:
@@ -214,6 +233,14 @@ def set_aside(path: Path, aside: Path | None = None) -> Path | None:
             return None
         raise
     return aside
+
+
+def set_database_aside(path: Path) -> None:
+    """Set aside an SQLite database, with its journals."""
+    aside = aside_name(path)
+    for end in DATABASE:
+        if os.path.lexists(path.with_name(path.name + end)):
+            set_aside(path.with_name(path.name + end), aside.with_name(aside.name + end))
 
 
 def own_folder(path: Path) -> Path:
@@ -303,17 +330,23 @@ def sweep(folder: Path, *, idle_seconds: float = 0.0) -> None:
     """
     if not folder.is_dir():
         return
-    left = [path for path in folder.glob(f"{TEMPORARY}*") if not idle_seconds or _idle_for(path) > idle_seconds]
+    left = [p for p in folder.glob(f"{TEMPORARY}*") if _is_temporary(p) and (not idle_seconds or _idle_for(p) > idle_seconds)]
     for path in left:
         if path.name.startswith(_REPLACED):
             with contextlib.suppress(OSError):
-                _restore(path.with_name(path.name.removeprefix(_REPLACED)))
-    for path in left:
+                _restore(final := path.with_name(path.name.removeprefix(_REPLACED)))
+            if not final.exists():
+                continue  # it is the only one that is left
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _is_temporary(path: Path) -> bool:
+    """Whether a name is one that we give, and not only one that looks like it."""
+    return _OURS.fullmatch(path.name) is not None or (path.name.startswith(_REPLACED) and (path / MANIFEST).is_file())
 
 
 def _idle_for(path: Path) -> float:
@@ -332,6 +365,14 @@ def free_bytes(path: Path) -> int:
 def disk_of(path: Path) -> int:
     """A number for the disk that holds `path` or its nearest existing parent."""
     return _there(path).stat().st_dev
+
+
+def mount_of(path: Path) -> Path:
+    """Where the disk that holds `path` or its nearest existing parent is mounted: without it, that of the folder's parents."""
+    place = _there(path).resolve()
+    while not os.path.ismount(place) and place != place.parent:
+        place = place.parent
+    return place
 
 
 def _there(path: Path) -> Path:

@@ -56,5 +56,5 @@ def wrong(field: str, message: str, remedy: str = "") -> UserError:
     return UserError([Finding(field, message, remedy)])
 
 
-class StopRequested(Exception):
-    """Raised at the next safe point when somebody asked the run to end now."""
+class StopRequested(BaseException):
+    """Raised when somebody asked the run to end now. No Exception: libraries that are being imported turn those into others."""

@@ -38,14 +38,17 @@ def pause(times: int) -> float:
     return limit(_PAUSES_SECONDS[min(times, MOST_TIMES) - 1])
 
 
-def after(run: Run, state: State, reason: str) -> State:
-    """The last word about a trainer that hung in `state`, for `reason`: the run waits for another, or has failed."""
+def after(run: Run, state: State, reason: str, *, is_stopping: bool = False) -> State:
+    """The last word about a trainer that hung in `state`, for `reason`: the run waits for another, or has failed.
+
+    `is_stopping`: it was asked to stop by a signal. A request is seen here.
+    """
     times, status = state.hangs + 1, "failed"
-    if run.was_asked_to_stop():
+    if is_stopping or run.was_asked_to_stop():
         end = "It was to stop; resume it to go on from its newest training state."
     elif times > MOST_TIMES:
         end = f"It hung {times} times and is not started again by itself."
-    elif run.path.parent != runs.home() / "runs":  # a job's, which no queue knows of
+    elif run.path.parent != runs.home() / "runs" or not runs.runner_sign().exists():  # a job's, or started by hand
         end = "Resume it to go on from its newest training state."
     else:
         end, status = f"It goes on from its newest training state ({times} of {MOST_TIMES}).", "waiting"

@@ -101,8 +101,11 @@ def rotate(log: Path, limit: int = 5 << 20) -> None:
 def shorten(log: Path, limit: int = 20 << 20) -> None:
     """Begin a log anew that is being written to and has grown beyond `limit` bytes; what it held is kept beside it.
 
-    The writer appends, and so goes on at the new end; the little that it writes meanwhile is lost.
+    The writer appends, and so goes on at the new end; the little that it writes meanwhile is lost. On Windows it would go on
+    where it was.
     """
+    if os.name == "nt":
+        return
     with contextlib.suppress(OSError):
         if log.stat().st_size > limit:
             shutil.copyfile(log, log.with_stem(f"{log.stem}.1"))
@@ -169,7 +172,7 @@ def end_hung(run: Run, seconds: float) -> None:
     last = hung.after(run, state, reason)
     with contextlib.suppress(OSError):
         run.write_state(last)
-    if os.name != "nt" and not is_stopped and runs.is_alive(state.pid, state.process_started):
+    if os.name != "nt" and not is_stopped and state.is_alive:
         with contextlib.suppress(OSError):
             os.kill(state.pid, signal.SIGUSR1)  # faulthandler writes them, whatever holds the interpreter
             time.sleep(_STACKS_SECONDS)
@@ -193,7 +196,7 @@ def stop(run: Run, *, now: bool = False, grace_seconds: float = GRACE_SECONDS) -
         return run.state()
     if run.state().status not in LIVE and not run.is_locked():
         return run.state()
-    run.request("stop-now" if now else "stop")
+    request_stop(run, now=now)
     if run.is_out():
         grace_seconds = _ELSEWHERE_SECONDS
     if not _gone(run, grace_seconds if now else None):
@@ -202,6 +205,19 @@ def stop(run: Run, *, now: bool = False, grace_seconds: float = GRACE_SECONDS) -
             _signal(run, kill)
             _gone(run, grace_seconds)
     return run.state()
+
+
+def request_stop(run: Run, *, now: bool = False) -> None:
+    """Ask a run that trains to stop. Where it loads, which may be a download of hours, nobody looks at requests: it is told."""
+    run.request("stop-now" if now else "stop")
+    state = run.state()
+    if (
+        (state.status, state.phase) == ("running", "loading")
+        and state.worker == state.pid
+        and os.name != "nt"
+        and not run.is_out()
+    ):
+        _signal(run, lambda pid: psutil.Process(pid).terminate())
 
 
 def stop_at_once(run: Run) -> None:

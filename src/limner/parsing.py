@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 _PART = r"""(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')"""
-_LONG_NAME = re.compile(rf"{_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{32}}", re.ASCII)
+_LONG_NAME = re.compile(rf"(?:^|[\[{{,])[ \t]*+{_PART}(?:[ \t]*+\.[ \t]*+{_PART}){{32}}", re.ASCII | re.MULTILINE)
 """tomllib walks along a dotted name once for each of its parts: of one megabyte it would take days."""
-_LONG_NUMBER = re.compile(r"0[xob][0-9A-Fa-f_]{3500}")
+_LONG_NUMBER = re.compile(r"(?<!\w)0[xob][0-9A-Fa-f_]{3500}")
 """Python bounds the digits of decimal numbers alone, and then cannot write the others out."""
 MAX_JSON_BYTES = 512 << 20
 _BYTES = {"{": 200, "[": 72, ",": 104}

@@ -224,8 +224,10 @@ def follow(run: Run) -> int:
     watch = Watcher(run)
     asked = stopped_by = 0
     with _terminable():
-        while run.state().status in (*LIVE, "waiting"):
-            try:
+        while True:
+            try:  # the whole turn: a signal may come at any moment of it
+                if run.state().status not in (*LIVE, "waiting"):
+                    break
                 watch()
                 time.sleep(_LOOK_SECONDS)
             except KeyboardInterrupt as signalled:
@@ -233,7 +235,7 @@ def follow(run: Run) -> int:
                 if asked:
                     jobs.stop_at_once(run)
                 elif not queue.remove(run):
-                    run.request("stop")
+                    jobs.request_stop(run)
                     asked = True
                     said = f"Stopping{_what_is_kept(run)}. Press ctrl-C again to stop at once."
                     print(f"\n{said}", file=sys.stderr)

@@ -8,7 +8,6 @@ file was lost) can be put back: :func:`repair`. One process at a time is in here
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,7 +22,6 @@ from limner.runs import LIVE, Run, State
 
 _BUSY_SECONDS = 30.0
 _DAMAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # an error: not the table we know
-_FILES = ("-wal", "-shm", "")
 _SCHEMA = "CREATE TABLE queue (position INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL UNIQUE)"
 
 
@@ -140,16 +138,13 @@ def _table() -> Iterator[sqlite3.Connection]:
 
 def _open(path: Path) -> sqlite3.Connection:
     """The database; a damaged one is set aside, and made anew from the run folders."""
-    if not any(path.with_name(path.name + end).is_dir() for end in _FILES):
+    if not any(path.with_name(path.name + end).is_dir() for end in disk.DATABASE):
         try:
             return _connect(path)
         except sqlite3.DatabaseError as error:
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in _DAMAGE:
                 raise
-    aside = disk.aside_name(path)
-    for end in _FILES:
-        if os.path.lexists(path.with_name(path.name + end)):
-            disk.set_aside(path.with_name(path.name + end), aside.with_name(aside.name + end))
+    disk.set_database_aside(path)
     return _connect(path)
 
 

@@ -8,6 +8,7 @@ killed, or died, can be seen by the file that it leaves behind (:func:`fault`).
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Protocol
 
 import filelock
-import psutil
 
 from limner import disk, hung, jobs, machine, queue, runs
 from limner.errors import UserError, printable
@@ -32,25 +32,18 @@ def log_file() -> Path:
     return runs.home() / "runner.log"
 
 
-def _sign() -> Path:
-    """Where a runner says that it is there, and how it died; removed by one that leaves in order."""
-    return runs.home() / "runner.json"
-
-
 def _put_sign(error: str) -> None:
     with contextlib.suppress(OSError):  # a full disk: the log may say it still
-        me = psutil.Process()
-        disk.write_json(_sign(), {"pid": me.pid, "process_started": me.create_time(), "error": error})
+        disk.write_json(runs.runner_sign(), runs.process_facts(os.getpid()) | {"error": error})
 
 
 def fault() -> str:
     """What became of the last runner, if it did not leave in order; "" while one is at work, or if nothing is wrong."""
-    said = disk.read_json(_sign())
-    if not isinstance(said, dict) or type(said.get("pid")) is not int or type(said.get("process_started")) is not float:
+    said = disk.read_json(runs.runner_sign())
+    who = State.of(said)
+    if not who.pid or who.is_alive:
         return ""
-    if runs.is_alive(said["pid"], said["process_started"]):
-        return ""
-    if error := said.get("error"):
+    if error := who.error:
         return f"the process that starts runs died: {printable(error, 300)} (the log: {log_file()})"
     return "the process that starts runs was killed"
 
@@ -202,7 +195,7 @@ class Runner:
         """A trainer in which no thread runs any more cannot end itself. One that is gone is its launcher's to look after."""
         if trainer.silence.is_too_long(trainer.run):
             seconds, said = trainer.silence.seconds(trainer.run), State.read(trainer.run.path / "state.json")
-            if not runs.is_alive(said.pid, said.process_started):
+            if said.status not in LIVE or not said.is_alive:
                 return
             self._say(f"{trainer.run.id} gave no sign of life for {seconds:.0f} s and is ended")
             jobs.end_hung(trainer.run, seconds)
@@ -295,7 +288,7 @@ def main() -> int:
             _put_sign("")
             serve()
             with contextlib.suppress(OSError):
-                _sign().unlink(missing_ok=True)
+                runs.runner_sign().unlink(missing_ok=True)
         except Exception as error:
             is_ours = not isinstance(error, UserError | OSError)
             say(traceback.format_exc() if is_ours else printable(error, 600))

@@ -87,6 +87,11 @@ def home() -> Path:
     return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_data_dir("limner", appauthor=False))
 
 
+def runner_sign() -> Path:
+    """Where a runner says that it is there, and how it died; removed by one that leaves in order."""
+    return home() / "runner.json"
+
+
 def lock_of_tools(device: str, seconds: float) -> filelock.FileLock:
     """Held by a tool as long as it works on a graphics card, and looked at before a run is started there."""
     return lock(f"tool-{device}", seconds)
@@ -124,10 +129,19 @@ class State:
     @property
     def worker(self) -> int | None:
         """The process that answers for the run now: the trainer, or the launcher of several; None if there is none any more."""
-        moved = psutil.boot_time() - self.booted if self.boot and self.boot == this_boot() else 0.0
-        if is_alive(self.parent, self.parent_started + moved):
+        if is_alive(self.parent, self.parent_started + self._moved):
             return self.parent
-        return self.pid if is_alive(self.pid, self.process_started + moved) else None
+        return self.pid if self.is_alive else None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the trainer's own process is there."""
+        return is_alive(self.pid, self.process_started + self._moved)
+
+    @property
+    def _moved(self) -> float:
+        """Seconds by which the processes' starts have moved with the clock."""
+        return psutil.boot_time() - self.booted if self.boot and self.boot == this_boot() else 0.0
 
     @staticmethod
     def read(path: Path) -> State:
@@ -230,16 +244,12 @@ class Run:
     def starting(self, pid: int) -> State:
         """The state of a trainer that has just been started as process `pid`; a resumed run has steps behind it already."""
         earlier = State.read(self.path / "state.json")
+        me: dict[str, Any] = {"pid": pid}  # it may be gone already
         with contextlib.suppress(psutil.Error):
-            process = psutil.Process(pid)
-            me = {"pid": pid, "process_started": process.create_time(), "parent": process.ppid()}
-            me |= {"boot": this_boot(), "booted": psutil.boot_time()}
+            me = process_facts(pid) | {"parent": (parent := psutil.Process(pid).ppid())}
             if pid == os.getpid() and has_launcher():
-                me["parent_started"] = psutil.Process(process.ppid()).create_time()
-            return State("starting", "loading", step=earlier.step, steps=earlier.steps, hangs=earlier.hangs, **me)
-        return State(
-            "starting", "loading", step=earlier.step, steps=earlier.steps, hangs=earlier.hangs, pid=pid
-        )  # gone already
+                me["parent_started"] = psutil.Process(parent).create_time()
+        return State("starting", "loading", step=earlier.step, steps=earlier.steps, hangs=earlier.hangs, **me)
 
     def event(self, kind: str, **values: Any) -> None:
         """Append one event. A line is written by a single call, so that readers see whole lines or none."""
@@ -423,6 +433,12 @@ class Run:
                 return False
         except filelock.Timeout:
             return True
+
+
+def process_facts(pid: int) -> dict[str, Any]:
+    """What tells a process from any other, as members of a State. Raises psutil.Error if it is gone."""
+    started = psutil.Process(pid).create_time()
+    return {"pid": pid, "process_started": started, "boot": this_boot(), "booted": psutil.boot_time()}
 
 
 def this_boot() -> str:

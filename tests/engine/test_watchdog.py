@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from limner import hung, runs
+from limner import disk, hung, runs
 from limner.engine.together import why
 from limner.engine.watchdog import LEAST_SECONDS, Hang, Limits, Watchdog
 from limner.hung import Silence
@@ -48,7 +48,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 def test_limits_are_learnt_from_what_is_usual_and_from_the_longest() -> None:
     limits = Limits()
-    assert {name: limits.of(name) for name in LEAST_SECONDS} == LEAST_SECONDS
+    assert {name: limits.of(name) for name in LEAST_SECONDS} == LEAST_SECONDS | {"a step": LEAST_SECONDS["the first step"]}
     for _ in range(9):
         limits.learn("a step", 5.0)
     assert limits.of("a step") == 120.0
@@ -100,7 +100,15 @@ def test_a_first_step_may_be_compiled_and_a_model_come_from_a_slow_disk(world: W
     world.dog.sign("training")
     assert world.passes(1.5 * HOUR, cpu=1.0) is None, "it is compiled"
     world.dog.sign("step")
-    assert world.passes(130) is not None, "no further step is"
+    assert world.passes(1.5 * HOUR, cpu=1.0) is None, "it is as slow without"
+    world.dog.sign("step")
+    assert world.passes(29 * HOUR, cpu=1.0) is None and world.passes(2 * HOUR, cpu=1.0) is not None, "by then it is known"
+
+
+def test_a_second_step_that_does_nothing_is_found(world: World) -> None:
+    world.dog.sign("training")
+    world.dog.sign("step")
+    assert world.passes(599) is None and world.passes(11) is not None
 
 
 @pytest.mark.parametrize("phase", ["loading", "caching", "training", "sampling", "validating", "saving"])
@@ -145,9 +153,9 @@ def test_saving_between_steps_teaches_nothing_about_steps(world: World) -> None:
 def test_compiling_and_waiting_for_other_processes_are_expected(world: World) -> None:
     world.dog.expect(compiles=True, waits_seconds=1800)
     world.dog.sign("caching")
-    assert world.passes(1900) is None
+    assert world.passes(2300) is None
     world.steps(3, 1.0)
-    assert world.passes(1700) is None and world.passes(200) is not None
+    assert world.passes(3500) is None and world.passes(200) is not None
 
 
 def test_the_silence_of_a_watchdog_counts_while_somebody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +180,7 @@ def test_the_silence_of_a_watchdog_counts_while_somebody_listens(tmp_path: Path,
 
 def test_a_run_goes_on_three_times(home: Path) -> None:
     (home / "runs" / "a").mkdir(parents=True)
+    disk.write_json(runs.runner_sign(), {})
     run, state = Run(home / "runs" / "a"), State("running", "training", step=5, steps=9)
     for times in (1, 2, 3):
         state = hung.after(run, state, "It hung.")
@@ -185,6 +194,9 @@ def test_a_run_goes_on_three_times(home: Path) -> None:
 def test_a_run_that_was_to_stop_or_that_no_queue_knows_does_not_go_on(home: Path, tmp_path: Path) -> None:
     (home / "runs" / "a").mkdir(parents=True)
     run = runs.named("a")
+    assert hung.after(run, State("running"), "It hung.").status == "failed", "there is no runner"
+    disk.write_json(runs.runner_sign(), {})
+    assert hung.after(run, State("running"), "It hung.", is_stopping=True).status == "failed"
     run.request("stop")
     assert hung.after(run, State("running"), "It hung.").status == "failed"
     assert run.take_requests() == ["stop"]

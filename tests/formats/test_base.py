@@ -57,6 +57,8 @@ def test_a_folder_that_predicts_v(model: Path) -> None:
     change(model / "scheduler" / "scheduler_config.json", prediction_type="sample")
     assert "predicts 'sample'" in refused(model)
     (model / "scheduler" / "scheduler_config.json").write_text("[1]")
+    assert "is not JSON" in refused(model), "it may have said v"
+    (model / "scheduler" / "scheduler_config.json").unlink()
     assert recognise(str(model)).prediction == "epsilon"
 
 

@@ -58,8 +58,9 @@ class Cache:
     With `verify` it takes nothing on trust that it has not read itself, once, since it was opened.
     """
 
-    def __init__(self, folder: Path, *, verify: bool = False) -> None:
-        self.folder, self._verify = folder, verify
+    def __init__(self, folder: Path, *, verify: bool = False, sign: Callable[[], object] = bool) -> None:
+        """`sign` is called for each file that is read whole: of a million pictures that takes hours."""
+        self.folder, self._verify, self._sign = folder, verify, sign
         self._hashed: set[bytes] = set()
         self._checked: set[str] = set()
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,6 +96,7 @@ class Cache:
                 facts = stat.st_size, stat.st_mtime_ns, stat.st_ino & (1 << 63) - 1
                 row = rows.get(name)
                 if row is None or row[1:4] != facts or (self._verify and name not in self._hashed):
+                    self._sign()
                     row = rows[name] = (name, *facts, disk.sha256(Path(path)))
                     new.append(row)
                     if self._verify:
@@ -132,6 +134,7 @@ class Cache:
             }
             for path, found in zip(some, hashes, strict=True):
                 if found not in known:
+                    self._sign()
                     known[found] = check(path)
                     with self._changing():
                         self._index.execute("INSERT OR REPLACE INTO sound VALUES (?, ?)", (found, int(known[found])))
@@ -248,7 +251,5 @@ def _open_index(path: Path) -> sqlite3.Connection:
             if isinstance(error, sqlite3.OperationalError) or attempt:
                 said = f"{path} cannot be opened ({error})."
                 raise wrong("memory.cache_path", said, "Choose another folder, or remove the file.") from None
-            os.replace(path, path.with_suffix(".damaged"))
-            for journal in ("index.sqlite-wal", "index.sqlite-shm"):  # they would be played into the new one
-                path.with_name(journal).unlink(missing_ok=True)
+            disk.set_database_aside(path)
     raise AssertionError

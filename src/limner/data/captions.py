@@ -22,7 +22,7 @@ from limner.errors import printable, wrong
 MAX_CAPTION = 20_000
 """The longest caption an edit may make, in characters."""
 _LINE = re.compile(r"[^\r\n\u2028]+")
-ENDINGS = (".txt", ".caption", ".cap", ".tags", ".tag", ".txt2")
+ENDINGS = (".txt", ".caption", ".cap", ".tags", ".tag", ".txt2", ".text", ".prompt", ".wd14", ".booru", ".cap2")
 """Of files that are written as captions: with any ending, an edit could reach the program beside a picture (CVE-2024-32024)."""
 
 

@@ -68,7 +68,7 @@ def main(folder: str) -> int:
         print(f"error: {said}", file=sys.stderr)
         leave_reason(said, 2, is_echo=False)
         return 2
-    watchdog = Watchdog(run, is_main=is_main)
+    watchdog = Watchdog(run, is_main=is_main, is_stopping=lambda: flag.is_set)
     watchdog.start()
     try:
         if is_main:

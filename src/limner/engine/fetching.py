@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 from limner.config import Config
 from limner.data.cache import Cache
@@ -60,10 +60,13 @@ def hashed_beside(base: Base, config: Config, cache: Cache) -> Iterator[None]:
         with suppress(OSError, UserError), closing(Cache(cache.folder)) as own:  # SQLite's connections are one thread's
             list(own.content_hashes(_files(base, config)))
 
-    with ThreadPoolExecutor(1) as beside:
-        if not config.memory.verify:  # which takes nothing on trust that others have read
-            beside.submit(look)
+    if config.memory.verify:  # which takes nothing on trust that others have read
         yield
+        return
+    beside = Thread(target=look, daemon=True)
+    beside.start()
+    yield
+    beside.join()  # not for who leaves meanwhile
 
 
 def _files(base: Base, config: Config) -> list[Path]:

@@ -13,7 +13,7 @@ from limner.engine.checkpoint import states_from
 from limner.engine.compiled import uncompiled
 from limner.engine.feed import places
 from limner.engine.objective import answer_loss
-from limner.engine.skips import Skip, shown
+from limner.engine.skips import Skip, num_shown, shown
 from limner.engine.watch import Alarm
 from limner.errors import UserError, printable, wrong
 from limner.runs import Run
@@ -40,15 +40,20 @@ def leave_out(job: Training, alarm: Alarm) -> None:
     there, so that it is the same whatever state it came from.
 
     Pictures whose loss is no number while others' is one, for good; else the step as a whole. In all processes alike. Raises
-    UserError at the second step as a whole in the same place: then it is not the pictures.
+    UserError at the second step as a whole in the same place, for then it is not the pictures; or if nothing would be left.
     """
-    pictures = single_out(job, alarm.step - 1)
+    pictures, end = single_out(job, alarm.step - 1), refusal(job, alarm)
     if not pictures and any(abs(alarm.step - s.step) <= NEAR for s in job.skips if not s.pictures):
-        raise refusal(job, alarm)
+        raise end
     skip = Skip(alarm.step, pictures, job.dataset.fingerprint() if pictures else "")
     numbers = pictures or step_pictures(job, alarm.step - 1)
     job.skips = [*job.skips, skip]
-    what = "left out from now on" if pictures else "left out at this step"
+    rest = range(alarm.step, min(job.dataset.total_steps, alarm.step + job.dataset.order.steps(1)))
+    if rest and not any(num_shown(job, step) for step in rest):
+        raise end
+    what = "left out at this step"
+    if pictures:
+        what = f"left out from now on{', and so each step that shows one' if job.runtime.is_sharded else ''}"
     said = f"{alarm.said}; the run went back to its last training state. Pictures {what}: {named(job, numbers)}"
     paths = [printable(job.dataset.pictures[i].path, 4000) for i in numbers[:_LISTED]]
     job.journal.event("skip", step=alarm.step, noticed=alarm.noticed, why=alarm.said, pictures=paths, skip=skip.told())
@@ -101,6 +106,7 @@ def _losses(job: Training, step: int) -> list[tuple[int, bool]]:
     has begun."""
     out = list[tuple[int, bool]]()
     for place in places(job, step):
+        job.journal.sign("training")
         question = job.feed.take(place)
         with uncompiled(job.config.speed):
             losses = answer_loss(job, question)

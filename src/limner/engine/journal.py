@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from limner.engine.meter import Meter
 from limner.engine.trackers import Tracker
 from limner.errors import printable, wrong
-from limner.runs import Run
+from limner.runs import Run, State
 from limner.state import StateTeller
 
 _FLUSH_SECONDS = 1.0
@@ -36,7 +37,7 @@ class Journal(StateTeller):
         self.trackers: list[Tracker] = []
         self.meter: Meter | None = None
         self._process = psutil.Process()
-        self._folder = _identity(run.path)
+        self._folder = _identity(run.path) if is_main else None
         self._pending: list[tuple[int, Tensor, Tensor | None, dict[str, float]]] = []
         self._flushed = 0.0
 
@@ -47,7 +48,12 @@ class Journal(StateTeller):
 
     def _require_folder(self) -> None:
         """Raises UserError if the run's folder was deleted or moved away: another of its name is not to be begun there."""
-        if self._folder is not None and _identity(self.run.path) != self._folder:
+        if self._folder is None or (found := _identity(self.run.path)) == self._folder:
+            return
+        # file systems of other machines give the same folder other numbers now and then
+        if found is not None and State.read(self.run.path / "state.json").pid == os.getpid():
+            self._folder = found
+        else:
             said = "this run's folder was deleted or moved while it trained; nothing more can be saved there."
             raise wrong(str(self.run.path), said, "Start the run anew, or move its folder back and resume it.")
 

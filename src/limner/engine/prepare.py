@@ -58,10 +58,14 @@ def _require_alike(config: Config, runtime: Runtime) -> None:
 def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_requested: Callable[[], bool]) -> Training:
     """Load, encode, attach; afterwards only what the loop needs is in memory."""
     journal.say(status="running", phase="loading")
+    if runtime.any(stop_requested() or run.is_asked_to_stop()):
+        raise StopRequested
     require_shares(config, runtime.world)
     _require_alike(config, runtime)
-    base = find_base(config)
-    cache = Cache(config.memory.cache_path or runs.home() / "cache", verify=config.memory.verify)
+    with journal.waiting_for("fetching"):
+        base = find_base(config)
+    folder = config.memory.cache_path or runs.home() / "cache"
+    cache = Cache(folder, verify=config.memory.verify, sign=lambda: journal.sign(journal.state.phase))
     with hashed_beside(base, config, cache):  # the family's libraries take seconds to import, on one core
         family = families.make(base, keep_of(config))
 

@@ -59,6 +59,7 @@ def paint_previews(job: Training, step: int) -> bool:
     together = 1 if runtime.is_sharded else runtime.world
     with loading.lent(job.family, "vae", job.family.keep.vae_dtype, runtime.device, job.config.model):
         for first in range(0, count, together):
+            job.journal.sign("sampling")
             if job.is_asked_to_stop():
                 return False
             mine = first + (0 if runtime.is_sharded else runtime.rank)
@@ -84,6 +85,7 @@ def _paint(job: Training, number: int, encoded: Sequence[tuple[Conditioning, Con
     """One of the prompts; None if it was asked to stop meanwhile."""
 
     def look() -> None:
+        job.journal.sign("sampling")
         if job.runtime.world == 1 and job.is_asked_to_stop():
             raise StopRequested
 

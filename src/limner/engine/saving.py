@@ -39,7 +39,7 @@ def save_weights(job: Training, step: int) -> None:
 def write_weights(job: Training, step: int) -> None:
     """The main process's part of it: aside, or now."""
     config, folder = job.config, checkpoint.output_folder(job.config, job.run.checkpoints)
-    if disk.disk_of(folder) != job.output_disk:
+    if disk.mount_of(folder) != job.output_mount:
         said = f"{folder} is on another disk than when the run began: that one is gone."
         raise wrong("output.path", said, "Bring it back and resume the run.")
     facts = job.facts | {"step": step, "epoch": job.dataset.order.epoch_of(step), "saved_at": time.time()}

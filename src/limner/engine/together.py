@@ -77,13 +77,16 @@ def main(words: Sequence[str]) -> int:
     os.environ[LAUNCHER] = str(os.getpid())
     stop = _Stop(run)
     for attempt in range(restarts + 1):
+        began = time.time()
         failure = _launch(launcher, _at_next_port(rest, attempt))
-        if failure is None:
-            return 128 + stop.number if State.read(run.path / "state.json").status == "stopped" and stop.is_asked else 0
+        state = State.read(run.path / "state.json")
+        # what is done is done, should a process fail on its way out
+        if failure is None or (state.status in ("done", "stopped") and state.updated > began):
+            return 128 + stop.number if state.status == "stopped" and stop.is_asked else 0
         reason, code = failure
         left = restarts - attempt
         if stop.is_asked or code == UserError.exit_code or not left:
-            _say(run, "hung" if code == hung.EXIT_CODE else "failed", reason)
+            _say(run, "hung" if code == hung.EXIT_CODE else "failed", reason, is_stopping=stop.is_asked)
             return code
         print(f"{reason}; starting again from the newest training state ({attempt + 1} of {restarts})", flush=True)
         _say(run, "starting", f"{reason}; the run is started again ({attempt + 1} of {restarts})")
@@ -145,14 +148,14 @@ def _at_next_port(words: Sequence[str], attempt: int) -> list[str]:
     return [f"{head}{int(w.removeprefix(head)) + attempt}" if w.startswith(head) else w for w in words]
 
 
-def _say(run: Run, status: Any, reason: str) -> None:
+def _say(run: Run, status: Any, reason: str, *, is_stopping: bool = False) -> None:
     """Write the run's state in its trainers' place, none of which lives any more."""
     try:
         with run.hold():
             state = State.read(run.path / "state.json")
             run.end_last_line()
             if status == "hung":
-                hung.tell(run, hung.after(run, state, f"{reason.rstrip('.')}."))
+                hung.tell(run, hung.after(run, state, f"{reason.rstrip('.')}.", is_stopping=is_stopping))
             elif status == "failed":
                 run.write_state(replace(state, status="failed", phase="", error=reason))
                 run.event("stop", step=state.step, status="failed", error=reason)

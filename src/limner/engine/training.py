@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,8 +82,8 @@ class Training:
     saved_at: int | None = field(init=False, default=None)
     """The step of the last save."""
     meter: Meter = field(init=False)
-    output_disk: int = field(init=False)
-    """The disk that finished files go to."""
+    output_mount: Path = field(init=False)
+    """Where the disk that finished files go to is mounted."""
     watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,7 +100,7 @@ class Training:
         self.feed = Feed(self, AHEAD if self.runtime.device.type == "cuda" else 0)
         self.saver = Saver(self.journal.event, lambda: self.journal.waiting_for("saving"))
         self.saves_aside = not self.config.adapter.trains_base and fits_aside(self.params)
-        self.output_disk = disk.disk_of(output_folder(self.config, self.run.checkpoints))
+        self.output_mount = disk.mount_of(output_folder(self.config, self.run.checkpoints))
         self.watch = Watch(self.runtime)
         device, situation = self.runtime.device, hints.situation(self.config, self.runtime.device.type)
         self.meter = self.journal.meter = Meter(device, self.runtime.precision, situation, is_on=self.runtime.is_main)

@@ -2,7 +2,7 @@
 
 The journal gives it a sign of life at each step, phase and bit of progress. A section is what lies between: limits are learnt
 from how long it took before, and time in which the watchdog itself did not run (the machine slept, the process was stopped)
-does not count. Where nothing can be learnt, time in which something is computed, read or written counts a tenth: a first step
+does not count. Where nothing is learnt yet, time in which something is computed, read or written counts a tenth: a first step
 may be compiled for minutes, and a model come from a slow disk.
 """
 
@@ -28,6 +28,7 @@ from limner.runs import LIVE, Run, State
 
 LEAST_SECONDS = {
     "setup": 600.0,
+    "fetching": 24 * 3600.0,  # of a model from a hub, whose client has limits of its own
     "the first step": 600.0,
     "a step": 120.0,
     "saving": 1800.0,
@@ -40,6 +41,8 @@ _MEDIANS, _LONGESTS = 20, 4
 _KEPT = 200
 _BUSY_SHARE, _BUSY_BYTES = 0.05, 64 << 10
 """What counts as being at work: of a second of one core, or bytes read and written, in a second."""
+_KNOWS_BYTES = hasattr(psutil.Process, "io_counters")
+"""macOS does not tell them."""
 _TICK_SECONDS = 5.0
 _TELL_SECONDS = 15.0
 """A disk that hangs keeps nobody from ending."""
@@ -60,11 +63,15 @@ class Limits:
         """There were so many seconds between two signs of life."""
         self._took[section].append(seconds)
 
+    def is_learnt(self, section: str) -> bool:
+        """Whether what it takes here is known well: that of a step, when one was measured. It may be an hour."""
+        return section == "a step" and bool(self._took[section])
+
     def of(self, section: str) -> float:
         """Seconds: twenty times what is usual, four times the longest, and no less than the least."""
         took = list(self._took[section])
         if not took:
-            return self._least[section]
+            return max(self._least[section], self._least["the first step"]) if section == "a step" else self._least[section]
         return max(self._least[section], _MEDIANS * statistics.median(took), _LONGESTS * max(took))
 
 
@@ -91,12 +98,14 @@ class Watchdog:
         run: Run,
         *,
         is_main: bool = True,
+        is_stopping: Callable[[], bool] = bool,
         clock: Callable[[], float] = time.monotonic,
         work: Callable[[], tuple[float, float]] | None = None,
     ) -> None:
         self.limits = Limits()
         self.tick = min(_TICK_SECONDS, hung.limit(8 * _TICK_SECONDS) / 8)
-        self._run, self._is_main, self._clock, self._work = run, is_main, clock, work or _work
+        self._run, self._is_main, self._is_stopping = run, is_main, is_stopping
+        self._clock, self._work = clock, work or _work
         self._section, self._phase, self._has_stepped, self._signs = "setup", "loading", False, 0
         self._sign_at = self._looked_at = clock()
         self._seen, self._waited, self._worked = 0, 0.0, (0.0, 0.0)
@@ -120,10 +129,11 @@ class Watchdog:
         passed, self._looked_at = now - self._looked_at, now
         if signs != self._seen:
             self._seen, self._waited = signs, 0.0
-            self._worked = self._work() if section != "a step" else (0.0, 0.0)
+            self._worked = (0.0, 0.0) if self.limits.is_learnt(section) else self._work()
             return None
         counted = min(passed, self.tick)
-        self._waited += counted / 10 if section != "a step" and self._is_at_work(passed) else counted
+        is_slow = not self.limits.is_learnt(section) and self._is_at_work(passed)
+        self._waited += counted / 10 if is_slow else counted
         limit = self.limits.of(section)
         if self._waited <= limit:
             return None
@@ -132,7 +142,7 @@ class Watchdog:
     def _is_at_work(self, seconds: float) -> bool:
         before, self._worked = self._worked, self._work()
         cpu, moved = (b - a for a, b in zip(before, self._worked, strict=True))
-        return cpu > _BUSY_SHARE * seconds or moved > _BUSY_BYTES * seconds
+        return not _KNOWS_BYTES or cpu > _BUSY_SHARE * seconds or moved > _BUSY_BYTES * seconds
 
     def start(self) -> None:
         """Watch from now on. The stacks of all threads are also written for SIGUSR1, and for a crash of native code."""
@@ -149,9 +159,10 @@ class Watchdog:
     def expect(self, *, compiles: bool, waits_seconds: float) -> None:
         """What the configuration lets one expect: new shapes may be compiled at any step, and processes wait so long for one
         another before they fail of themselves."""
+        for section, seconds in LEAST_SECONDS.items():
+            self.limits.lengthen(section, waits_seconds + seconds)
         if compiles:
-            self.limits.lengthen("a step", _COMPILE_SECONDS)
-        self.limits.lengthen("setup", waits_seconds + LEAST_SECONDS["a step"])
+            self.limits.lengthen("a step", waits_seconds + _COMPILE_SECONDS)
 
     def _watch(self) -> None:
         while not self._is_over.wait(self.tick):
@@ -180,7 +191,7 @@ class Watchdog:
         _end_children()
         if leave_reason(reason, hung.EXIT_CODE, is_echo=True) or not self._is_main or state.status not in LIVE:
             return  # others say it; or the run had ended, and only the process had not
-        last = hung.after(self._run, state, reason)
+        last = hung.after(self._run, state, reason, is_stopping=self._is_stopping())
         os.write(2, f"{last.error}\n".encode())
         hung.tell(self._run, last)
 

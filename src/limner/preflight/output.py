@@ -21,9 +21,10 @@ from limner.preflight.records import Records
 _NOT_EVERYWHERE = set('/\\:*?"<>|$`')
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in "123456789\u00b9\u00b2\u00b3")}
 """Windows gives no file such a name, whatever its ending; its digits may stand high."""
-_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-"""Control characters and ends of lines; marks that turn the direction of what follows, so that a name reads as another;
-halves of characters."""
+_UNSEEN = ("Cc", "Cs", "Zl", "Zp")
+"""Control characters, halves of characters, ends of lines."""
+_TURNING = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+"""Marks that turn the direction of what follows, so that a name reads as another. Joiners are part of many scripts."""
 
 
 def check_logging(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
@@ -67,7 +68,7 @@ def check_output(config: Config, machine: Machine | None, records: Records) -> I
     if not name.strip() or name in (".", "..") or name != name.strip() or name.endswith("."):
         yield Finding("output.name", f"{name!r} cannot be a file name.", "Use letters and digits.")
     elif (
-        any(c in _NOT_EVERYWHERE or unicodedata.category(c) in _UNSEEN for c in name)
+        any(c in _NOT_EVERYWHERE | _TURNING or unicodedata.category(c) in _UNSEEN for c in name)
         or name.split(".")[0].lower() in _RESERVED
         or name.startswith((".", "-"))
     ):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 
+import filelock
 import gradio as gr
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,7 +16,7 @@ from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from limner import queue, runner, runs
+from limner import disk, queue, runner, runs
 from limner.errors import Finding, UserError, printable
 from limner.web import (
     asked,
@@ -126,10 +128,14 @@ def _say(request: Request, error: Exception) -> JSONResponse:
 
 def _say_fault(request: Request, error: Exception) -> JSONResponse:
     """What the system did not let us do, as `limner.cli` says it: a full disk, a folder that may not be written."""
-    del request
     assert isinstance(error, OSError)
     where, why = printable(error.filename or "disk", 300), printable(error.strerror or error, 300)
-    finding = Finding(where, f"{why}.", "Free some space, or look at who may read and write there.")
+    remedy = "Free some space." if error.errno in disk.FULL else "Look at who may read and write there."
+    if isinstance(error, filelock.Timeout):
+        remedy = "Another process holds it. Try again in a moment."
+    elif error.errno is None:  # it may be a fault of ours
+        logging.getLogger(__name__).error("%s failed", request.url.path, exc_info=error)
+    finding = Finding(where, f"{why}.", remedy)
     return JSONResponse({"findings": [asdict(finding)]}, status_code=422)
 
 

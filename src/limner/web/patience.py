@@ -25,19 +25,21 @@ class TooSlow(Exception):
 
 
 def in_time(receive: Receive, clock: Callable[[], float] = time.monotonic) -> Receive:
-    """`receive`, which raises TooSlow when the body pauses, or comes drop by drop. Behind the body it waits without limit."""
-    began, taken, is_whole = clock(), 0, False
+    """`receive`, which raises TooSlow when the body pauses, or comes drop by drop. Behind the body it waits without limit.
+    Time in which nobody waits for the body is the server's own."""
+    waited, taken, is_whole = 0.0, 0, False
 
     async def receiving() -> Message:
-        nonlocal taken, is_whole
+        nonlocal waited, taken, is_whole
         if is_whole:
             return await receive()
-        left = began + PAUSE_SECONDS + taken / SLOWEST_BYTES_PER_SECOND - clock()
+        left, began = PAUSE_SECONDS + taken / SLOWEST_BYTES_PER_SECOND - waited, clock()
         try:
             async with asyncio.timeout(min(left, PAUSE_SECONDS)):
                 message = await receive()
         except TimeoutError:
             raise TooSlow from None
+        waited += clock() - began
         taken += len(message.get("body", b""))
         is_whole = message["type"] != "http.request" or not message.get("more_body")
         return message
