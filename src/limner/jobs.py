@@ -211,12 +211,8 @@ def request_stop(run: Run, *, now: bool = False) -> None:
     """Ask a run that trains to stop. Where it loads, which may be a download of hours, nobody looks at requests: it is told."""
     run.request("stop-now" if now else "stop")
     state = run.state()
-    if (
-        (state.status, state.phase) == ("running", "loading")
-        and state.worker == state.pid
-        and os.name != "nt"
-        and not run.is_out()
-    ):
+    loads = (state.status, state.phase) == ("running", "loading") and not run.is_out()
+    if loads and state.worker == state.pid and os.name != "nt":  # one of several stops together with the others
         _signal(run, lambda pid: psutil.Process(pid).terminate())
 
 
