@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,8 +68,8 @@ def _before(where: str, count: int, act: Callable[[], object]) -> None:
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
-        calls += 1
-        if calls == count:
+        calls += threading.current_thread() is threading.main_thread()  # models are hashed beside
+        if calls == count and threading.current_thread() is threading.main_thread():
             act()
         return original(*args, **kwargs)
 
@@ -112,15 +114,25 @@ def no_device_memory(where: str, count: int) -> None:
 
 
 def no_memory(where: str, count: int, mib: int) -> None:
-    """The system gives the process only so much more memory from then on."""
+    """The system gives the process no more memory from then on, and of what it has `mib` are left."""
 
     def act() -> None:
         import resource
 
+        import torch
+
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + (mib << 20),) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        held = list[torch.Tensor]()
+        with contextlib.suppress(RuntimeError):
+            while True:
+                held.append(torch.empty(1 << 20, dtype=torch.uint8))
+        _HELD.extend(held[mib:])
 
     _before(where, count, act)
+
+
+_HELD: list[Any] = []
 
 
 def refused_files(where: str, count: int, number: int) -> None:

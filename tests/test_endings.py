@@ -48,7 +48,7 @@ def killed(name: str) -> Ending:
     if name in ("SIGKILL",):
         script = f"say('running'); os.kill(os.getpid(), {number})"
     words = "crashed" if name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL") else "was killed"
-    more = "; the log may have its stacks" if words == "crashed" else ""
+    more = "; the log may have its stacks" if words == "crashed" else UNSAID if name == "SIGKILL" else ""
     return Ending(name.lower(), script, reason=rf"the trainer {words} \(signal {number}\){more}", code=-number)
 
 
@@ -79,7 +79,8 @@ def spoilt(name: str, text: str, code: int = 0) -> Ending:
 
 FILE = "open(os.path.join(run, 'checkpoints', 'a.safetensors'), 'w').write('x');"
 GONE = r"the trainer is gone \(killed, or the machine was restarted\)"
-KILLED = r"the trainer was killed \(signal 9\)"
+UNSAID = "; if nobody did that, the computer ran out of memory. Lower .* other programs"
+KILLED = rf"the trainer was killed \(signal 9\){UNSAID}"
 ASKED = "stop = os.path.join(run, 'control', 'stop')\nwhile not os.path.exists(stop): time.sleep(0.02)\nsay('stopped')"
 AGAIN = "os.path.exists(os.path.join(run, 'again')) and (say('done'), os._exit(0)); open(os.path.join(run, 'again'), 'w');"
 BEAT = f"say('running'); open(os.path.join(run, {hung.HEARTBEAT!r}), 'w'); import signal;"
@@ -127,7 +128,8 @@ ENDINGS = [
     Ending("removed", "say('running'); os.remove(os.path.join(run, 'state.json')); os._exit(4)",
            reason="its state file was damaged or removed, and the trainer ended with exit code 4", code=4),
     Ending("pid-reused", "say('running', pid=os.getppid(), process_started=1.0)", reason=GONE, code=0),
-    Ending("pid-huge", "say('running', pid=2 ** 70)", reason=GONE, code=0),
+    Ending("pid-huge", "say('running', pid=2 ** 70)", code=0,
+           reason="its state file was damaged or removed, and the trainer ended with exit code 0"),
     # others hold it, or it holds others
     Ending("launcher", "say('running')\nif os.fork() == 0:\n  time.sleep(0.3)\n  os.kill(os.getpid(), 9)\n", code=0,
            reason="the trainer ended with exit code 0"),

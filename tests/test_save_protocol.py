@@ -64,6 +64,7 @@ def job(prepared: Callable[[str], Training], tmp_path: Path, request: pytest.Fix
     """It, in a new run folder."""
     made = prepared(getattr(request, "param", "lora"))
     made.run = made.journal.run = Run(tmp_path / "run")
+    made.journal._folder = None  # which is watched for being deleted
     for folder in (made.run.checkpoints, made.run.states, made.run.path / "control"):
         folder.mkdir(parents=True)
     made.written, made.saved_at = [], None
@@ -172,7 +173,7 @@ def test_the_first_state_of_a_new_run(home: Path, tmp_path: Path) -> None:
     def work() -> None:
         run.append(runs.create(chosen))
         part = checkpoint.Copies()
-        checkpoint.save_state(run[0].states, 1, [("weights", tensors, {"a": 1})], {}, part)
+        checkpoint.save_state(run[0].states, 1, [("weights", tensors, {"a": 1})], {"watch": {"above": []}}, part)
 
     made = crashes.record(home, work)
 

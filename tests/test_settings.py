@@ -54,6 +54,7 @@ def test_comments_and_unknown_keys_stay(home: Path) -> None:
         b"\xff\xfe\x00",
         b"a = 1\na = 2",
         b"x = " + b"[" * 5000,
+        b"theme" + b".a" * 5000 + b" = 1",
         b"#" * (settings.LIMIT_BYTES + 1),
     ],
 )
@@ -79,7 +80,7 @@ def test_a_damaged_file_is_kept_aside(home: Path, content: bytes) -> None:
         "roots = ['relative']", "hosts = 'x'", "defaults = 3", "defaults = { 'a.b' = 3 }",
         "[defaults]\na.b = '3'", "unknown = 1",
         "pictures = '~nobody-of-that-name/x'", "theme = inf", "theme = 1979-05-27",
-        "defaults" + ".a" * 5000 + " = 1", "theme" + ".a" * 5000 + " = 1",
+        "defaults" + ".a" * 30 + " = 1", "theme" + ".a" * 30 + " = 1",
     ],
 )  # fmt: skip
 def test_a_wrong_key_is_reported_and_the_others_count(home: Path, line: str) -> None:

@@ -302,7 +302,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 def _restore(folder: Path) -> None:
     """Give a folder its name back if its replacement did not come to be."""
     previous = folder.with_name(_REPLACED + folder.name)
-    if previous.is_dir() and not folder.exists():
+    if (previous / MANIFEST).is_file() and not folder.exists():
         _rename(previous, folder)
 
 
@@ -346,7 +346,7 @@ def sweep(folder: Path, *, idle_seconds: float = 0.0) -> None:
 
 def _is_temporary(path: Path) -> bool:
     """Whether a name is one that we give, and not only one that looks like it."""
-    return _OURS.fullmatch(path.name) is not None or (path.name.startswith(_REPLACED) and (path / MANIFEST).is_file())
+    return _OURS.fullmatch(path.name) is not None or path.name.startswith(_REPLACED)
 
 
 def _idle_for(path: Path) -> float:

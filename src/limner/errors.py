@@ -13,7 +13,7 @@ Severity = Literal["error", "warning", "note"]
 def printable(text: object, limit: int = 200) -> str:
     """`text` on one line, safe on a terminal: no control, escape or bidi characters, at most `limit` long."""
     out = "".join(
-        " " if c in "\r\n\t" else c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in str(text)[: limit + 1]
+        " " if c.isspace() else c if unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in str(text)[: limit + 1]
     )
     return out if len(out) <= limit else out[: limit - 1] + "…"
 

@@ -76,7 +76,7 @@ def test_the_files(finished):
     assert all(not disk.manifest_faults(p) for p in run.states.iterdir())
     left = {p.name for p in run.path.iterdir()}
     known = {"config.toml", "plan.json", "state.json", "exit.json", "command.json", "events.jsonl", "log.txt", "prompts.toml"}
-    assert left - {"lock"} == known | {"samples", "checkpoints", "states", "control", "tensorboard"}
+    assert left - {"lock", "heartbeat"} == known | {"samples", "checkpoints", "states", "control", "tensorboard"}
     assert not [p for p in run.path.rglob(f"{disk.TEMPORARY}*")]
 
 

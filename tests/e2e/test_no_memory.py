@@ -42,7 +42,7 @@ def test_the_system_gives_no_more(tiny_model, pictures):
     """A real allocation fails in a step, under a limit of the operating system."""
     chosen = config(tiny_model, pictures, train={"steps": 6, "batch_size": 16}, data={"resolution": 128, "bucket_max_px": 256})
     run = new_run(chosen)
-    assert faults.train(run, faults.no_memory, "step", 4, 0) == 2, run.tail()
+    assert faults.train(run, faults.no_memory, "step", 4, 8) == 2, run.tail()
     error = run.state().error
     assert "memory ran out" in error and 'memory.fit = "auto"' in error
     faults.require_ended(run)
@@ -68,7 +68,7 @@ def test_the_kernel_ends_it_and_the_runner_says_why(tiny_model, pictures, forks)
             time.sleep(0.02)
     state = run.state()
     assert state.status == "failed" and "signal 9" in state.error
-    assert "the computer ran out of memory: lower train.batch_size or data.resolution" in state.error
+    assert "the computer ran out of memory. Lower train.batch_size or data.resolution" in state.error
     assert not psutil.pid_exists(pid), "not even a zombie"
     faults.require_ended(run)
     faults.require_whole(run)

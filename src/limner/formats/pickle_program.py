@@ -18,7 +18,7 @@ from typing import Any, TypeGuard
 
 from limner.formats.header import BITS, TensorInfo
 
-MAX_OPCODES = 1_000_000  # a tensor takes 32; worst cases measured: 2 seconds, 130 MB
+MAX_OPCODES = 500_000  # a tensor takes 32; worst cases measured: 2 seconds, 130 MB
 _MAX_DIMENSIONS, _MAX_TEXT = 64, 1024
 _DTYPES = {
     "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16",
