@@ -179,7 +179,7 @@ class Runner:
             return
         if said.status in LIVE and not is_ours:  # it ended without a word, and its exit code is not ours to know
             jobs.note_exit(run, said.pid, None)
-        if not said.pid:  # as a new one, or a damaged one: its state is lost
+        if said.status in ("queued", "failed") and not said.pid:  # as a new one, or a damaged one: its state is lost
             jobs.say_lost(run)
         status = run.state().status
         if status == "waiting":  # for another to follow its job elsewhere, or to go on after it hung

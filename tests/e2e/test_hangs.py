@@ -9,7 +9,7 @@ import time
 import pytest
 
 import hanging
-from limner import hung, runs
+from limner import disk, hung, runs
 from trainer import Moment, config, new_run, result, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="POSIX pipes and signals")]
@@ -75,6 +75,7 @@ def test_each_section_is_watched_and_the_run_goes_on_to_the_bit(tiny_model, pict
     plain, run = (new_run(config(tiny_model, pictures, **sections)) for _ in range(2))
     shutil.rmtree(runs.home() / "cache", ignore_errors=True)
     monkeypatch.setenv(hanging.SECONDS, "2")
+    disk.write_json(runs.runner_sign(), {})  # there is a runner for it to go on by itself
     assert train(run, Moment("hang", where, count), seconds=60) == hung.EXIT_CODE, run.tail()
     state = run.state()
     assert (state.status, state.hangs) == ("waiting", 1) and f"It hung in {section}" in state.error, state
