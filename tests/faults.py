@@ -68,8 +68,9 @@ def _before(where: str, count: int, act: Callable[[], object]) -> None:
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
-        calls += threading.current_thread() is threading.main_thread()  # models are hashed beside
-        if calls == count and threading.current_thread() is threading.main_thread():
+        is_counted = where != "hashes" or threading.current_thread() is threading.main_thread()  # models are hashed beside
+        calls += is_counted
+        if is_counted and calls == count:
             act()
         return original(*args, **kwargs)
 
@@ -115,19 +116,23 @@ def no_device_memory(where: str, count: int) -> None:
 
 def no_memory(where: str, count: int, mib: int) -> None:
     """The system gives the process no more memory from then on, and of what it has `mib` are left."""
+    import ctypes
+    import resource
+
+    import torch
+
+    ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX: what other threads have freed is there for all
 
     def act() -> None:
-        import resource
-
-        import torch
-
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
-        held = list[torch.Tensor]()
-        with contextlib.suppress(RuntimeError):
-            while True:
-                held.append(torch.empty(1 << 20, dtype=torch.uint8))
-        _HELD.extend(held[mib:])
+        for kib in (1024, 16):
+            held = list[torch.Tensor]()
+            with contextlib.suppress(RuntimeError):
+                while True:
+                    held.append(torch.empty(kib << 10, dtype=torch.uint8))
+            _HELD.extend(held)
+        del _HELD[:mib]
 
     _before(where, count, act)
 
