@@ -333,8 +333,9 @@ def sweep(folder: Path, *, idle_seconds: float = 0.0) -> None:
     left = [p for p in folder.glob(f"{TEMPORARY}*") if _is_temporary(p) and (not idle_seconds or _idle_for(p) > idle_seconds)]
     for path in left:
         if path.name.startswith(_REPLACED):
+            final = path.with_name(path.name.removeprefix(_REPLACED))
             with contextlib.suppress(OSError):
-                _restore(final := path.with_name(path.name.removeprefix(_REPLACED)))
+                _restore(final)
             if not final.exists():
                 continue  # it is the only one that is left
         if path.is_dir():
