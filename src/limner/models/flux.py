@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
 from limner.diffusion.process import Flow
 from limner.formats.base import Base
@@ -33,7 +32,7 @@ class Flux(Parts):
     pipeline = "FluxPipeline"
     scheduler_class = "FlowMatchEulerDiscreteScheduler"
     layers = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
-    text_parts = (clip_l(CLIPTextModel, "lora_te1"), t5("_2"))
+    text_parts = (clip_l("CLIPTextModel", "lora_te1"), t5("_2"))
 
     def __init__(self, base: Base, keep: Keep) -> None:
         super().__init__(base, keep)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from transformers import CLIPTextModel
-
 from limner.models.encoders import clip_l
 from limner.models.stable_diffusion import StableDiffusion
 
@@ -11,4 +9,4 @@ from limner.models.stable_diffusion import StableDiffusion
 class StableDiffusion1(StableDiffusion):
     """The family `sd1`."""
 
-    text_parts = (clip_l(CLIPTextModel, "lora_te"),)
+    text_parts = (clip_l("CLIPTextModel", "lora_te"),)

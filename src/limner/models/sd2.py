@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor
-from transformers import CLIPTextModel
 
 from limner.formats.original import OPEN_TEXT
 from limner.models.encoders import open_clip
@@ -15,7 +14,7 @@ _LAYERS = f"{OPEN_TEXT}transformer.resblocks."
 class StableDiffusion2(StableDiffusion):
     """The family `sd2`. Its text encoder's configuration has one layer fewer than the weights, so that the last one counts."""
 
-    text_parts = (open_clip(CLIPTextModel, "", "lora_te"),)
+    text_parts = (open_clip("CLIPTextModel", "", "lora_te"),)
 
     def complete(self, state: dict[str, Tensor]) -> None:
         # readers of single files build one layer more than they look at; what it holds does not matter

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
-from transformers import CLIPTextModelWithProjection
 
 from limner.formats.base import Base
 from limner.formats.original import text_names
@@ -26,8 +25,8 @@ from limner.models.parts import CONFIGS, Parts
 _T5_TOKENS = 256
 _CLIP_TOKENS = 77
 _CLIPS = (
-    clip_l(CLIPTextModelWithProjection, "lora_te1"),
-    open_clip(CLIPTextModelWithProjection, "_2", "lora_te2", text_names),
+    clip_l("CLIPTextModelWithProjection", "lora_te1"),
+    open_clip("CLIPTextModelWithProjection", "_2", "lora_te2", text_names),
 )
 _T5 = t5("_3")
 

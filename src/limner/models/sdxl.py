@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from limner.models.emphasis import Pieces
 from limner.models.encoders import clip_l, open_clip
@@ -24,8 +23,8 @@ class StableDiffusionXL(StableDiffusion):
 
     pipeline = "StableDiffusionXLPipeline"
     text_parts = (
-        clip_l(CLIPTextModel, "lora_te1"),
-        open_clip(CLIPTextModelWithProjection, "_2", "lora_te2"),
+        clip_l("CLIPTextModel", "lora_te1"),
+        open_clip("CLIPTextModelWithProjection", "_2", "lora_te2"),
     )
     without: ClassVar[dict[str, Any]] = {}
     lora_layout = "original"
