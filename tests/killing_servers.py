@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
@@ -76,7 +77,8 @@ def kill_runners(chosen: Any, reference: dict[str, Any], least: int, together: i
         print(f"seed {seed}: the runner at {place}, {part:.3f}", flush=True)
         if tally.count < least and time.monotonic() < until and told.entered(place, 1):
             time.sleep(part * {"starting a trainer": 0.02, "looking": 0.01, "the queue": 1.5}[place])
-            os.kill(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may have left meanwhile
+                os.kill(process.pid, signal.SIGKILL)
             told.rest()
             process.join()
             if process.exitcode == -signal.SIGKILL:
