@@ -336,3 +336,8 @@ def test_a_file_in_a_folders_place_is_set_aside_and_a_link_to_a_lost_disk_is_not
     with pytest.raises(FileExistsError):
         disk.own_folder(tmp_path / "models")
     assert (tmp_path / "models").is_symlink()
+
+
+def test_where_a_disk_is_mounted(tmp_path: Path) -> None:
+    place = disk.mount_of(tmp_path / "not" / "there")
+    assert os.path.ismount(place) and place == disk.mount_of(tmp_path) and tmp_path.resolve().is_relative_to(place)

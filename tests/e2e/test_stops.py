@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+import faults
 import forked
-from limner import runs
+from limner import jobs, runs
 from limner.config import files
 from limner.engine.stopping import StopFlag
 from limner.errors import StopRequested
@@ -145,3 +146,25 @@ def test_the_same_command_started_again_goes_on(tiny_model: Path, pictures: Path
     assert [r.id for r in runs.all_runs()] == [run.id] and result(run) == expected
     with runs.lock("runner", 60):
         pass  # it has left
+
+
+def _fetch_for_hours() -> None:
+    from limner.engine import prepare
+
+    prepare.find_base = lambda _: time.sleep(7200)
+
+
+def test_a_stop_is_heard_while_a_model_is_fetched(tiny_model: Path, pictures: Path) -> None:
+    """Nobody looks at requests there: the trainer is told."""
+    run = new_run(config(tiny_model, pictures))
+    forked.start_server()
+    process = forked.CONTEXT.Process(
+        target=faults._train, args=(str(run.path), os.environ["LIMNER_HOME"], _fetch_for_hours, ())
+    )
+    process.start()
+    wait(lambda: run.state().status == "running", run)
+    began = time.monotonic()
+    assert jobs.stop(run).status == "stopped" and time.monotonic() - began < 10
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert train(run) == 0

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from limner import disk, hung, runs
+from limner.engine import together
 from limner.engine.together import why
 from limner.engine.watchdog import LEAST_SECONDS, Hang, Limits, Watchdog
 from limner.hung import Silence
-from limner.runs import Run, State
+from limner.runs import LAUNCHER, Run, State
 
 HOUR = 3600.0
 
@@ -227,3 +228,18 @@ def test_of_several_processes_the_one_that_stood_still_is_named_and_the_run_goes
     assert why(both, 2) == ("process 2 of 2: It hung in a step.", hung.EXIT_CODE)
     both = {0: Failure(101, hung.EXIT_CODE, hung_rank), 1: Failure(100, 2, told(2, is_echo=False))}
     assert why(both, 2) == ("It hung in a step.", 2), "a cause comes before what followed from it"
+
+
+def test_what_is_done_stays_done_whatever_becomes_of_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    monkeypatch.setenv(LAUNCHER, "")
+    monkeypatch.setattr(together.signal, "signal", lambda *_: None)
+    for status, code in (("done", 0), ("running", hung.EXIT_CODE)):
+
+        def launch(*_: object, status: Any = status) -> tuple[str, int]:
+            run.write_state(State(status, step=9, steps=9))
+            return "process 2 of 2: It hung on its way out", hung.EXIT_CODE
+
+        monkeypatch.setattr(together, "_launch", launch)
+        assert together.main([str(tmp_path), "0", "torch.distributed.run"]) == code
+        assert State.read(tmp_path / "state.json").status == ("done" if status == "done" else "failed")
