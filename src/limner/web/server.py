@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import getpass
 import ipaddress
@@ -25,6 +26,8 @@ from limner.web.context import Context
 PORT, PORTS = 7860, 21
 GRACE_SECONDS = 1
 LEAST_PASSWORD = 8
+_M_ARENA_MAX = -8
+"""Of malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,14 @@ _CROWDED = Finding(
 )
 
 
+def _have_threads_share_memory() -> None:
+    """What one of glibc's threads frees another may have: else forty of them, each with memory of its own, grow for days."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, 1)
+
+
 def _answer(context: Context, rules: gate.Rules, listening: socket.socket, url: str, inbrowser: bool) -> int:
+    _have_threads_share_memory()
     from limner.web import app  # imports gradio: seconds, which a mistake in the address need not wait for
 
     class Server(uvicorn.Server):
