@@ -6,6 +6,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,23 @@ def machine_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("machine")
     machine.describe(folder)
     return folder / "machine.json"
+
+
+@pytest.fixture
+def known_machine(home: Path, machine_file: Path) -> None:
+    """What this machine is, known already in the test's home; else each run asks torch anew."""
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copy(machine_file, home / "machine.json")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model without a tokenizer: it is CLIP's own then, which trainers have ready. To read one takes longest."""
+    import tiny
+
+    folder = tiny.build(tmp_path_factory.mktemp("model") / "model")
+    shutil.rmtree(folder / "tokenizer")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -34,13 +34,6 @@ CPU = Runtime(torch.device("cpu"), "fp32")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny.build(tmp_path_factory.mktemp("models") / "sd1")
-    shutil.rmtree(folder / "tokenizer")  # CLIP's own is ready
-    return folder
-
-
-@pytest.fixture(scope="module")
 def prepared(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Training]:
     """prepared(kind) is a run in this process with such an adapter, each made once."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,13 @@ import tiny
 
 
 @pytest.fixture(autouse=True)
-def known_machine(home: Path, machine_file: Path) -> None:
-    """What this machine is, known already in every home; else each run asks torch anew."""
-    home.mkdir(parents=True, exist_ok=True)
-    shutil.copy(machine_file, home / "machine.json")
+def ready(known_machine: None) -> None:
+    """In every home."""
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model without a tokenizer: it is CLIP's own then, which trainers have ready. To read one takes longest."""
-    folder = tiny.build(tmp_path_factory.mktemp("tiny-model") / "model")
-    shutil.rmtree(folder / "tokenizer")
-    return folder
+def tiny_model(model: Path) -> Path:
+    return model
 
 
 @pytest.fixture

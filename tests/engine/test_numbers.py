@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,19 +29,7 @@ from poisoned import Fault
 from trainer import Moment
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: Any) -> Path:
-    folder = tiny.build(tmp_path_factory.mktemp("models") / "sd1")
-    shutil.rmtree(folder / "tokenizer")  # trainers have CLIP's own ready
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def known_machine(home: Path, machine_file: Path) -> None:
-    home.mkdir(parents=True, exist_ok=True)
-    shutil.copy(machine_file, home / "machine.json")
+pytestmark = pytest.mark.usefixtures("known_machine")
 
 
 @pytest.fixture

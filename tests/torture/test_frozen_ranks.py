@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from pathlib import Path
 
@@ -20,10 +19,8 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_stands_still_ends_all_and_the_run_goes_on(
-    rank: int, home: Path, tmp_path: Path, tiny_model: Path, machine_file: Path, monkeypatch: pytest.MonkeyPatch
+    rank: int, home: Path, tmp_path: Path, tiny_model: Path, known_machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    home.mkdir()
-    shutil.copy(machine_file, home / "machine.json")
     pictures = tiny.pictures(tmp_path / "pictures")
     sections = {"train": {"steps": 80}, "output": {"state_every_steps": 10}}
     monkeypatch.setenv(hanging.SECONDS, "20")
@@ -49,11 +46,9 @@ def test_a_rank_that_stands_still_ends_all_and_the_run_goes_on(
 
 
 def test_a_call_that_holds_the_interpreter(
-    home: Path, tmp_path: Path, tiny_model: Path, machine_file: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, tiny_model: Path, known_machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No Python thread runs any more: the runner finds it, and faulthandler still writes where it is."""
-    home.mkdir()
-    shutil.copy(machine_file, home / "machine.json")
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(

@@ -28,17 +28,8 @@ def count(name: str, usual: int) -> int:
     return int(os.environ.get(f"LIMNER_KILLS_{name}", usual))
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny.build(tmp_path_factory.mktemp("models") / "sd1")
-    shutil.rmtree(folder / "tokenizer")  # CLIP's own is ready
-    return folder
-
-
 @pytest.fixture
-def pictures(home: Path, machine_file: Path, tmp_path: Path) -> Path:
-    home.mkdir()
-    shutil.copy(machine_file, home / "machine.json")
+def pictures(known_machine: None, tmp_path: Path) -> Path:
     return tiny.pictures(tmp_path / "pictures")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -45,10 +44,8 @@ class Pace:
 
 
 @pytest.fixture
-def training(home: Path, tmp_path: Path, machine_file: Path) -> Iterator[tuple[Run, psutil.Process]]:
+def training(home: Path, tmp_path: Path, known_machine: None) -> Iterator[tuple[Run, psutil.Process]]:
     """A run that does not end, which saves and paints now and then, pinned to the first core."""
-    home.mkdir(parents=True, exist_ok=True)
-    shutil.copy(machine_file, home / "machine.json")
     model = tiny.build(tmp_path / "model")
     run = new_run(
         config(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -103,10 +102,8 @@ def peak_mib(work: Callable[[], object]) -> float:
 
 @pytest.mark.timeout(int(MINUTES * 60 + 900))
 def test_a_day_in_minutes(
-    home: Path, tmp_path: Path, tiny_model: Path, machine_file: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, tmp_path: Path, tiny_model: Path, known_machine: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    home.mkdir()
-    shutil.copy(machine_file, home / "machine.json")
     run = new_run(
         config(
             tiny_model, tiny.pictures(tmp_path / "pictures"),

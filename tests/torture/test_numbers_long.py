@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import trainer
 from poisoned import Fault
 from trainer import Moment
 
+pytestmark = pytest.mark.usefixtures("known_machine")
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {},
     "ema, accumulation": {"train": {"ema": 0.9, "accumulation": 2}},
@@ -25,19 +25,6 @@ METHODS: dict[str, dict[str, Any]] = {
 KINDS = ("loss", "gradient", "weights", "latents", "latents")
 POINTS = [(method, what, number) for method in METHODS for what in KINDS for number in range(2)]
 FIGURES = {"points": 0, "files": 0, "kills": 0, "latest": 0}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: Any) -> Path:
-    folder = tiny.build(tmp_path_factory.mktemp("models") / "sd1")
-    shutil.rmtree(folder / "tokenizer")  # trainers have CLIP's own ready
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def known_machine(home: Path, machine_file: Path) -> None:
-    home.mkdir(parents=True, exist_ok=True)
-    shutil.copy(machine_file, home / "machine.json")
 
 
 @pytest.fixture(scope="module", autouse=True)

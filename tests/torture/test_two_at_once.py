@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -59,9 +58,7 @@ class Page:
 
 
 @pytest.fixture
-def pages(tmp_path: Path, home: Path, tiny_model: Path, machine_file: Path, forks: None) -> Any:
-    home.mkdir()
-    shutil.copy(machine_file, home / "machine.json")
+def pages(tmp_path: Path, home: Path, tiny_model: Path, known_machine: None, forks: None) -> Any:
     (home / "settings.toml").write_text(f"roots = {json.dumps([str(tmp_path), str(tiny_model)])}\n")
     both = [Page(tmp_path / f"page{number}.txt") for number in range(2)]
     yield both

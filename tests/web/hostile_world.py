@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from limner.tools import using
 from limner.tools.__main__ import as_json
 from limner.web.app import make_app
 from limner.web.context import Context
+from limner.web.gate import Rules
 from limner.web.words import Words
 
 HUGE = "<a number of 5000 digits>"
@@ -180,6 +182,21 @@ def alone(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(runner, "ensure_runner", lambda: None)
     patch.setattr(tool_jobs, "look", partial(_worked_here, True))
     patch.setattr(tool_jobs, "start", partial(_worked_here, False))
+
+
+@contextmanager
+def standing_in(folder: Path, machine_file: Path) -> Iterator[World]:
+    """A world in `folder` that serves many tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIMNER_HOME", str(folder / "home"))
+        alone(patch)
+        yield build(folder / "home", folder, machine_file)
+
+
+def cookie(world: World) -> dict[str, str]:
+    """The header of who has a session there."""
+    rules = Rules((world.home / "token").read_text())
+    return {"cookie": f"{rules.cookie}={rules.session}"}
 
 
 @pytest.fixture

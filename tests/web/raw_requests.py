@@ -11,6 +11,15 @@ from urllib.parse import quote
 T = TypeVar("T")
 Headers = Mapping[str, str] | Sequence[tuple[str, str]]
 Answer = tuple[int, dict[str, str], bytes]
+HOST = "127.0.0.1:7860"
+OWN = {
+    "host": HOST,
+    "origin": f"http://{HOST}",
+    "sec-fetch-site": "same-origin",
+    "sec-fetch-mode": "cors",
+    "sec-fetch-dest": "empty",
+}
+"""What the page itself sends."""
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

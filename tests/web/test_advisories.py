@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_world import SECRET, Asked, World, alone, build, requests
+from hostile_world import SECRET, Asked, World, alone, requests, standing_in
 from raw_requests import ask
 from safetensors.numpy import save_file
 
@@ -51,11 +51,8 @@ KOHYA_2024 = pytest.mark.parametrize("payload", SHELL.values(), ids=list(SHELL))
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory: pytest.TempPathFactory, machine_file: Path) -> Iterator[World]:
     """One world for all: each test asserts that it left nothing where it should not."""
-    folder = tmp_path_factory.mktemp("world")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIMNER_HOME", str(folder / "home"))
-        alone(patch)
-        yield build(folder / "home", folder, machine_file)
+    with standing_in(tmp_path_factory.mktemp("world"), machine_file) as world:
+        yield world
 
 
 @pytest.fixture(autouse=True)

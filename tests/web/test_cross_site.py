@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hostile_world import SECRET, World, alone, build, requests
+from hostile_world import SECRET, World, alone, cookie, requests, standing_in
 from PIL import Image
-from raw_requests import Answer, answer, run
+from raw_requests import HOST, OWN, Answer, answer, run
 from route_table import routes_of
 
 from limner import disk, queue, runs
@@ -26,16 +26,8 @@ from limner.web.app import bare_app
 from limner.web.context import Context
 from limner.web.words import Words
 
-HOST = "127.0.0.1:7860"
 WORDS = "the-words-of-this-home"
 PNG, JPEG = b"\x89PNG", b"\xff\xd8\xff"
-OWN = {
-    "host": HOST,
-    "origin": f"http://{HOST}",
-    "sec-fetch-site": "same-origin",
-    "sec-fetch-mode": "cors",
-    "sec-fetch-dest": "empty",
-}
 JSON, FORM, TEXT = "application/json", "application/x-www-form-urlencoded", "text/plain"
 UPLOAD = "multipart/form-data; boundary=x"
 EVIL = "https://evil.example"
@@ -65,11 +57,7 @@ FORMS: dict[str, dict[str, str]] = {
 
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory: pytest.TempPathFactory, machine_file: Path) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("world")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIMNER_HOME", str(folder / "home"))
-        alone(patch)
-        world = build(folder / "home", folder, machine_file)
+    with standing_in(tmp_path_factory.mktemp("world"), machine_file) as world:
         _furnish(world)
         yield world
 
@@ -152,11 +140,6 @@ def told(world: World, body: bytes) -> list[bytes]:
     rules = gate.Rules((world.home / "token").read_text())
     secrets = (WORDS, SECRET, world.run.id, str(world.home), str(world.root), rules.token, rules.session)
     return [word for word in (*(s.encode() for s in secrets), PNG, JPEG) if word in body]
-
-
-def cookie(world: World) -> dict[str, str]:
-    rules = gate.Rules((world.home / "token").read_text())
-    return {"cookie": f"{rules.cookie}={rules.session}"}
 
 
 async def _each(world: World, headers: dict[str, str], table: list[tuple[str, str, str, bytes]]) -> list[Answer]:

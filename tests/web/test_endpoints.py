@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from hostile_world import SECRET, World, alone, build, requests
+from hostile_world import SECRET, World, alone, cookie, requests, standing_in
 from raw_requests import Answer, answer, ask, run
 from route_table import routes_of
 
@@ -54,11 +54,8 @@ BODIES: dict[str, bytes] = {
 
 @pytest.fixture(scope="module")
 def standing(tmp_path_factory: pytest.TempPathFactory, machine_file: Path) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("world")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIMNER_HOME", str(folder / "home"))
-        alone(patch)
-        yield build(folder / "home", folder, machine_file)
+    with standing_in(tmp_path_factory.mktemp("world"), machine_file) as world:
+        yield world
 
 
 @pytest.fixture(autouse=True)
@@ -66,11 +63,6 @@ def home(standing: World, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LIMNER_HOME", str(standing.home))
     alone(monkeypatch)
     return standing.home
-
-
-def cookie(world: World) -> dict[str, str]:
-    rules = Rules((world.home / "token").read_text())
-    return {"cookie": f"{rules.cookie}={rules.session}"}
 
 
 @pytest.fixture(scope="module")

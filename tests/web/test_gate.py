@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from raw_requests import ask, run
+from raw_requests import HOST, OWN, ask, run
 from route_table import routes_of
 
 from limner.settings import Settings
@@ -22,14 +22,6 @@ from limner.web.words import Words
 
 RULES = Rules("t" * 40, hosts=frozenset({"192.168.1.5"}), proxies=frozenset({"studio.example"}))
 COOKIE = {"cookie": f"{RULES.cookie}={RULES.session}"}
-HOST = "127.0.0.1:7860"
-OWN = {
-    "host": HOST,
-    "origin": f"http://{HOST}",
-    "sec-fetch-site": "same-origin",
-    "sec-fetch-mode": "cors",
-    "sec-fetch-dest": "empty",
-}
 
 
 class Behind:
