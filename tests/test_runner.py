@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 import tiny_runner
-from limner import disk, jobs, progress, queue, runner, runs
+from limner import disk, jobs, processes, progress, queue, runner, runs
 from limner.config import Config, Launch, Output
 from limner.errors import Finding, wrong
 from limner.machine import NoAnswer
@@ -34,7 +34,7 @@ class World:
         self.started: list[tuple[str, str]] = []
         self.said: list[str] = []
         self.refuse: Exception | None = None
-        monkeypatch.setattr(runs, "is_alive", lambda pid, started: pid in self.codes and self.codes[pid] is None)
+        monkeypatch.setattr(processes, "is_alive", lambda pid, started: pid in self.codes and self.codes[pid] is None)
         self.runner = self.new_runner()
 
     def new_runner(self) -> Runner:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from limner import disk, runs
+from limner import disk, processes, runs
 from limner.config import Config, Output
 from limner.errors import UserError
 from limner.runs import Run, State
@@ -81,7 +81,7 @@ def test_a_zombie_is_dead() -> None:
     until = time.time() + 5
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE and time.time() < until:
         time.sleep(0.01)
-    assert not runs.is_alive(process.pid, started)
+    assert not processes.is_alive(process.pid, started)
     process.wait()
 
 
@@ -125,7 +125,7 @@ def test_a_run_that_ends_while_it_is_looked_at_has_not_failed(run: Run, monkeypa
         run.write_state(State(status="done", **me()))
         return False
 
-    monkeypatch.setattr(runs, "is_alive", ends)
+    monkeypatch.setattr(processes, "is_alive", ends)
     assert run.state().status == "done"
 
 

@@ -28,11 +28,8 @@ class Finding:
     severity: Severity = "error"
 
     def __post_init__(self) -> None:
-        for name in (
-            "field",
-            "message",
-            "remedy",
-        ):  # a lone surrogate, of a typed text or a file's name, cannot be sent as JSON
+        # a lone surrogate, of a typed text or a file's name, cannot be sent as JSON
+        for name in ("field", "message", "remedy"):
             text = getattr(self, name)
             object.__setattr__(self, name, text.encode("utf-8", "backslashreplace").decode("utf-8"))
 

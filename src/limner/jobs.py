@@ -21,7 +21,7 @@ from typing import Any
 import filelock
 import psutil
 
-from limner import disk, hung, launch, machine, queue, runs
+from limner import disk, exits, hung, launch, machine, queue, runs
 from limner.config import Config
 from limner.config.launch import gpus
 from limner.runs import LIVE, Run, State
@@ -154,7 +154,7 @@ def say_lost(run: Run) -> None:
     pid = said.get("pid") if isinstance(said, dict) else None
     with run.hold():
         lost = State("failed", pid=pid if type(pid) is int else 0)
-        run.write_state(replace(lost, error=f"its state file was damaged or removed, and {run.why_dead(lost)}"))
+        run.write_state(replace(lost, error=f"its state file was damaged or removed, and {exits.in_words(run, lost)}"))
 
 
 def end_hung(run: Run, seconds: float) -> None:

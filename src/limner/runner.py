@@ -20,7 +20,7 @@ from typing import Protocol
 
 import filelock
 
-from limner import disk, hung, jobs, machine, queue, runs
+from limner import disk, hung, jobs, machine, processes, queue, runs
 from limner.errors import UserError, printable
 from limner.runs import LIVE, Run, State
 
@@ -34,7 +34,7 @@ def log_file() -> Path:
 
 def _put_sign(error: str) -> None:
     with contextlib.suppress(OSError):  # a full disk: the log may say it still
-        disk.write_json(runs.runner_sign(), runs.process_facts(os.getpid()) | {"error": error})
+        disk.write_json(runs.runner_sign(), processes.facts(os.getpid()) | {"error": error})
 
 
 def fault() -> str:

@@ -24,38 +24,23 @@ import filelock
 import platformdirs
 import psutil
 
-from limner import disk
+from limner import disk, exits, processes
 from limner.config import Config
 from limner.config import files as config_files
-from limner.errors import UserError, printable, wrong
+from limner.errors import UserError, wrong
 
 Status = Literal["queued", "starting", "running", "stopping", "waiting", "done", "failed", "stopped"]
 Phase = Literal[
-    "",
-    "loading",
-    "unpacking",
-    "painting class pictures",
-    "caching",
-    "training",
-    "validating",
-    "sampling",
-    "saving",
-    "working",
+    "", "loading", "unpacking", "painting class pictures", "caching", "training", "validating", "sampling", "saving", "working",
     "queued elsewhere",
-]
+]  # fmt: skip
 JOB_FILE = "target.json"
 """What is known of the job that trains a run elsewhere (`limner.targets`)."""
 LIVE: tuple[Status, ...] = ("starting", "running", "stopping")
 LAUNCHER = "LIMNER_LAUNCHER"
 """In the environment of processes that a launcher started which has the last word about them: its pid."""
-_LEAST_BYTES = 64 << 10
-_LESS_MEMORY = "Lower train.batch_size or data.resolution, or close other programs"
-_UNSAID = f"; if nobody did that, the computer ran out of memory. {_LESS_MEMORY}"
 _CHANGE = re.compile(r"change-[0-9]{1,20}\.toml", re.ASCII)
 _MAX_CHANGE_BYTES = 1 << 20
-_CRASHES = (4, 6, 7, 8, 11)
-"""Signals by which a system ends a program for a fault of its own: SIGILL, SIGABRT, SIGBUS, SIGFPE, SIGSEGV."""
-_ERROR = re.compile(r"(error: |([A-Za-z_]\w*\.)*[A-Za-z_]\w*(Error|Exception|Interrupt|Warning)\b)")
 REQUESTS = ("stop", "stop-now", "sample", "save")
 _WORDS = {"status": get_args(Status), "phase": get_args(Phase)}
 _MAX_STATE_BYTES = 1 << 20
@@ -129,19 +114,19 @@ class State:
     @property
     def worker(self) -> int | None:
         """The process that answers for the run now: the trainer, or the launcher of several; None if there is none any more."""
-        if is_alive(self.parent, self.parent_started + self._moved):
+        if processes.is_alive(self.parent, self.parent_started + self._moved):
             return self.parent
         return self.pid if self.is_alive else None
 
     @property
     def is_alive(self) -> bool:
         """Whether the trainer's own process is there."""
-        return is_alive(self.pid, self.process_started + self._moved)
+        return processes.is_alive(self.pid, self.process_started + self._moved)
 
     @property
     def _moved(self) -> float:
         """Seconds by which the processes' starts have moved with the clock."""
-        return psutil.boot_time() - self.booted if self.boot and self.boot == this_boot() else 0.0
+        return psutil.boot_time() - self.booted if self.boot and self.boot == processes.this_boot() else 0.0
 
     @staticmethod
     def read(path: Path) -> State:
@@ -246,7 +231,7 @@ class Run:
         earlier = State.read(self.path / "state.json")
         me: dict[str, Any] = {"pid": pid}  # it may be gone already
         with contextlib.suppress(psutil.Error):
-            me = process_facts(pid) | {"parent": (parent := psutil.Process(pid).ppid())}
+            me = processes.facts(pid) | {"parent": (parent := psutil.Process(pid).ppid())}
             if pid == os.getpid() and has_launcher():
                 me["parent_started"] = psutil.Process(parent).create_time()
         return State("starting", "loading", step=earlier.step, steps=earlier.steps, hangs=earlier.hangs, **me)
@@ -319,52 +304,12 @@ class Run:
         if self.is_out():
             said = "its job goes on; the process that follows it is started anew"
             return replace(state, status="waiting", phase="", error=said)
-        return replace(state, status="failed", error=state.error or self.why_dead(state))
+        return replace(state, status="failed", error=state.error or exits.in_words(self, state))
 
     def is_out(self) -> bool:
         """Whether a job elsewhere may be training it, be it followed from here or not."""
         job = disk.read_json(self.path / JOB_FILE)
         return isinstance(job, dict) and job.get("is_open") is True
-
-    def why_dead(self, state: State) -> str:
-        """How a trainer ended that did not say so itself."""
-        said = self._exit(state)
-        is_full = disk.free_bytes(self.path) < _LEAST_BYTES  # it could not say so itself
-        return f"{said}; the disk of {self.path} is full: free some space, and resume it" if is_full else said
-
-    def _exit(self, state: State) -> str:
-        ended = disk.read_json(self.path / "exit.json")
-        if (
-            not isinstance(ended, dict)
-            or ended.get("pid") not in (state.pid, state.parent)
-            or type(ended.get("code")) is not int
-        ):
-            return "the trainer is gone (killed, or the machine was restarted)"
-        code = ended["code"]
-        if -code in _CRASHES:
-            return f"the trainer crashed (signal {-code}); the log may have its stacks"
-        if code < 0:
-            said = f"the trainer was killed (signal {-code})"
-            if ended.get("out_of_memory") is True:
-                return f"{said} when the computer ran out of memory. {_LESS_MEMORY}."
-            return said + (_UNSAID if code == -9 else "")
-        said = f"the trainer ended with exit code {code}"
-        if 128 < code < 160:
-            said += f", as a shell says of what was killed (signal {code - 128})"
-        last = self._last_error()
-        return f"{said}: {last}" if last else said
-
-    def _last_error(self) -> str:
-        """The last line of what the trainer said, if that names an error."""
-        command = disk.read_json(self.path / "command.json")
-        told = command.get("log_bytes") if isinstance(command, dict) else None
-        with contextlib.suppress(OSError):
-            size = self.log.stat().st_size
-            new = size - told if type(told) is int and 0 <= told <= size else size
-            lines = self.tail(min(new, 4000)).rstrip().splitlines() if new else []
-            if lines and _ERROR.match(lines[-1]):
-                return printable(lines[-1], 300)
-        return ""
 
     def tail(self, limit: int = 4000) -> str:
         """The end of the log."""
@@ -433,30 +378,6 @@ class Run:
                 return False
         except filelock.Timeout:
             return True
-
-
-def process_facts(pid: int) -> dict[str, Any]:
-    """What tells a process from any other, as members of a State. Raises psutil.Error if it is gone."""
-    started = psutil.Process(pid).create_time()
-    return {"pid": pid, "process_started": started, "boot": this_boot(), "booted": psutil.boot_time()}
-
-
-def this_boot() -> str:
-    """What Linux calls this start of the machine; "" elsewhere, where a process's start does not move with the clock."""
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return ""
-
-
-def is_alive(pid: int, started: float) -> bool:
-    """Whether the process that wrote (pid, start time) still runs; a recycled pid is another process."""
-    if pid <= 0:
-        return False
-    try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 2 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
 
 
 def _is_event(raw: Any) -> bool:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import hanging
-from limner import disk, hung, runs
+from limner import disk, hung, processes, runs
 from trainer import Moment, config, new_run, result, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="POSIX pipes and signals")]
@@ -54,7 +54,7 @@ def test_a_trainer_that_stands_still_as_a_whole(tiny_model, pictures, monkeypatc
     hanging.freeze(run)
     hanging.wait(lambda: run.state().status == "waiting", what=run.tail)
     print(f"found after {time.monotonic() - began:.1f} s, where 4 s are the limit")
-    hanging.wait(lambda: not runs.is_alive(pid, started), 10)
+    hanging.wait(lambda: not processes.is_alive(pid, started), 10)
     hanging.wait(lambda: ended(run), what=run.tail)
     assert run.state().status == "done", run.state()
     (said,) = hanging.warnings(run)

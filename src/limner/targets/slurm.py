@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from limner import disk, runs
+from limner import disk, processes
 from limner.config import Launch
 from limner.errors import printable, wrong
 from limner.runs import LIVE, Run, State
@@ -92,7 +92,7 @@ class SlurmTarget:
         if disk.read_json(Path(self._job.folder) / "exit.json") is not None:
             return Seen("ended")
         if self._job.where == "local":
-            alive = runs.is_alive(int(self._job.id), self._job.process_started)
+            alive = processes.is_alive(int(self._job.id), self._job.process_started)
             return Seen("running") if alive else Seen("ended", "its process is gone")
         if time.monotonic() - self._asked > _ASK_SECONDS:
             self._submitit.SlurmJob.watcher.clear()  # it takes a job's end for final: one that was put back goes on
@@ -105,7 +105,7 @@ class SlurmTarget:
     def stop(self) -> None:
         if self._job.where == "slurm":
             self._slurm_job().cancel()
-        elif runs.is_alive(int(self._job.id), self._job.process_started):
+        elif processes.is_alive(int(self._job.id), self._job.process_started):
             process = psutil.Process(int(self._job.id))
             for one in [*process.children(recursive=True), process]:
                 with contextlib.suppress(psutil.Error):
