@@ -37,7 +37,7 @@ from typing import Any
 
 from PIL import Image
 
-from limner import jobs, machine, preflight, runs
+from limner import jobs, machine, preflight, processes, runs
 from limner.config import files
 from limner.runs import Run
 
@@ -149,7 +149,7 @@ def train(raw: dict[str, Any], seconds: float) -> tuple[Run | None, dict[str, fl
     card.close()
     os.unlink(file.name)
     until = time.monotonic() + 30
-    while run and runs.is_alive(run.state().pid, run.state().process_started) and time.monotonic() < until:
+    while run and processes.is_alive(run.state().pid, run.state().process_started) and time.monotonic() < until:
         time.sleep(0.1)  # the next run's readings are not to be this one's
     if process.returncode and not trouble:
         trouble = (process.communicate()[1] or b"").decode(errors="replace")[-2000:]

@@ -423,14 +423,28 @@ def new(folder: Path, stem: str) -> Run:
 
 def all_runs() -> list[Run]:
     """Every run, oldest first."""
-    folder = home() / "runs"
-    # of a folder that may not be entered, Path.exists raises
-    return [Run(p) for p in sorted(folder.iterdir()) if os.path.exists(p / "config.toml")] if folder.is_dir() else []
+    return kept(home() / "runs", "config.toml")
+
+
+def kept(folder: Path, file: str) -> list[Run]:
+    """What is kept in a folder and has a file of that name, oldest first."""
+    if not folder.is_dir():
+        return []
+    times = {path: _time_of(path / file) for path in folder.iterdir()}
+    return [Run(path) for made, path in sorted((made, path) for path, made in times.items() if made is not None)]
+
+
+def _time_of(file: Path) -> int | None:
+    """When it was written, in nanoseconds; None where there is none, or it lies where one may not look."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def newest_of(config: Config) -> Run | None:
     """The newest run of exactly this configuration."""
-    for run in sorted(all_runs(), key=lambda r: (r.path / "config.toml").stat().st_mtime_ns, reverse=True):
+    for run in reversed(all_runs()):
         with contextlib.suppress(UserError):
             if run.config() == config:
                 return run
@@ -446,7 +460,7 @@ def find(name: str) -> Run:
     """The run whose id is `name`, or starts with or ends in it if only one does; "last" is the newest."""
     found = all_runs()
     if name == "last" and found:
-        return max(found, key=lambda r: (r.path / "config.toml").stat().st_mtime_ns)
+        return found[-1]
     exact = [r for r in found if r.id == name]
     near = exact or [r for r in found if r.id.startswith(name) or r.id.endswith(name)]
     if len(near) == 1:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -104,9 +103,7 @@ def asked(run: Run) -> tuple[str, ToolSection]:
 
 def all_jobs() -> list[Run]:
     """Every use that is kept, oldest first."""
-    folder = folder_of_all()
-    # of a folder that may not be entered, Path.is_file raises
-    return [Run(p) for p in sorted(folder.iterdir()) if os.path.isfile(p / "tool.toml")] if folder.is_dir() else []
+    return runs.kept(folder_of_all(), "tool.toml")
 
 
 def _make(name: str) -> Run:

@@ -155,3 +155,13 @@ def test_names_survive_a_system_of_another_alphabet(home: Path, lora: Path, monk
 def test_a_text_that_can_be_a_path_is_one_of_those_that_the_page_checks(name: str, options: dict[str, object]):
     named = [str(path) for _, path in paths(build_as(Tools, {name: options}, {}))]
     assert str(options.get("base") or options.get("model")) in named
+
+
+def test_of_two_in_one_second_the_later_is_the_newer(home: Path):
+    """Their names tell the second only, and then the tool."""
+    for name in ("2026-01-01_000000_resize_lora", "2026-01-01_000000_caption_by_server", "2025-12-31_235959_tag"):
+        folder = tool_jobs.folder_of_all() / name
+        folder.mkdir(parents=True)
+        (folder / "tool.toml").touch()
+        time.sleep(0.01)
+    assert [r.id[18:] for r in tool_jobs.all_jobs()] == ["resize_lora", "caption_by_server", "tag"]

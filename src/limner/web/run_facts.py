@@ -163,7 +163,7 @@ class Overview:
 def _fixed(run: Run) -> Brief:
     """What never changes about a run."""
     config = config_of(run)
-    out: Brief = {"id": run.id, "created": int(_stamp(run.path / "config.toml") / 1e9)}
+    out: Brief = {"id": run.id, "created": _stamp(run.path / "config.toml") / 1e9}
     if config is None:
         return out | {"name": run.id, "kind": "", "family": None, "device": None}
     return out | {
