@@ -33,6 +33,7 @@ import filelock
 from full_size import pictures
 from limner import estimate, jobs, launch, machine, preflight, runs
 from limner.config import Config, files
+from limner.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -48,7 +49,8 @@ def grid(models: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     methods: dict[str, dict[str, Any]] = {
         "lora": {"adapter.rank": 16},
         "lokr": {"adapter.kind": "lokr"},
-        "embedding": {"adapter.kind": "embedding", "embedding.token": "<cat>", "embedding.initial": "cat"},
+        "embedding": {k: "<cat>" for k in ("embedding.token", "data.trigger")}
+        | {"adapter.kind": "embedding", "embedding.initial": "cat"},
         "none": {"adapter.kind": "none", "output.layout": "diffusers"},
     }
     again = {"memory.checkpointing": True}
@@ -123,8 +125,11 @@ def compare(name: str, options: dict[str, Any], folder: Path, imports_mib: float
     findings, records = preflight.examine(config, machine.describe(runs.home()))
     if records.question is None or any(f.severity == "error" for f in findings):
         return {"name": name, "trouble": "; ".join(str(f) for f in findings)[:500]}
-    with alone(lock):
-        told = estimate.ask(folder, config, records.question)
+    try:
+        with alone(lock):
+            told = estimate.ask(folder, config, records.question)
+    except UserError as error:
+        return {"name": name, "trouble": str(error)[:500]}
     made = jobs.prepare(config)
     with alone(lock):
         code, peak_mib = run(launch.argv(config, made.path, "cpu"), config, made.log)

@@ -34,6 +34,9 @@ _MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
+    # what is left over where a tensor was aligned goes back to the hole beside it at once: small things that are put there
+    # would keep the hole from a tensor of the same size, and every step would touch new memory
+    "GLIBC_TUNABLES": "glibc.malloc.mxfast=0:glibc.malloc.tcache_count=0",
 }
 
 

@@ -47,14 +47,14 @@ def test_a_convolution_lays_out_anew_what_it_reads_and_writes() -> None:
     assert _peak(ledger) == 2 * once
 
 
-def _scene(model: Path, size: int, num_pictures: int = 4) -> Scene:
-    return Scene(recognise(str(model)), "cpu", "fp32", (size, size), num_pictures, 4, [], True)
+def _scene(model: Path, size: int, num_pictures: int = 4, precision: str = "fp32") -> Scene:
+    return Scene(recognise(str(model)), "cpu", precision, (size, size), num_pictures, 4, [], True)
 
 
 def _training(model: Path, size: int = 64, **options: str) -> dict[str, int]:
     named = {name.replace("__", "."): value for name, value in options.items()}
-    config = files.build({}, {"model.base": str(model), "adapter.rank": "4", **named})
-    ledger = Rehearsal(config, _scene(model, size)).play()
+    config = files.build({}, {"model.base": str(model), **({} if "adapter.kind" in named else {"adapter.rank": "4"}), **named})
+    ledger = Rehearsal(config, _scene(model, size, precision=options.get("train__precision", "fp32"))).play()
     live: dict[str, int] = {}
     peak: tuple[int, dict[str, int]] = (0, {})
     for event in ledger.events:
@@ -100,6 +100,13 @@ def test_what_is_trained_and_its_optimiser(tmp_path: Path) -> None:
     # AdamW: two numbers for each that is trained, and a count of steps for each tensor
     assert 8 * count <= live["training/optimizer"] <= 8 * count + 64 * len(list(whole.denoiser.parameters()))
     assert {p["name"] for p in phases_of(ledger.events, "cpu")} >= {"training", "saving"}
+
+
+def test_what_is_trained_in_half_the_bytes(tmp_path: Path) -> None:
+    model = tiny.build(tmp_path / "model")
+    options = {"adapter__kind": "none", "output__layout": "diffusers", "optimizer__kind": "sgd"}
+    found = _training(model, adapter__weights="bf16", train__precision="bf16", memory__checkpointing="true", **options)
+    assert found["weights"] + found.get("trained", 0) < 0.8 * _training(model, **options)["weights"]
 
 
 def test_what_is_laid_out_anew_and_what_is_averaged(tmp_path: Path) -> None:

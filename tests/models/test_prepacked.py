@@ -83,3 +83,26 @@ def test_only_frozen_convolutions_of_the_usual_kind_are_packed() -> None:
     assert prepacked.pack(model) == 1
     assert type(frozen) is prepacked.PackedConv2d and type(trained) is nn.Conv2d
     assert "weight" not in frozen._parameters  # it is not kept twice
+
+
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k[0] < 5], ids=str)
+def test_a_call_as_it_is_where_layers_are_packed(kernel: tuple[int, int, int, int]) -> None:
+    """What the planner times in the place of torch's own operations gives what they give."""
+    torch.manual_seed(0)
+    side, stride, padding, dilation = kernel
+    x, weight, bias = torch.randn(2, 16, 9, 12), torch.randn(24, 16, side, side), torch.randn(24)
+    places = [stride] * 2, [padding] * 2, [dilation] * 2, False, [0, 0], 1
+    aten = torch.ops.aten
+    forward = prepacked.packed_form(aten.convolution.default, [x, weight, bias, *places])
+    out = aten.convolution(x, weight, bias, *places)
+    assert forward is not None
+    torch.testing.assert_close(forward(), out, atol=1e-4, rtol=1e-4)
+    arguments = [torch.randn_like(out), x, weight, [24], *places]
+    backward = prepacked.packed_form(aten.convolution_backward.default, [*arguments, [True, False, False]])
+    assert backward is not None
+    wanted = aten.convolution_backward(*arguments, [True, False, False])[0]
+    torch.testing.assert_close(backward()[0], wanted, atol=1e-4, rtol=1e-4)
+    # what is trained stays as it is, and so does what is no such layer
+    assert prepacked.packed_form(aten.convolution_backward.default, [*arguments, [True, True, False]]) is None
+    assert prepacked.packed_form(aten.mm.default, [weight[:, :, 0, 0], x[0, :, 0]]) is None
+    assert prepacked.packed_form(aten.convolution.default, [x, weight.repeat(1, 1, 1, 1)[:, :8], bias, *places[:-1], 2]) is None

@@ -32,9 +32,11 @@ class NoAdapter:
             self.parts["denoiser"] = family.denoiser
         if self.section.text_encoder:
             self.parts |= {name: family.text_encoders[name] for name in family.trainable_text}
+        # weights that are trained are kept in float32 unless asked otherwise; autocast gives the speed
+        dtype = torch.float32 if self.section.weights == "fp32" else torch.bfloat16
         for part in self.parts.values():
-            # weights that are trained are kept in float32 unless asked otherwise; autocast gives the speed
-            part.to(torch.float32 if self.section.weights == "fp32" else torch.bfloat16).requires_grad_(True)
+            for p in part.requires_grad_(True).parameters():
+                p.data = p.data.to(dtype)  # Module.to would swap the tensors, which those without numbers do not suffer
         if self.rules:
             named = [(name, p) for _, name, p in self._named_parameters()]
             rules.require_use(self.rules, [name for name, _ in named])

@@ -22,6 +22,7 @@ from limner.engine import (  # noqa: F401 (what a trainer has in memory, this ha
     train,
 )
 from limner.engine.ledger import Event
+from limner.engine.prepare import is_prepacked
 from limner.engine.rehearsal import Rehearsal, Scene
 from limner.engine.timing import seconds_of
 
@@ -68,7 +69,9 @@ def main(told: dict[str, Any]) -> dict[str, Any]:
     phases = phases_of(ledger.events, question["device"])
     seconds = None
     if told["times"]:
-        seconds = seconds_of(ledger.operations["step"], torch.device(question["device"]), _OPERATIONS_SECONDS)
+        device = torch.device(question["device"])
+        packed = is_prepacked(config, device)
+        seconds = seconds_of(ledger.operations["step"], device, _OPERATIONS_SECONDS, is_prepacked=packed)
     return {"phases": phases, "process_mib": process_mib, "seconds_per_step": seconds}
 
 

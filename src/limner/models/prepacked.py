@@ -10,6 +10,7 @@ kept. A layout fits every size of picture and batch.
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -138,6 +139,30 @@ def num_bytes(model: nn.Module) -> int:
     """What `pack` will hold besides the weights: the layouts for the gradients."""
     layers = [layer for layer in model.modules() if _can_be_packed(layer)] if _is_supported() else []
     return sum(layer.weight.nbytes for layer in layers if layer.kernel_size != (1, 1))  # type: ignore[union-attr]
+
+
+def packed_form(func: Any, arguments: Sequence[Any]) -> Callable[[], Any] | None:
+    """What computes, where `pack` has been, this call of aten.convolution or of the gradient of its input. None for another
+    call, and for a layer that stays as it is."""
+    if func.overloadpacket is torch.ops.aten.convolution:
+        grad, (x, weight, bias) = None, arguments[:3]
+    elif func.overloadpacket is torch.ops.aten.convolution_backward and not any(arguments[-1][1:]):
+        grad, x, weight, bias = *arguments[:3], None
+    else:
+        return None
+    stride, padding, dilation, is_transposed, _, groups = arguments[3 if grad is None else 4 :][:6]
+    if is_transposed or groups != 1:
+        return None
+    layer = nn.Conv2d(*weight.shape[1::-1], tuple(weight.shape[2:]), stride, padding, dilation, bias=False)  # type: ignore[arg-type]
+    layer.weight, layer.bias = nn.Parameter(weight, False), None if bias is None else nn.Parameter(bias, False)
+    if not pack(nn.Sequential(layer)):
+        return None
+    if grad is None:
+        return lambda: layer(x)
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        out = layer(x)
+    return lambda: torch.autograd.grad(out, x, grad, retain_graph=True)
 
 
 def _is_supported() -> bool:
