@@ -85,6 +85,17 @@ def test_not_a_byte_is_free(tiny_model, pictures, elsewhere):
     assert train(run) == 0 and len(losses(run)) == 8
 
 
+def test_a_disk_that_is_full_before_it_begins(tiny_model, pictures, elsewhere):
+    """Not even its state can be written: it ends in words all the same, and begins when there is room."""
+    run = of_kind("lora", tiny_model, pictures)
+    with (elsewhere / "ballast").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(elsewhere).free)
+    assert train(run) == 2
+    assert run.state().status == "queued" and not run.is_locked()
+    (elsewhere / "ballast").unlink()
+    assert train(run) == 0 and len(losses(run)) == 8
+
+
 def test_what_is_said_to_be_needed_is_what_it_takes(tiny_model, pictures, elsewhere):
     """Every training state and finished file weighs at most what was told, and not much less."""
     run = of_kind("none", tiny_model, pictures)

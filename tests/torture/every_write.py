@@ -65,11 +65,13 @@ def faults_of(run: Run, folder: Path, code: int, stays_full: bool, expected: dic
     state, log = run.state(), run.tail(1 << 20)
     if code not in (0, 1, 2):
         out.append(f"exit code {code}")
-    if code and state.status != "failed":
+    # where not even the state can be written any more, the log and the exit code tell who started it
+    if code and state.status not in ({"failed", "queued"} if stays_full else {"failed"}):
         out.append(f"{state.status} after exit code {code}")
     is_told = "MiB are needed" in state.error and faults.NO_SPACE in state.error
-    # SQLite says no more of what it could not make room for in its shared memory
-    if code and not stays_full and not is_told and "disk I/O error" not in state.error:
+    # SQLite says no more of what it could not make room for in its shared memory, and of a file that it could not make
+    is_told |= any(said in state.error for said in ("disk I/O error", "unable to open database file). Make room"))
+    if code and not stays_full and not is_told:
         out.append(f"said {state.error!r}")
     if "Traceback" in log:
         out.append("a traceback: " + log[log.index("Traceback") :][-600:])

@@ -250,6 +250,7 @@ def _open_index(path: Path) -> sqlite3.Connection:
                 raise failed from error
             if isinstance(error, sqlite3.OperationalError) or attempt:
                 said = f"{path} cannot be opened ({error})."
-                raise wrong("memory.cache_path", said, "Choose another folder, or remove the file.") from None
+                remedy = "Make room on its disk, choose another folder, or remove the file."
+                raise wrong("memory.cache_path", said, remedy) from None
             disk.set_database_aside(path)
     raise AssertionError

@@ -8,13 +8,14 @@ import io
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 import filelock
 import psutil
 
-from limner import changes, disk, fitting, hung, machine, runs
+from limner import changes, disk, fitting, hung, machine, runs, space
 from limner.config import defaults
 from limner.engine.stopping import StopFlag
 from limner.engine.together import called, leave_reason
@@ -68,6 +69,8 @@ def main(folder: str) -> int:
         print(f"error: {said}", file=sys.stderr)
         leave_reason(said, 2, is_echo=False)
         return 2
+    except OSError as error:
+        return _not_started(run, error)
     watchdog = Watchdog(run, is_main=is_main, is_stopping=lambda: flag.is_set)
     watchdog.start()
     try:
@@ -78,10 +81,10 @@ def main(folder: str) -> int:
 
         journal = Journal(run, is_main=is_main, sign=watchdog.sign)
     except (OSError, ImportError) as error:
-        print(f"error: {run.id} cannot be started: {printable(error)}", file=sys.stderr)
         watchdog.stop()
+        code = _not_started(run, error)
         lock.release()
-        return 1
+        return code
     try:
         config = run.config()
         waits = config.launch.timeout_seconds if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
@@ -102,6 +105,21 @@ def main(folder: str) -> int:
     finally:
         watchdog.stop()
         lock.release()
+
+
+def _not_started(run: Run, error: Exception) -> int:
+    """Say why nothing could be begun: in the log, and in the state if that can be written meanwhile."""
+    said, code = f"error: {run.id} cannot be started: {printable(error)}", 1
+    failed = disk.as_os_error(error, run.path)
+    if failed is not None and failed.errno in disk.FULL:
+        with contextlib.suppress(UserError):
+            said, code = str(space.shortage(run, run.config(), failed)), 2
+    with contextlib.suppress(OSError):
+        print(said, file=sys.stderr)
+    if not leave_reason(said, code, is_echo=False):
+        with contextlib.suppress(OSError, UserError):
+            run.write_state(replace(run.starting(os.getpid()), status="failed", phase="", error=said))
+    return code
 
 
 def _refused(journal, error: UserError) -> int:
@@ -195,7 +213,8 @@ def _train(run: Run, journal, flag: StopFlag, alarm) -> int:
     process.close()  # not if it failed: another may be gone, and would be waited for
     status = "done" if finished else "stopped"
     journal.say(status=status, phase="", progress=(journal.state.step, journal.state.steps))
-    journal.event("stop", step=journal.state.step, status=status)
+    with contextlib.suppress(OSError):  # all that counts is saved, and the state says so
+        journal.event("stop", step=journal.state.step, status=status)
     # a launcher takes any other code of one of several for a failure of all; it has a word of its own
     return 0 if finished or process.world > 1 else flag.exit_code
 
