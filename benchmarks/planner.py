@@ -49,8 +49,12 @@ def grid(models: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     methods: dict[str, dict[str, Any]] = {
         "lora": {"adapter.rank": 16},
         "lokr": {"adapter.kind": "lokr"},
-        "embedding": {k: "<cat>" for k in ("embedding.token", "data.trigger")}
-        | {"adapter.kind": "embedding", "embedding.initial": "cat"},
+        "embedding": {
+            "adapter.kind": "embedding",
+            "embedding.token": "<cat>",
+            "embedding.initial": "cat",
+            "data.trigger": "<cat>",
+        },
         "none": {"adapter.kind": "none", "output.layout": "diffusers"},
     }
     again = {"memory.checkpointing": True}
