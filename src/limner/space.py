@@ -84,7 +84,8 @@ def shortage(run: Run, config: Config, error: OSError) -> UserError:
         mib, what = max(needed.state, _newest_state(run)) + needed.checkpoint, "a training state and a finished file"
     free = disk.free_bytes(where) >> 20
     said = f"cannot be written ({error.strerror}): {free} MiB are free there, about {mib} MiB are needed for {what}."
-    return wrong(str(where), said, "Free some space and resume the run; its last training state is whole.")
+    whole = "; its last training state is whole." if _newest_state(run) else "."  # one that has hardly begun has none
+    return wrong(str(where), said, f"Free some space and resume the run{whole}")
 
 
 def _newest_state(run: Run) -> int:
