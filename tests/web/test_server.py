@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import threading
@@ -175,7 +174,9 @@ def test_weight_and_memory(home: Path, limner_web: Callable[..., Any], browser: 
 
 
 def test_it_answers_within_five_seconds(home: Path, limner_web: Callable[..., Any]) -> None:
-    """Measured in CPU time, which a loaded machine does not lengthen: the server does nothing but compute until it answers."""
+    """Measured in CPU time, and the least of three, since a busy neighbour makes the same work longer, never shorter.
+
+    The server does nothing but compute until it answers."""
     seconds = []
     for _ in range(3):
         server = limner_web("--port", "0")
@@ -183,20 +184,21 @@ def test_it_answers_within_five_seconds(home: Path, limner_web: Callable[..., An
         times = psutil.Process(server.process.pid).cpu_times()
         seconds.append(times.user + times.system)
         server.end()
-    assert statistics.median(seconds) < 5
+    assert min(seconds) < 5
 
 
 def test_no_tensor_library_and_nothing_called(home: Path) -> None:
     """Start the server with every socket watched: it looks nothing up and connects nowhere but to this machine."""
     code = """
 import sys, threading, time, urllib.request
-calls = []
+calls, stubs = [], []
 def watch(name, given):
+    if name == "open" and str(given[0]).endswith(".pyi"):
+        stubs.append(given[0])
     if name in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
         calls.append((name, str(given[1] if name in ("socket.connect", "socket.sendto") else given[0])))
 sys.addaudithook(watch)
 from limner.web import server
-from limner.web import app
 import uvicorn
 class Once(uvicorn.Server):
     async def main_loop(self):
@@ -211,10 +213,11 @@ server._address = lambda *a: URL.append(real(*a)) or URL[-1]
 uvicorn.Server = Once
 server.serve(server.Asked(port=0))
 print("CALLS", [c for c in calls if "127.0.0.1" not in c[1]])
+print("STUBS", stubs[:3])
 print("HEAVY", [m for m in ("torch", "diffusers", "transformers", "accelerate") if m in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert "CALLS []" in done.stdout and "HEAVY []" in done.stdout, done.stdout + done.stderr
+    assert all(nothing in done.stdout for nothing in ("CALLS []", "HEAVY []", "STUBS []")), done.stdout + done.stderr
 
 
 @contextmanager

@@ -27,11 +27,16 @@ SPEED = (
 )  # fmt: skip
 """The numbers of a report of speed (docs/speed-meter.md)."""
 _PACE_SECONDS = 30.0
+_EXACT = frozenset({"time"})
+"""Columns whose numbers need more than seven digits."""
 _KEPT_RUNS, _KEPT_ROWS = 32, 1_000_000
 
 
 class Table:
-    """Rows of numbers by step, one array a column; a number that a row lacks is NaN."""
+    """Rows of numbers by step, one array a column; a number that a row lacks is NaN.
+
+    NumPy is given the arrays themselves, not copies, and only for as long as they are not appended to.
+    """
 
     def __init__(self) -> None:
         self.steps = array("q")
@@ -42,16 +47,19 @@ class Table:
 
     def append(self, step: int, values: Mapping[str, float]) -> None:
         for name in values.keys() - self.columns.keys():
-            self.columns[name] = array("d", [math.nan]) * len(self)
+            self.columns[name] = array("d" if name in _EXACT else "f", [math.nan]) * len(self)
         self.steps.append(step)
         for name, column in self.columns.items():
             column.append(values.get(name, math.nan))
 
     def keep(self, last_step: int) -> None:
         """Drop the rows behind a step."""
-        kept = np.array(self.steps) <= last_step
-        self.steps = array("q", np.array(self.steps)[kept].tobytes())
-        self.columns = {name: array("d", np.array(column)[kept].tobytes()) for name, column in self.columns.items()}
+        kept = np.asarray(self.steps) <= last_step
+        self.steps, self.columns = _only(self.steps, kept), {name: _only(c, kept) for name, c in self.columns.items()}
+
+
+def _only(column: array[Any], kept: np.ndarray) -> array[Any]:
+    return array(column.typecode, np.asarray(column)[kept].tobytes())
 
 
 class Curves:
@@ -145,8 +153,8 @@ class Curves:
             table.keep(last)
         self.changes = [change for change in self.changes if change.step <= last]
         self._session, self._mean = len(self.steps), 0.0
-        smooth = self.steps.columns.get("smooth", array("d"))
-        for i, loss in enumerate(self.steps.columns.get("loss", array("d"))):
+        smooth = self.steps.columns.get("smooth", array("f"))
+        for i, loss in enumerate(self.steps.columns.get("loss", array("f"))):
             self._mean = SMOOTHING * self._mean + (1 - SMOOTHING) * loss
             smooth[i] = self._mean / (1 - SMOOTHING ** (i + 1))
 
@@ -181,8 +189,8 @@ class Curves:
 
 
 def number(value: Any) -> float:
-    """A finite number as float, NaN for anything else."""
-    return float(value) if type(value) in (int, float) and abs(value) < 1e300 else math.nan
+    """A finite number that a float of four bytes holds, NaN for anything else."""
+    return float(value) if type(value) in (int, float) and abs(value) < 3.4e38 else math.nan
 
 
 def _starts(length: int, points: int) -> np.ndarray:
@@ -208,9 +216,9 @@ def _drawn(table: Table, points: int) -> dict[str, Any]:
         return {"steps": [], "low": [], "high": [], "smooth": [], "norm": [], "rates": {}}
     starts = _starts(length, points)
     ends = _ends(length, starts)
-    columns = {name: np.array(column) for name, column in table.columns.items()}
+    columns = {name: np.asarray(column) for name, column in table.columns.items()}
     return {
-        "steps": np.array(table.steps)[ends].tolist(),
+        "steps": np.asarray(table.steps)[ends].tolist(),
         "low": _plain(np.minimum.reduceat(columns["loss"], starts)),
         "high": _plain(np.maximum.reduceat(columns["loss"], starts)),
         "smooth": _plain(columns["smooth"][ends]),
@@ -223,8 +231,8 @@ def _thinned(table: Table, points: int) -> dict[str, Any]:
     """Rows of a table, the last of each point."""
     ends = _ends(len(table), _starts(len(table), points)) if len(table) else np.arange(0)
     return {
-        "steps": np.array(table.steps, dtype=np.int64)[ends].tolist(),
-        **{name: _plain(np.array(column)[ends]) for name, column in table.columns.items()},
+        "steps": np.asarray(table.steps)[ends].tolist(),
+        **{name: _plain(np.asarray(column)[ends]) for name, column in table.columns.items()},
     }
 
 

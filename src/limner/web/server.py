@@ -6,15 +6,17 @@ import contextlib
 import ctypes
 import errno
 import getpass
+import inspect
 import ipaddress
 import logging
 import os
 import socket
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -112,9 +114,28 @@ def _have_threads_share_memory() -> None:
         libc.mallopt(_M_ARENA_MAX, 1)
 
 
+@contextlib.contextmanager
+def _without_stubs() -> Iterator[None]:
+    """Gradio writes a file for editors beside each of its components whenever it is imported, half of what that takes; for a
+    class that has no file it does not."""
+    file_of = inspect.getfile
+
+    def getfile(thing: Any) -> str:
+        if isinstance(thing, type) and thing.__module__.startswith("gradio."):
+            raise OSError("no stub for editors")
+        return file_of(thing)
+
+    inspect.getfile = getfile
+    try:
+        yield
+    finally:
+        inspect.getfile = file_of
+
+
 def _answer(context: Context, rules: gate.Rules, listening: socket.socket, url: str, inbrowser: bool) -> int:
     _have_threads_share_memory()
-    from limner.web import app  # imports gradio: seconds, which a mistake in the address need not wait for
+    with _without_stubs():
+        from limner.web import app  # imports gradio: seconds, which a mistake in the address need not wait for
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
