@@ -34,10 +34,10 @@ _MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
-    # what is left over where a tensor was aligned goes back to the hole beside it at once: small things that are put there
-    # would keep the hole from a tensor of the same size, and every step would touch new memory
-    "GLIBC_TUNABLES": "glibc.malloc.mxfast=0:glibc.malloc.tcache_count=0",
 }
+# what is left over where a tensor was aligned goes back to the hole beside it at once: small things that are put there would
+# keep the hole from a tensor of the same size, and every step would touch new memory
+_TUNABLES = "glibc.malloc.mxfast=0:glibc.malloc.tcache_count=0"
 
 
 def argv(config: Config, run_path: Path, device: str, available: int | None = None) -> list[str]:
@@ -121,6 +121,9 @@ def environment(config: Config, device: str) -> dict[str, str]:
         return out
     if device == "cpu" and sys.platform == "linux":
         out |= {k: v for k, v in _MALLOC.items() if k not in os.environ}
+        theirs = os.environ.get("GLIBC_TUNABLES", "")
+        if _TUNABLES not in theirs:
+            out["GLIBC_TUNABLES"] = ":".join(filter(None, (_TUNABLES, theirs)))  # of two words about one thing the last holds
     here = config.launch.num_processes // config.launch.num_machines
     if here > 1 and config.launch.num_threads is None and device == "cpu":
         out["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // here))

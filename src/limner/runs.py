@@ -46,6 +46,7 @@ _WORDS = {"status": get_args(Status), "phase": get_args(Phase)}
 _MAX_STATE_BYTES = 1 << 20
 _MAX_LINE_BYTES = 8 << 20
 _LARGEST = 1 << 53
+_MINUTE = len("2026-01-31_2359")
 """Whole numbers beyond it are none that we wrote, and a browser cannot hold them."""
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "event": str, "step": int, "time": (int, float), "loss": (int, float), "memory_mib": int, "device_mib": int, "lr": dict,
@@ -427,11 +428,13 @@ def all_runs() -> list[Run]:
 
 
 def kept(folder: Path, file: str) -> list[Run]:
-    """What is kept in a folder and has a file of that name, oldest first."""
+    """What is kept in a folder and has a file of that name, oldest first: by the minute that its name begins with, and within
+    one by when that file was written, which a copy of the folder may forget."""
     if not folder.is_dir():
         return []
     times = {path: _time_of(path / file) for path in folder.iterdir()}
-    return [Run(path) for made, path in sorted((made, path) for path, made in times.items() if made is not None)]
+    made = sorted((path.name[:_MINUTE], made, path) for path, made in times.items() if made is not None)
+    return [Run(path) for _, _, path in made]
 
 
 def _time_of(file: Path) -> int | None:

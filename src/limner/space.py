@@ -77,14 +77,14 @@ def shortage(run: Run, config: Config, error: OSError) -> UserError:
     where = Path(str(error.filename))
     planned = run.plan().get("space")
     needed = Needs(**planned) if isinstance(planned, dict) and planned.keys() == asdict(Needs(0, 0, 0)).keys() else None
-    mib, what = 1, "its events"
+    newest, mib, what = _newest_state(run), 1, "its events"
     if needed is not None and (config.memory.cache_path or runs.home() / "cache") in where.parents:
         mib, what = needed.caches, "what it caches"
     elif needed is not None:
-        mib, what = max(needed.state, _newest_state(run)) + needed.checkpoint, "a training state and a finished file"
+        mib, what = max(needed.state, newest) + needed.checkpoint, "a training state and a finished file"
     free = disk.free_bytes(where) >> 20
     said = f"cannot be written ({error.strerror}): {free} MiB are free there, about {mib} MiB are needed for {what}."
-    whole = "; its last training state is whole." if _newest_state(run) else "."  # one that has hardly begun has none
+    whole = "; its last training state is whole." if newest else "."  # one that has hardly begun has none
     return wrong(str(where), said, f"Free some space and resume the run{whole}")
 
 

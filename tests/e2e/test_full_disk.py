@@ -85,13 +85,16 @@ def test_not_a_byte_is_free(tiny_model, pictures, elsewhere):
     assert train(run) == 0 and len(losses(run)) == 8
 
 
-def test_a_disk_that_is_full_before_it_begins(tiny_model, pictures, elsewhere):
+def test_a_disk_that_is_full_before_it_begins(tiny_model, pictures, elsewhere, tmp_path):
     """Not even its state can be written: it ends in words all the same, and begins when there is room."""
     run = of_kind("lora", tiny_model, pictures)
+    log = run.path / "log.txt"
+    log.symlink_to(tmp_path / "log.txt")  # whoever started it may be told elsewhere
     with (elsewhere / "ballast").open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(elsewhere).free)
     assert train(run) == 2
     assert run.state().status == "queued" and not run.is_locked()
+    assert "MiB are needed" in log.read_text() and "training state is whole" not in log.read_text()
     (elsewhere / "ballast").unlink()
     assert train(run) == 0 and len(losses(run)) == 8
 

@@ -11,10 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import tiny
 from limner.config import files
 from limner.engine.estimate import phases_of
-from limner.engine.ledger import Ledger
+from limner.engine.ledger import Ledger, Lies
 from limner.engine.rehearsal import Rehearsal, Scene
 from limner.engine.timing import seconds_of
 from limner.formats.base import recognise
+from limner.models import prepacked
 
 CPU = torch.device("cpu")
 
@@ -117,6 +118,22 @@ def test_what_is_laid_out_anew_and_what_is_averaged(tmp_path: Path) -> None:
     assert wide > 0 and packed["weights"] == plain["weights"] + wide
     averaged = _training(model, train__ema="0.9")
     assert averaged["optimizer"] == packed["optimizer"] + packed["trained"]
+
+
+def test_the_frozen_convolutions_of_the_denoiser_are_told_apart(tmp_path: Path) -> None:
+    """They alone are laid out; the VAE's and those of a LoRA are computed as they are."""
+    model = tiny.build(tmp_path / "model")
+    told = {"model.base": str(model), "adapter.conv_rank": "4", "memory.cache_latents": "false"}
+    operations = Rehearsal(files.build({}, told), _scene(model, 32)).play().operations["step"]
+    count: dict[tuple[str, bool], int] = {}
+    for (func, arguments, _), times in operations.items():
+        kind = func.overloadpacket.__name__, any(isinstance(a, Lies) and a.is_laid_out for a in arguments)
+        count[kind] = count.get(kind, 0) + times
+    # those of one pixel are computed as linear layers beside a LoRA
+    frozen = sum(layer.kernel_size == (3, 3) for layer in prepacked.packable(tiny.loaded(model).denoiser))
+    assert count["convolution", True] == frozen > 0 and count["convolution", False] > 0
+    # before the first LoRA no gradient is asked for: not of the first one's input, nor of what comes out of it
+    assert count["convolution_backward", True] == frozen - 2 and count["convolution_backward", False] > 0
 
 
 def test_a_step_is_timed(tmp_path: Path) -> None:

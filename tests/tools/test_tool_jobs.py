@@ -158,10 +158,10 @@ def test_a_text_that_can_be_a_path_is_one_of_those_that_the_page_checks(name: st
 
 
 def test_of_two_in_one_second_the_later_is_the_newer(home: Path):
-    """Their names tell the second only, and then the tool."""
+    """Their names tell the second only, and then the tool; what was copied together keeps the order of its dates."""
     for name in ("2026-01-01_000000_resize_lora", "2026-01-01_000000_caption_by_server", "2025-12-31_235959_tag"):
         folder = tool_jobs.folder_of_all() / name
         folder.mkdir(parents=True)
         (folder / "tool.toml").touch()
         time.sleep(0.01)
-    assert [r.id[18:] for r in tool_jobs.all_jobs()] == ["resize_lora", "caption_by_server", "tag"]
+    assert [r.id[18:] for r in tool_jobs.all_jobs()] == ["tag", "resize_lora", "caption_by_server"]

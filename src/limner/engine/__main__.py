@@ -69,8 +69,8 @@ def main(folder: str) -> int:
         print(f"error: {said}", file=sys.stderr)
         leave_reason(said, 2, is_echo=False)
         return 2
-    except OSError as error:
-        return _not_started(run, error)
+    except OSError as error:  # where there was no room to make the lock, nobody holds it
+        return _not_started(run, error, is_ours=is_main and error.errno in disk.FULL)
     watchdog = Watchdog(run, is_main=is_main, is_stopping=lambda: flag.is_set)
     watchdog.start()
     try:
@@ -82,7 +82,7 @@ def main(folder: str) -> int:
         journal = Journal(run, is_main=is_main, sign=watchdog.sign)
     except (OSError, ImportError) as error:
         watchdog.stop()
-        code = _not_started(run, error)
+        code = _not_started(run, error, is_ours=is_main)
         lock.release()
         return code
     try:
@@ -107,8 +107,8 @@ def main(folder: str) -> int:
         lock.release()
 
 
-def _not_started(run: Run, error: Exception) -> int:
-    """Say why nothing could be begun: in the log, and in the state if that can be written meanwhile."""
+def _not_started(run: Run, error: Exception, *, is_ours: bool) -> int:
+    """Say why nothing could be begun: in the log, and in the state if it `is_ours` and can be written meanwhile."""
     said, code = f"error: {run.id} cannot be started: {printable(error)}", 1
     failed = disk.as_os_error(error, run.path)
     if failed is not None and failed.errno in disk.FULL:
@@ -116,7 +116,7 @@ def _not_started(run: Run, error: Exception) -> int:
             said, code = str(space.shortage(run, run.config(), failed)), 2
     with contextlib.suppress(OSError):
         print(said, file=sys.stderr)
-    if not leave_reason(said, code, is_echo=False):
+    if not leave_reason(said, code, is_echo=False) and is_ours:
         with contextlib.suppress(OSError, UserError):
             run.write_state(replace(run.starting(os.getpid()), status="failed", phase="", error=said))
     return code

@@ -22,7 +22,6 @@ from limner.engine import (  # noqa: F401 (what a trainer has in memory, this ha
     train,
 )
 from limner.engine.ledger import Event
-from limner.engine.prepare import is_prepacked
 from limner.engine.rehearsal import Rehearsal, Scene
 from limner.engine.timing import seconds_of
 
@@ -70,8 +69,7 @@ def main(told: dict[str, Any]) -> dict[str, Any]:
     seconds = None
     if told["times"]:
         device = torch.device(question["device"])
-        packed = is_prepacked(config, device)
-        seconds = seconds_of(ledger.operations["step"], device, _OPERATIONS_SECONDS, is_prepacked=packed)
+        seconds = seconds_of(ledger.operations["step"], device, _OPERATIONS_SECONDS)
     return {"phases": phases, "process_mib": process_mib, "seconds_per_step": seconds}
 
 

@@ -67,7 +67,12 @@ class Journal(StateTeller):
     def event(self, kind: str, **values) -> None:
         if not self.is_main:
             return
-        self.run.event(kind, **values)
+        try:
+            self.run.event(kind, **values)
+        finally:  # a full disk is no reason not to tell them of the end
+            self._tell(kind, values)
+
+    def _tell(self, kind: str, values: dict[str, Any]) -> None:
         for tracker in list(self.trackers):
             try:
                 tracker.note(kind, values)

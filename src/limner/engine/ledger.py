@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,8 @@ class Lies:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: torch.dtype
+    is_laid_out: bool = False
+    """Whether it is a weight that is laid out once, as `models.prepacked` does."""
 
     @property
     def num_bytes(self) -> int:
@@ -58,6 +60,8 @@ class Ledger(TorchDispatchMode):
     operations: dict[str, Counter[Operation]] = field(default_factory=dict)
     what: str = ""
     counting: str = ""
+    laid_out: Sequence[Tensor] = ()
+    """Weights that are laid out once where the model is really trained."""
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -112,9 +116,13 @@ class Ledger(TorchDispatchMode):
 
     def _count(self, func: Any, args: Any, kwargs: Any) -> None:
         flat, spec = tree_flatten((args, kwargs))
-        told = tuple(Lies(tuple(a.shape), a.stride(), a.dtype) if isinstance(a, Tensor) else _plain(a) for a in flat)
+        told = tuple(self._told(a) if isinstance(a, Tensor) else _plain(a) for a in flat)
         if any(isinstance(a, Lies) for a in told):
             self.operations.setdefault(self.counting, Counter())[func, told, spec] += 1
+
+    def _told(self, tensor: Tensor) -> Lies:
+        is_laid_out = any(tensor is weight for weight in self.laid_out)
+        return Lies(tuple(tensor.shape), tensor.stride(), tensor.dtype, is_laid_out)
 
 
 def _plain(value: Any) -> Any:

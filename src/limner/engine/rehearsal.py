@@ -155,7 +155,9 @@ class Rehearsal:
             with ledger.under("training/trained"):
                 adapter.attach(family, config.train.seed)
             with ledger.under("training/weights"):
-                laid_out = ledger.note(prepacked.num_bytes(family.denoiser) if is_prepacked(config, runtime.device) else 0)
+                is_packed = is_prepacked(config, runtime.device)
+                laid_out = ledger.note(prepacked.num_bytes(family.denoiser) if is_packed else 0)
+                ledger.laid_out = [layer.weight for layer in prepacked.packable(family.denoiser)] if is_packed else []
             if config.memory.checkpointing:
                 family.enable_checkpointing(text=trains_text)
             groups = adapter.parameter_groups(config.optimizer, 1e-4)

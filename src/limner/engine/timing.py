@@ -23,18 +23,15 @@ _FREE = {"view", "_unsafe_view", "detach", "t", "transpose", "permute", "expand"
 """Operations that touch no numbers: they cost the processor a call."""
 
 
-def seconds_of(
-    operations: Mapping[Operation, int], device: torch.device, budget_seconds: float, *, is_prepacked: bool = False
-) -> float:
-    """Of all operations together, each as often as it is counted; the costliest are measured first. Of a model that
-    `is_prepacked`, frozen convolutions are measured as they are then."""
+def seconds_of(operations: Mapping[Operation, int], device: torch.device, budget_seconds: float) -> float:
+    """Of all operations together, each as often as it is counted; the costliest are measured first."""
     order = sorted(operations, key=lambda op: -_weight(op) * operations[op])
     began, total = time.monotonic(), 0.0
     rates: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     left = Counter[Operation]()
     for op in order:
         is_late = bool(rates) and time.monotonic() - began > budget_seconds
-        if is_late or _num_bytes(op) > _MOST_BYTES or (taken := measure(op, device, is_prepacked)) is None:
+        if is_late or _num_bytes(op) > _MOST_BYTES or (taken := measure(op, device)) is None:
             left[op] = operations[op]
             continue
         total += taken * operations[op]
@@ -48,12 +45,13 @@ def seconds_of(
     return total
 
 
-def measure(op: Operation, device: torch.device, is_prepacked: bool = False) -> float | None:
+def measure(op: Operation, device: torch.device) -> float | None:
     """Seconds that an operation takes, the better of two after one to warm up; None if it cannot be carried out alone."""
     func, told, spec = op
     try:
         args, kwargs = tree_unflatten([_made(a, device) if isinstance(a, Lies) else a for a in told], spec)
-        call = (prepacked.packed_form(func, args) if is_prepacked else None) or (lambda: func(*args, **kwargs))
+        is_laid_out = any(isinstance(a, Lies) and a.is_laid_out for a in told)
+        call = (prepacked.packed_form(func, args) if is_laid_out else None) or (lambda: func(*args, **kwargs))
         with torch.no_grad():
             best, began = float("inf"), time.perf_counter()
             for turn in range(3):

@@ -118,8 +118,7 @@ class _Convolution(torch.autograd.Function):
 
 def pack(model: nn.Module) -> int:
     """Lay out the frozen convolutions of a model that is on the CPU; returns how many. What is trained stays as it is."""
-    layers = [layer for layer in model.modules() if _can_be_packed(layer)] if _is_supported() else []
-    freed = 0
+    layers, freed = packable(model), 0
     for layer in layers:  # they are changed in place: adapters hold them
         if layer.kernel_size == (1, 1):
             layer.__class__ = PointConv2d
@@ -135,15 +134,19 @@ def pack(model: nn.Module) -> int:
     return len(layers)
 
 
+def packable(model: nn.Module) -> list[nn.Conv2d]:
+    """What `pack` will lay out."""
+    return [layer for layer in model.modules() if _can_be_packed(layer)] if _is_supported() else []  # type: ignore[misc]
+
+
 def num_bytes(model: nn.Module) -> int:
     """What `pack` will hold besides the weights: the layouts for the gradients."""
-    layers = [layer for layer in model.modules() if _can_be_packed(layer)] if _is_supported() else []
-    return sum(layer.weight.nbytes for layer in layers if layer.kernel_size != (1, 1))  # type: ignore[union-attr]
+    return sum(layer.weight.nbytes for layer in packable(model) if layer.kernel_size != (1, 1))
 
 
 def packed_form(func: Any, arguments: Sequence[Any]) -> Callable[[], Any] | None:
-    """What computes, where `pack` has been, this call of aten.convolution or of the gradient of its input. None for another
-    call, and for a layer that stays as it is."""
+    """What computes, where `pack` has been, this call of aten.convolution or of the gradient of its input, on the weight of a
+    layer that was laid out. None for another call."""
     if func.overloadpacket is torch.ops.aten.convolution:
         grad, (x, weight, bias) = None, arguments[:3]
     elif func.overloadpacket is torch.ops.aten.convolution_backward and not any(arguments[-1][1:]):
@@ -153,7 +156,8 @@ def packed_form(func: Any, arguments: Sequence[Any]) -> Callable[[], Any] | None
     stride, padding, dilation, is_transposed, _, groups = arguments[3 if grad is None else 4 :][:6]
     if is_transposed or groups != 1:
         return None
-    layer = nn.Conv2d(*weight.shape[1::-1], tuple(weight.shape[2:]), stride, padding, dilation, bias=False)  # type: ignore[arg-type]
+    with torch.device("meta"):  # no numbers are drawn for it
+        layer = nn.Conv2d(*weight.shape[1::-1], tuple(weight.shape[2:]), stride, padding, dilation, bias=False)  # type: ignore[arg-type]
     layer.weight, layer.bias = nn.Parameter(weight, False), None if bias is None else nn.Parameter(bias, False)
     if not pack(nn.Sequential(layer)):
         return None
