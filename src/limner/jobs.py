@@ -168,7 +168,7 @@ def end_hung(run: Run, seconds: float) -> None:
         is_stopped = psutil.Process(state.pid).status() == psutil.STATUS_STOPPED
     why = "it was stopped by a signal" if is_stopped else "the log has its stacks"
     where = f"after step {state.step} ({state.phase or state.status})"
-    reason = f"The whole trainer stood still for {seconds:.0f} s {where}: {why}."
+    reason = f"The trainer stood still for {seconds:.0f} s {where}: {why}."
     last = hung.after(run, state, reason)
     with contextlib.suppress(OSError):
         run.write_state(last)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -21,7 +25,7 @@ from limner.config.tools import Tools
 from limner.config.tools.captioning import Caption
 from limner.data.undo import Journal
 from limner.errors import StopRequested, UserError
-from limner.tools import caption_loop, captioning
+from limner.tools import caption_loop, captioners, captioning
 from limner.tools.tool import Report
 
 KINDS = ("blip", "git", "blip-2", "llava", "florence2")
@@ -291,3 +295,85 @@ def test_offline_it_is_said_what_to_fetch(folder: Path, tmp_path: Path, monkeypa
         run(folder, "Salesforce/blip-image-captioning-base")
     assert f"put them into {runs.home() / 'models' / 'blip-image-captioning-base'}" in caught.value.findings[0].remedy
     assert not texts(folder)
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def test_processes_write_what_one_writes(folder: Path, models: Path, tmp_path: Path) -> None:
+    drawn = {"sample": True, "temperature": 3.0, "top_p": 1.0}
+    again = shutil.copytree(folder, tmp_path / "again")
+    run(folder, models / "git", **drawn)
+    together = set[int]()
+
+    def progress(done: int, total: int, words: str = "") -> None:
+        together.update(child.pid for child in _working())
+
+    report = run(again, models / "git", progress, processes=2, **drawn)
+    assert texts(again) == texts(folder) and len(report.files) == 3 and len(together) >= 2
+    assert not _working()
+
+
+def test_what_a_process_finds_is_told(folder: Path, models: Path) -> None:
+    with pytest.raises(UserError, match=r"caption.model.*cannot be opened") as raised:
+        broken = shutil.copytree(models / "git", folder.parent / "broken")
+        (broken / "model.safetensors").write_bytes(b"")
+        run(folder, broken, processes=2)
+    assert raised.value.findings and not _working() and not texts(folder)
+
+
+def test_a_stop_ends_the_processes(folder: Path, models: Path) -> None:
+    with pytest.raises(StopRequested):
+        run(folder, models / "git", stop_at(1), processes=2)
+    assert not _working() and 0 < len(texts(folder)) < 3
+
+
+def test_a_process_that_is_killed_is_told(folder: Path, models: Path) -> None:
+    def progress(done: int, total: int, words: str = "") -> None:
+        for child in _working():
+            child.kill()
+
+    with pytest.raises(UserError, match=r"caption.processes: one of the processes ended by itself"):
+        run(folder, models / "git", progress, processes=2)
+    assert not _working()
+
+
+def test_a_tool_that_is_killed_leaves_none_behind(folder: Path, models: Path) -> None:
+    words = ["tools", "caption", "--path", folder, "--model", models / "git", "--processes", "2"]
+    long = ["--max-tokens", "2000", "--min-tokens", "1000"]
+    tool = psutil.Popen([sys.executable, "-m", "limner.cli", *map(str, words), *long])
+    deadline = time.monotonic() + 120
+    while len(found := _workers_of(tool)) < 2:
+        assert tool.is_running() and time.monotonic() < deadline
+        time.sleep(0.05)
+    tool.kill()
+    tool.wait()
+    assert not psutil.wait_procs(found, timeout=60)[1]
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cuda"])
+def test_processes_that_there_are_no_gpus_for(folder: Path, models: Path, device: str) -> None:
+    with pytest.raises(UserError, match=r"caption.device: .*cuda"):
+        run(folder, models / "git", device=device, processes=2)
+
+
+def test_each_process_has_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    asked = section(folder, "a/b", device="cuda", processes=2)
+    assert [captioners._device(asked, n).index for n in (0, 1)] == [0, 1]
+    with pytest.raises(UserError, match=r"caption.processes: 3 are asked for, and there are 2 GPUs"):
+        captioners._device(section(folder, "a/b", device="cuda", processes=3), 0)
+
+
+def _workers_of(process: psutil.Process) -> list[psutil.Process]:
+    found = list[psutil.Process]()
+    with contextlib.suppress(psutil.Error):
+        for child in process.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any("spawn_main" in word for word in child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+                    found.append(child)
+    return found
+
+
+def _working() -> list[psutil.Process]:
+    return _workers_of(psutil.Process())

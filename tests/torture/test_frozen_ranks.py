@@ -35,8 +35,10 @@ def test_a_rank_that_stands_still_ends_all_and_the_run_goes_on(
     took = hanging.wait(lambda: run.state().status == "waiting", 120, run.tail)
     print(f"rank {rank}: found after {took:.1f} s, where 20 s are the limit")
     assert not psutil.wait_procs([*workers, launcher], timeout=20)[1], "the launcher says it just before it ends"
-    assert f"process {rank + 1} of 2 gave no answer any more" in run.state().error
-    assert "The stacks of all its threads:" in run.log.read_text() and "sum_gradients" in run.log.read_text()
+    # the main process is watched by the runner too, which may be the first to find it; then nobody waited long enough to tell
+    if not (rank == 0 and "The trainer stood still" in run.state().error):
+        assert f"process {rank + 1} of 2 gave no answer any more" in run.state().error
+        assert "The stacks of all its threads:" in run.log.read_text() and "sum_gradients" in run.log.read_text()
     hanging.wait(lambda: run.state().status in ("done", "failed"), 240, run.tail)
     assert run.state().status == "done", run.state().error
     monkeypatch.delenv(hanging.SECONDS)
@@ -67,7 +69,7 @@ def test_a_call_that_holds_the_interpreter(
     (home / "hold").touch()
     took = hanging.wait(lambda: run.state().status == "waiting", 120, run.tail)
     print(f"found after {took:.1f} s, where 10 s are the limit")
-    assert "The whole trainer stood still" in run.state().error
+    assert "The trainer stood still" in run.state().error
     assert "in hold" in run.log.read_text()
     hanging.wait(lambda: run.state().status in ("done", "failed"), 240, run.tail)
     assert run.state().status == "done", run.state().error

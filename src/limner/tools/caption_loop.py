@@ -32,7 +32,7 @@ _ENDINGS = (".txt", ".caption", ".cap")
 _MAX_NAMED = 20
 _FLUSH_SECONDS = 2.0
 _TICK_SECONDS = 0.1
-_HOW = {"batch_size", "device", "dtype", "parallel", "retries", "timeout_seconds", "key_variable"}
+_HOW = {"batch_size", "device", "dtype", "processes", "parallel", "retries", "timeout_seconds", "key_variable"}
 """Options that say how it is done, not what: a run that is gone on with may have others."""
 _UNWANTED = ("Cc", "Cs", "Co", "Cn")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}

@@ -42,10 +42,13 @@ _DAMAGE = (OSError, ValueError, LookupError, RuntimeError, TypeError, AttributeE
 class Captioner:
     """An opened model. Called with pictures it says one text for each."""
 
-    def __init__(self, folder: Path, kind: str, section: Caption) -> None:
-        """Raises UserError for a folder that cannot be opened, and for a device that is not there."""
+    def __init__(self, folder: Path, kind: str, section: Caption, number: int = 0) -> None:
+        """In the process of that `number`. Raises UserError for a folder that cannot be opened, and for a device that is not
+        there."""
         self.kind, self.section = kind, section
-        self.device = _device(section.device)
+        self.device = _device(section, number)
+        if self.device.type == "cpu" and section.processes > 1:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // section.processes))
         self.dtype = _DTYPES.get(section.dtype) or _usual_dtype(self.device)
         if not any((folder / name).is_file() for name in _TOKENIZERS):  # transformers would make an empty one
             raise wrong("caption.model", f"{folder.name} cannot be opened: it holds no tokenizer.", _REMEDY)
@@ -133,13 +136,19 @@ class _Ticking(StoppingCriteria):
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-def _device(name: str) -> torch.device:
+def _device(section: Caption, number: int) -> torch.device:
+    name = section.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
     there = {"cpu": 1, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}[device.type]
     if (device.index or 0) >= there:
         raise wrong("caption.device", f"there is no {name} on this machine.", "Choose auto.")
+    if section.processes > 1 and device.type != "cpu":
+        if section.processes > there:
+            said = f"{section.processes} are asked for, and there {'is 1 GPU' if there == 1 else f'are {there} GPUs'}."
+            raise wrong("caption.processes", said, "Ask for one on each GPU at most.")
+        device = torch.device(device.type, number)
     return device
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from limner import disk
 from limner.config.tools.captioning import Caption
 from limner.errors import Finding, printable, wrong
 from limner.tools import caption_models
-from limner.tools.caption_loop import behind, caption_all, preview, work_of
+from limner.tools.caption_loop import Captioner, behind, caption_all, preview, work_of
+from limner.tools.caption_processes import Shared
 from limner.tools.tool import Progress, Report
 
 NAME = "caption"
@@ -19,6 +21,7 @@ _MAX_CONFIG_BYTES = 4 << 20
 
 def look(section: Caption) -> Report:
     """How many pictures would be captioned."""
+    _require_consistent(section)
     work, folder = work_of(section, NAME), _folder(section)
     if folder is None:
         said = f"{section.model} is not on this machine; it (some GB) would be fetched from the Hugging Face Hub."
@@ -30,19 +33,33 @@ def look(section: Caption) -> Report:
 
 def run(section: Caption, progress: Progress) -> Report:
     """Caption them."""
+    _require_consistent(section)
     work = work_of(section, NAME)
-    if section.min_tokens > section.max_tokens:
-        said = f"{section.min_tokens} is more than max_tokens, {section.max_tokens}."
-        raise wrong("caption.min_tokens", said, "Lower it, or raise max_tokens.")
     folder = _folder(section) or caption_models.fetch(section.model, _PATTERNS, ["config.json"], "caption.model")
     kind = kind_of(folder)
     if not work.wanted:
         return preview(work, NAME, section)
     progress(0, len(work.wanted), "opening the model")
-    from limner.tools.captioners import Captioner
-
-    captioner = Captioner(folder, kind, section)
+    opens, num_batches = partial(_opened, folder, kind, section), -(-len(work.wanted) // section.batch_size)
+    captioner = opens(0) if section.processes == 1 else Shared(opens, min(section.processes, num_batches), section.batch_size)
     return caption_all(work, section, NAME, section.model, captioner, progress, behind(section.separator))
+
+
+def _opened(folder: Path, kind: str, section: Caption, number: int) -> Captioner:
+    """The model, opened in the process of that number."""
+    from limner.tools import captioners
+
+    return captioners.Captioner(folder, kind, section, number)
+
+
+def _require_consistent(section: Caption) -> None:
+    """Raises UserError for options that contradict each other."""
+    if section.min_tokens > section.max_tokens:
+        said = f"{section.min_tokens} is more than max_tokens, {section.max_tokens}."
+        raise wrong("caption.min_tokens", said, "Lower it, or raise max_tokens.")
+    if section.processes > 1 and ":" in section.device:
+        said = f"{section.device} is one GPU, and {section.processes} processes are asked for."
+        raise wrong("caption.device", said, "Write cuda, or leave caption.processes at 1.")
 
 
 def kind_of(folder: Path) -> str:

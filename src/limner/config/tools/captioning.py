@@ -140,6 +140,9 @@ class Caption(Captioning):
     device: Annotated[Line, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,2})?)$")] = option("auto", advanced=True)
     """auto, cpu, cuda, cuda:1 or mps."""
 
+    processes: int = option(1, ge=1, le=64, advanced=True)
+    """So many share the pictures. Each opens the model, on a GPU of its own; on a CPU they share its cores."""
+
 
 class CaptionByServer(Captioning):
     """Have captions written by a server that speaks OpenAI's language: vLLM, llama.cpp, LM Studio, Ollama, or a paid service.
