@@ -203,9 +203,11 @@ def _tried(case: Case, door: str, place: Place, page: Page, home: Path) -> Answe
 
 
 def _listed(folder: Path) -> set[str]:
+    from limner import disk
+
     return {
         os.path.join(above, name).encode("utf-8", "backslashreplace").decode()
-        for above, names, files in os.walk(folder)
+        for above, names, files in disk.walk(folder)
         for name in names + files
     }
 

@@ -341,3 +341,22 @@ def test_a_file_in_a_folders_place_is_set_aside_and_a_link_to_a_lost_disk_is_not
 def test_where_a_disk_is_mounted(tmp_path: Path) -> None:
     place = disk.mount_of(tmp_path / "not" / "there")
     assert os.path.ismount(place) and place == disk.mount_of(tmp_path) and tmp_path.resolve().is_relative_to(place)
+
+
+def test_folders_lie_as_deep_as_they_like(tmp_path: Path):
+    """And what os.walk tells of others is told too, links left alone."""
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b" / "x").touch()
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "b", target_is_directory=True)
+    assert sorted(map(str, disk.walk(tmp_path))) == sorted(map(str, os.walk(tmp_path)))
+    before = os.getcwd()
+    os.chdir(tmp_path / "a")
+    for _ in range(1500):
+        os.mkdir("d")
+        os.chdir("d")
+    os.chdir(before)
+    assert sum("d" in folders for _, folders, _ in disk.walk(tmp_path)) == 1500
+    for inside, _, _ in list(disk.walk(tmp_path / "a"))[::-1]:
+        if inside.endswith("d"):
+            os.rmdir(inside)

@@ -323,6 +323,16 @@ def manifest_faults(folder: Path) -> list[str]:
     return faults
 
 
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As os.walk, however deep the folders lie in one another: that of Python 3.11 calls itself for each."""
+    pending = [str(folder)]
+    while pending:
+        if (found := next(os.walk(pending.pop()), None)) is not None:
+            yield found  # whoever looks may drop folders, as with os.walk
+            inside, folders, _ = found
+            pending += [path for n in reversed(folders) if not os.path.islink(path := os.path.join(inside, n))]
+
+
 def sweep(folder: Path, *, idle_seconds: float = 0.0) -> None:
     """Remove what a killed writer left behind in `folder` (temporary names only, not below).
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from limner import disk
 from limner.config import Data
 from limner.data.decode import decode, opacity
 from limner.data.scan import EXTENSIONS, Picture
@@ -43,7 +44,7 @@ def _listed(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
         raise wrong("data.mask_path", f"{folder} is no folder.", "Give the folder that holds the masks.")
     found: dict[str, str] = {}
-    for inside, _, names in os.walk(folder):
+    for inside, _, names in disk.walk(folder):
         for name in sorted(names):
             stem, extension = os.path.splitext(name)
             if extension.lower() in EXTENSIONS and os.path.isfile(os.path.join(inside, name)):  # opening a pipe would hang

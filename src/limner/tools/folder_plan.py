@@ -69,7 +69,7 @@ def items(folder: Path, remarks: list[Finding], option: str, *, deep: bool, with
     """The pictures in a folder, with `deep` in those inside it too but for `without`. Links are not followed, hidden files and
     folders left out; links are named among the remarks."""
     out, links = list[Item](), list[str]()
-    for inside, folders, names in os.walk(folder):
+    for inside, folders, names in disk.walk(folder):
         links += [f"{inside}/{n}" for n in (*folders, *names) if os.path.islink(os.path.join(inside, n))]
         folders[:] = sorted(n for n in folders if deep and not n.startswith(".") and Path(inside, n) != without)
         seen = [n for n in names if not n.startswith(".") and _is_plain(os.path.join(inside, n))]
