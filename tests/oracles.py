@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -194,7 +195,7 @@ def _tried(case: Case, door: str, place: Place, page: Page, home: Path) -> Answe
     out.left = sorted(_listed(place.folder) - there)
     out.runs = len(list((home / "runs").glob("*"))) if (home / "runs").is_dir() else 0
     os.chdir(place.folder.parent)
-    shutil.rmtree(place.folder)
+    subprocess.run(["rm", "-rf", place.folder], check=True)  # shutil's calls itself for each folder in another
     for strange in after.keys() - {"secret.txt"}:
         (place.outside / strange).unlink()
     for left in ("presets", "runs", "imported", "uploads"):
