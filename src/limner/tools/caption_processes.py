@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection, wait
+from typing import cast
 
 from limner.errors import UserError, wrong
 from limner.tools.caption_loop import Captioner, Opened, Said, Tick, batches
@@ -33,8 +34,7 @@ class Shared:
             pipes = [stack.enter_context(_started(self.opens, number)) for number in range(self.num_processes)]
             while pipes:
                 tick()
-                for pipe in wait(pipes, _POLL_SECONDS):
-                    assert isinstance(pipe, Connection)
+                for pipe in cast(list[Connection], wait(pipes, _POLL_SECONDS)):
                     yield from _answer_of(pipe)  # at first, that it is ready
                     if batch := next(todo, None):
                         _send(pipe, batch)
