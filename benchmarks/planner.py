@@ -53,7 +53,7 @@ def grid(models: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             "adapter.kind": "embedding",
             "embedding.token": "<cat>",
             "embedding.initial": "cat",
-            "data.trigger": "<cat>",
+            "data.caption_prefix": "<cat>",
         },
         "none": {"adapter.kind": "none", "output.layout": "diffusers"},
     }
