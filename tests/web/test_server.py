@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -174,9 +175,7 @@ def test_weight_and_memory(home: Path, limner_web: Callable[..., Any], browser: 
 
 
 def test_it_answers_within_five_seconds(home: Path, limner_web: Callable[..., Any]) -> None:
-    """Measured in CPU time, and the least of three, since a busy neighbour makes the same work longer, never shorter.
-
-    The server does nothing but compute until it answers."""
+    """Measured in CPU time, which a loaded machine lengthens little: the server does nothing but compute until it answers."""
     seconds = []
     for _ in range(3):
         server = limner_web("--port", "0")
@@ -184,7 +183,7 @@ def test_it_answers_within_five_seconds(home: Path, limner_web: Callable[..., An
         times = psutil.Process(server.process.pid).cpu_times()
         seconds.append(times.user + times.system)
         server.end()
-    assert min(seconds) < 5
+    assert statistics.median(seconds) < 5
 
 
 def test_no_tensor_library_and_nothing_called(home: Path) -> None:
