@@ -199,17 +199,18 @@ class SdScripts(_Foreign):
             _clip_tokenizer(place / "tokenizer" / "openai_clip-vit-large-patch14")
         shutil.rmtree(place / "out", ignore_errors=True)
         words = [
-            self.python, "train_network.py", "--pretrained_model_name_or_path", str(task.file), "--caption_extension", ".txt",
+            *_launched(self.python, task), "train_network.py",
+            "--pretrained_model_name_or_path", str(task.file), "--caption_extension", ".txt",
             "--train_data_dir", str(pictures.parent), "--resolution", f"{task.side_px},{task.side_px}",
             "--output_dir", str(place / "out"), "--output_name", "lora", "--save_model_as", "safetensors",
             "--network_module", "networks.lora", "--network_dim", str(RANK), "--network_alpha", str(RANK),
             "--network_train_unet_only", "--optimizer_type", "AdamW", "--learning_rate", str(LR),
             "--lr_scheduler", "constant", "--max_train_steps", str(task.steps), "--train_batch_size", "1",
-            "--mixed_precision", "no" if task.precision == "fp32" else task.precision, "--seed", str(SEED), "--sdpa",
+            "--mixed_precision", _mixed(task), "--seed", str(SEED), "--sdpa",
             "--cache_latents", "--cache_latents_to_disk", "--max_data_loader_n_workers", "0",
             "--tokenizer_cache_dir", str(place / "tokenizer"),
         ]  # fmt: skip
-        return Start(words, self.checkout, {**_OFFLINE, "HF_HOME": str(place / "hub"), "ACCELERATE_USE_CPU": "1"})
+        return Start(words, self.checkout, {**_OFFLINE, "HF_HOME": str(place / "hub")})
 
     def output(self, place: Path) -> Path | None:
         return next((place / "out").glob("*.safetensors"), None)
@@ -248,14 +249,15 @@ class DiffusersScript(_Foreign):
             (pictures / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
         shutil.rmtree(place / "out", ignore_errors=True)
         words = [
-            self.python, str(changed), "--pretrained_model_name_or_path", str(task.folder), "--train_data_dir", str(pictures),
+            *_launched(self.python, task), str(changed),
+            "--pretrained_model_name_or_path", str(task.folder), "--train_data_dir", str(pictures),
             "--caption_column", "text", "--resolution", str(task.side_px), "--train_batch_size", "1",
             "--max_train_steps", str(task.steps), "--rank", str(RANK), "--learning_rate", str(LR),
             "--lr_scheduler", "constant", "--lr_warmup_steps", "0", "--seed", str(SEED), "--output_dir", str(place / "out"),
-            "--mixed_precision", "no" if task.precision == "fp32" else task.precision, "--dataloader_num_workers", "0",
+            "--mixed_precision", _mixed(task), "--dataloader_num_workers", "0",
             "--checkpointing_steps", "1000000",
         ]  # fmt: skip
-        return Start(words, place, {**_OFFLINE, "HF_HOME": str(place / "hub"), "ACCELERATE_USE_CPU": "1"})
+        return Start(words, place, {**_OFFLINE, "HF_HOME": str(place / "hub")})
 
     def output(self, place: Path) -> Path | None:
         return next((place / "out").glob("*.safetensors"), None)
@@ -263,6 +265,20 @@ class DiffusersScript(_Foreign):
     def version(self) -> str:
         packages = versions_of(self.python, "torch", "diffusers", "transformers", "accelerate", "peft")
         return f"{commit_of(self.script)}; {packages}"
+
+
+def _launched(python: str, task: Task) -> list[str]:
+    """How their manuals, and the page of kohya_ss, start a script: by accelerate, told what it would ask for."""
+    return [
+        python, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "1", "--num_machines", "1",
+        "--dynamo_backend", "no", "--mixed_precision", _mixed(task),
+        "--num_cpu_threads_per_process", os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
+    ]  # fmt: skip
+
+
+def _mixed(task: Task) -> str:
+    """Their word for a precision."""
+    return "no" if task.precision == "fp32" else task.precision
 
 
 def _clip_tokenizer(folder: Path) -> None:

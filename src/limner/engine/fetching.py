@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
+
+import torch
 
 from limner.config import Config
 from limner.data.cache import Cache
@@ -14,6 +16,7 @@ from limner.errors import UserError, wrong
 from limner.formats.base import T5_SOURCE, T5_TOKENIZER, Base, base_of, denoiser_files, weight_files
 from limner.formats.known import FAMILIES as KNOWN
 from limner.formats.suited import unsuited
+from limner.models.ahead import Ahead
 from limner.models.family import Keep
 from limner.models.weights import PRECISIONS
 
@@ -50,15 +53,27 @@ def keep_of(config: Config) -> Keep:
     )  # fmt: skip
 
 
+def denoiser_ahead(base: Base, config: Config, dtype: torch.dtype) -> Ahead | None:
+    """The denoiser's weights, to be read ahead; None where they are kept as something smaller, one by one."""
+    if config.memory.quantize != "off":
+        return None
+    known = KNOWN[base.family]
+    return Ahead(denoiser_files(base), known.parts[known.denoiser], dtype)
+
+
 @contextmanager
-def hashed_beside(base: Base, config: Config, cache: Cache) -> Iterator[None]:
+def hashed_beside(base: Base, config: Config, cache: Cache, ahead: Ahead | None) -> Iterator[None]:
     """Have the cache know the model's files by their content, while something else is done: of gigabytes that takes seconds,
-    more where they are read from the disk. What cannot be read is said by whoever needs it.
+    more where they are read from the disk. What cannot be read is said by whoever needs it. Where time is left the denoiser
+    is read `ahead`.
     """
+    is_over = Event()
 
     def look() -> None:
         with suppress(OSError, UserError), closing(Cache(cache.folder)) as own:  # SQLite's connections are one thread's
             list(own.content_hashes(_files(base, config)))
+            if ahead is not None and not is_over.is_set():
+                ahead.begin()
 
     if config.memory.verify:  # which takes nothing on trust that others have read
         yield
@@ -66,6 +81,7 @@ def hashed_beside(base: Base, config: Config, cache: Cache) -> Iterator[None]:
     beside = Thread(target=look, daemon=True)
     beside.start()
     yield
+    is_over.set()
     beside.join()  # not for who leaves meanwhile
 
 

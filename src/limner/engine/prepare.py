@@ -23,7 +23,7 @@ from limner.data.dataset import Dataset, assemble
 from limner.engine import compiled, fit, loading, paint, shards, starting
 from limner.engine.classes import paint_class_pictures
 from limner.engine.facts import metadata_facts, plan, reckoned
-from limner.engine.fetching import find_base, hashed_beside, keep_of
+from limner.engine.fetching import denoiser_ahead, find_base, hashed_beside, keep_of
 from limner.engine.journal import Journal
 from limner.engine.live import prompts_of
 from limner.engine.runtime import Runtime
@@ -66,8 +66,9 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
         base = find_base(config)
     folder = config.memory.cache_path or runs.home() / "cache"
     cache = Cache(folder, verify=config.memory.verify, sign=lambda: journal.sign(journal.state.phase))
-    with hashed_beside(base, config, cache):  # the family's libraries take seconds to import, on one core
-        family = families.make(base, keep_of(config))
+    ahead = denoiser_ahead(base, config, _denoiser_dtype(config, runtime))
+    with hashed_beside(base, config, cache, ahead):  # the family's libraries take seconds to import, on one core
+        family = families.make(base, keep_of(config), ahead)
 
     def watched(phase: Phase) -> Progress:
         return _watched(run, runtime, journal, stop_requested, phase)
@@ -88,7 +89,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     settings = scan.settings_of(config.data, dataset.pictures)
     fitted = fit.choose(run, config, family, dataset, defaults.caches_text(config, settings), runtime, journal)
     if fitted is not config:
-        config, family = fitted, families.make(base, keep_of(fitted))
+        config, family = fitted, families.make(base, keep_of(fitted), ahead)
     samples = Samples(config, dataset, family, runtime, cache)
     validation = validation_samples(samples, held)
     prompts = prompts_of(config, run, dataset, base)
@@ -113,9 +114,13 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     )  # fmt: skip
 
 
+def _denoiser_dtype(config: Config, runtime: Runtime) -> torch.dtype:
+    return torch.float32 if config.adapter.trains_in_fp32 else runtime.dtype
+
+
 def _load(config: Config, run: Run, family: Family, samples: Samples, runtime: Runtime) -> Adapter:
     """Bring what the loop computes into memory, with the adapter attached."""
-    dtype = torch.float32 if config.adapter.trains_in_fp32 else runtime.dtype
+    dtype = _denoiser_dtype(config, runtime)
     loading.load(family, "denoiser", dtype, runtime.device, config.model)
     if samples.trains_text or not samples.caches_text:
         loading.load(family, "text", dtype, runtime.device, config.model)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from limner.diffusion.process import Discrete, Flow
 from limner.formats.base import Base
+from limner.models.ahead import Ahead
 from limner.models.quantized import Kind
 from limner.models.words import Words
 
@@ -153,7 +154,7 @@ FAMILIES: dict[str, str] = {
 """Family -> where its class is. Names and not classes, so that the table costs no import."""
 
 
-def make(base: Base, keep: Keep = Keep()) -> Family:
-    """The family of a recognised base model, nothing loaded yet."""
+def make(base: Base, keep: Keep = Keep(), ahead: Ahead | None = None) -> Family:
+    """The family of a recognised base model, nothing loaded yet; of the denoiser some weights may be `ahead`."""
     module, _, name = FAMILIES[base.family].partition(":")
-    return getattr(importlib.import_module(module), name)(base, keep)
+    return getattr(importlib.import_module(module), name)(base, keep, ahead)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from limner.diffusion.process import Flow
 from limner.formats.base import Base
 from limner.formats.flux import transformer_names
+from limner.models.ahead import Ahead
 from limner.models.encoders import clip_l, t5
 from limner.models.family import Conditioning, Keep
 from limner.models.parts import Parts
@@ -34,8 +35,8 @@ class Flux(Parts):
     layers = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
     text_parts = (clip_l("CLIPTextModel", "lora_te1"), t5("_2"))
 
-    def __init__(self, base: Base, keep: Keep) -> None:
-        super().__init__(base, keep)
+    def __init__(self, base: Base, keep: Keep, ahead: Ahead | None = None) -> None:
+        super().__init__(base, keep, ahead)
         assert isinstance(self.process, Flow)
         self.process = replace(self.process, least_sigma=None)
 

@@ -22,6 +22,7 @@ from limner.formats.layout import Names, There
 from limner.formats.original import vae_names
 from limner.models import saving, targets
 from limner.models.again import contexts, sparsely
+from limner.models.ahead import Ahead
 from limner.models.encoders import TextEncoder
 from limner.models.family import Conditioning, Keep, Part, Target
 from limner.models.given_back import give_back
@@ -59,9 +60,9 @@ class Parts:
     denoiser: Any
     vae: Any
 
-    def __init__(self, base: Base, keep: Keep) -> None:
+    def __init__(self, base: Base, keep: Keep, ahead: Ahead | None = None) -> None:
         assert base.path is not None, "the model must be on this machine"
-        self.base, self.keep = base, keep
+        self.base, self.keep, self._ahead = base, keep, ahead
         self.device = torch.device("cpu")
         self.denoiser_folder = FAMILIES[base.family].denoiser
         self.text_encoders: dict[str, nn.Module] = {}
@@ -88,6 +89,8 @@ class Parts:
 
     def load(self, part: Part, dtype: torch.dtype, device: torch.device) -> None:
         self.device = device
+        if part != "denoiser" and self._ahead is not None:
+            self._ahead.forget()  # it is not its turn yet
         torch.empty(0, device=device)  # a device that cannot be used says so itself; it is no fault of the model
         try:
             if part == "denoiser":
@@ -193,7 +196,8 @@ class Parts:
 
     def stored(self, folder: str) -> tuple[Mapping[str, Tensor], Names]:
         """The tensors of the files that hold a part, and where among them its own lie."""
-        weights: Mapping[str, Tensor] = Weights(self.weight_files(folder))
+        ahead = self._ahead if folder == self.denoiser_folder else None
+        weights: Mapping[str, Tensor] = ahead or Weights(self.weight_files(folder))
         if folder.startswith("text_encoder") and folder in self.base.others:
             weights = _with_projection(weights)
 

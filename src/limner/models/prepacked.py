@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from limner.models.given_back import give_holes_back
 
 _OPS = torch.ops.mkldnn
 _HOLES_BYTES = 128 << 20
+_PACKERS = 2
 
 
 class PackedConv2d(nn.Conv2d):
@@ -119,19 +121,24 @@ class _Convolution(torch.autograd.Function):
 def pack(model: nn.Module) -> int:
     """Lay out the frozen convolutions of a model that is on the CPU; returns how many. What is trained stays as it is."""
     layers, freed = packable(model), 0
-    for layer in layers:  # they are changed in place: adapters hold them
-        if layer.kernel_size == (1, 1):
-            layer.__class__ = PointConv2d
-            continue
-        weight = layer._parameters.pop("weight")
-        layer.__class__ = PackedConv2d
-        layer.take(weight.detach())  # type: ignore[operator, union-attr]
-        freed += weight.nbytes  # type: ignore[union-attr]
-        del weight
-        if freed > _HOLES_BYTES:
-            give_holes_back()
-            freed = 0
+    with ThreadPoolExecutor(_PACKERS) as packers:
+        for num_bytes in packers.map(_pack, layers):
+            freed += num_bytes
+            if freed > _HOLES_BYTES:
+                give_holes_back()
+                freed = 0
     return len(layers)
+
+
+def _pack(layer: nn.Conv2d) -> int:
+    """Change a layer in place, since adapters hold it; returns the bytes that it lets go."""
+    if layer.kernel_size == (1, 1):
+        layer.__class__ = PointConv2d
+        return 0
+    weight = layer._parameters.pop("weight")
+    layer.__class__ = PackedConv2d
+    layer.take(weight.detach())  # type: ignore[operator, union-attr]
+    return weight.nbytes  # type: ignore[union-attr]
 
 
 def packable(model: nn.Module) -> list[nn.Conv2d]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from limner.formats.base import Base
 from limner.formats.original import text_names
 from limner.formats.sd3 import transformer_names
+from limner.models.ahead import Ahead
 from limner.models.encoders import TextEncoder, clip_l, open_clip, t5
 from limner.models.family import Conditioning, Keep
 from limner.models.parts import CONFIGS, Parts
@@ -41,8 +42,8 @@ class StableDiffusion3(Parts):
     layers = ("JointTransformerBlock",)
     text_parts = (*_CLIPS, _T5)
 
-    def __init__(self, base: Base, keep: Keep) -> None:
-        super().__init__(base, keep)
+    def __init__(self, base: Base, keep: Keep, ahead: Ahead | None = None) -> None:
+        super().__init__(base, keep, ahead)
         self._width = self.config("transformer")["joint_attention_dim"]
 
     def encode_captions(self, captions: Sequence[str]) -> Conditioning:

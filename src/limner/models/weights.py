@@ -30,7 +30,8 @@ DTYPES = {
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """What options call those that weights are computed and written in."""
 
-_READERS = 2
+READERS = 2
+"""Tensors that are read at a time: one alone waits for the system to give it memory."""
 
 _OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
@@ -136,12 +137,12 @@ def fill(
 
 
 def _read(weights: Mapping[str, Tensor], places: Iterable[There]) -> Iterator[Tensor]:
-    """`in_model` of each place. Two are read at a time: one alone waits for the system to give it memory."""
-    with ThreadPoolExecutor(_READERS) as readers:
+    """`in_model` of each place, some ahead."""
+    with ThreadPoolExecutor(READERS) as readers:
         begun = deque[Future[Tensor]]()
         for there in places:
             begun.append(readers.submit(in_model, weights, there))
-            if len(begun) > _READERS:
+            if len(begun) > READERS:
                 yield begun.popleft().result()
         while begun:
             yield begun.popleft().result()

@@ -1,0 +1,113 @@
+"""Weights that are read ahead are those of the files, whoever asks, however much waits already."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import tiny
+from limner.formats.base import denoiser_files, recognise
+from limner.formats.known import FAMILIES
+from limner.models import ahead
+from limner.models import family as families
+from limner.models.ahead import Ahead
+from limner.models.weights import Weights, unscaled
+
+CPU = torch.device("cpu")
+UNET = FAMILIES["sd1"].parts["unet"]
+PREFIX = "model.diffusion_model."
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    draws = torch.Generator().manual_seed(1)
+    state = {f"{PREFIX}{i}.weight": torch.randn(40, 30, generator=draws) for i in range(20)}
+    state |= {PREFIX + "input_blocks.0.0.weight": torch.randn(4, 4, generator=draws)}
+    state |= {PREFIX + "eight.weight": torch.randn(6, 5, generator=draws).to(torch.float8_e4m3fn)}
+    state |= {PREFIX + "eight.scale_weight": torch.tensor([1.0 + 2**-20]), PREFIX + "ids": torch.arange(70000, 70009)}
+    save_file(state | {"first_stage_model.weight": torch.randn(3, 3)}, tmp_path / "m.safetensors")
+    return tmp_path / "m.safetensors"
+
+
+def settled(found: Ahead) -> None:
+    """Wait until all has been read."""
+    until = time.monotonic() + 30
+    while any(not future.done() for future in found._waiting.values()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("waits", [True, False])
+def test_they_are_those_of_the_file(file: Path, dtype: torch.dtype, waits: bool):
+    plain, found = Weights([file]), Ahead([file], UNET, dtype)
+    found.begin()
+    if waits:
+        settled(found)
+        assert {n.startswith(PREFIX) for n in found._waiting} == {True} and len(found._waiting) == len(plain) - 1
+    assert found.keys() == plain.keys()
+    for name in reversed(list(plain)):  # not in the order in which they are read
+        for _ in range(2):  # asked again they are read again
+            assert torch.equal(found[name].to(dtype), plain[name].to(dtype)), name
+    assert found._held_bytes == 0
+
+
+def test_a_scale_counts_in_full(file: Path):
+    found = Ahead([file], UNET, torch.bfloat16)
+    found.begin()
+    name = PREFIX + "eight.weight"
+    assert torch.equal(unscaled(found, name), unscaled(Weights([file]), name))
+    assert unscaled(found, name).abs().max() != Weights([file])[name].float().abs().max()
+
+
+def test_they_wait_as_they_will_be_kept_and_no_more_than_so_many_bytes(file: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ahead, "_MOST_BYTES", 6000)
+    found = Ahead([file], UNET, torch.bfloat16)
+    found.begin()
+    settled(found)
+    assert 6000 <= found._held_bytes < 6000 + 2 * 2400  # two were begun below it
+    waiting = [t for f in found._waiting.values() if (t := f.result()) is not None]
+    assert {t.dtype for t in waiting if t.ndim == 2 and t.is_floating_point()} == {torch.bfloat16}
+    assert all(torch.equal(found[n].bfloat16(), Weights([file])[n].bfloat16()) for n in found if n.endswith("weight"))
+
+
+def test_what_is_forgotten_is_read_again(file: Path):
+    found = Ahead([file], UNET, torch.float32)
+    found.begin()
+    found.forget()
+    assert not found._waiting and all(torch.equal(found[n].float(), t.float()) for n, t in Weights([file]).items())
+
+
+def test_what_cannot_be_read_is_said_to_who_asks(file: Path):
+    found = Ahead([file], UNET, torch.float32)
+    with file.open("rb+") as cut:
+        cut.truncate(file.stat().st_size // 2)
+    found.begin()
+    settled(found)
+    with pytest.raises(ValueError, match="ends within"):
+        [found[name] for name in found]
+
+
+@pytest.mark.parametrize("family", ["sd1", "flux"])
+def test_a_denoiser_is_loaded_from_them_unless_another_part_comes_first(tmp_path: Path, family: str):
+    folder = tiny.build(tmp_path / "m", family=family)
+    plain = tiny.loaded(folder)
+    known = FAMILIES[family]
+    base = recognise(str(folder))
+    for comes_first in (False, True):
+        found = Ahead(denoiser_files(base), known.parts[known.denoiser], torch.bfloat16)
+        own = families.make(base, ahead=found)
+        found.begin()
+        settled(found)
+        assert len(found._waiting) >= len(plain.denoiser.state_dict()) > 0
+        if comes_first:
+            own.load("vae", torch.float32, CPU)
+            assert not found._waiting
+        own.load("denoiser", torch.bfloat16, CPU)
+        assert not found._waiting
+        state = own.denoiser.state_dict()
+        assert all(torch.equal(state[n], t.bfloat16()) for n, t in plain.denoiser.state_dict().items())
