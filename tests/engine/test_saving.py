@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +149,21 @@ def test_no_state_is_written_behind_a_checkpoint_that_failed(model: Path, tmp_pa
     with pytest.raises(OSError, match="No space left"):
         train(job, 0)
     assert names(job) == [] and list(job.run.states.iterdir()) == []
+
+
+def test_the_parts_of_a_large_state_are_made_one_after_the_other(tmp_path: Path):
+    """Of a whole model two of them would be as much again as the model."""
+    made = list[weakref.ref[torch.Tensor]]()
+
+    def tensors() -> dict[str, torch.Tensor]:
+        tensor = torch.ones(3)
+        made.append(weakref.ref(tensor))
+        return {"a": tensor}
+
+    def parts() -> Iterator[checkpoint.Part]:
+        for name in ("weights", "optimizer", "average"):
+            assert all(ref() is None for ref in made)
+            yield name, tensors(), {"step": 1}
+
+    checkpoint.save_state(tmp_path, 1, parts(), {"watch": {"above": []}}, Copies())
+    assert len(made) == 3 and not checkpoint.newest_state(tmp_path)[1]

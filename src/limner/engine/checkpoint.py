@@ -168,6 +168,7 @@ def save_state(folder: Path, step: int, parts: Iterable[Part], extra: dict[str, 
             save_file(tensors, temporary / f"{name}.safetensors")
             if told is not None:
                 (temporary / f"{name}.json").write_text(json.dumps(told), encoding="utf-8")
+            del tensors  # before the next are made
         (temporary / "state.json").write_text(json.dumps({"step": step, "version": 2, **extra}), encoding="utf-8")
 
     target = folder / f"step-{step:08d}"

@@ -33,6 +33,7 @@ from limner.engine.prepare import is_prepacked
 from limner.engine.runtime import Runtime
 from limner.formats.base import Base
 from limner.formats.header import TensorInfo
+from limner.formats.known import FAMILIES
 from limner.formats.single import header_of
 from limner.models import family as families
 from limner.models import prepacked
@@ -231,16 +232,17 @@ class Rehearsal:
 
     @torch.no_grad()
     def _save(self, adapter: Any, optimizer: Any, average: Average | None) -> None:
-        """A training state, of an adapter all at once, of a model file by file; and the whole model's checkpoint."""
+        """A training state, of an adapter at once, of a model file by file; and the whole model's checkpoint, at once."""
         dtype = PRECISIONS[self.config.output.dtype]
         with self._in("saving", "copies"):
             parts = parts_of_state(adapter, optimizer, average, Copies())
             held = deque(parts, maxlen=0 if self.config.adapter.trains_base else None)
             del held
             if self.config.adapter.trains_base:
-                for folder in self.family.empty():
-                    numbers = sum(v.numel() for v in self.family._make(folder).state_dict().values())
-                    self.ledger.forget(self.ledger.note(numbers * dtype.itemsize))
+                known, is_folder = FAMILIES[self.scene.base.family].parts, self.config.output.layout == "diffusers"
+                written = [part for name, part in self.family.empty().items() if is_folder or not known[name].is_apart]
+                numbers = sum(t.numel() for part in written for t in part.state_dict().values())
+                self.ledger.forget(self.ledger.note(numbers * dtype.itemsize))
 
     @torch.no_grad()
     def _sample(self) -> None:
