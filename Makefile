@@ -4,7 +4,7 @@ BIN := .venv/bin
 # two files of tests at a time, since much of their time is waiting; in their order, so that the longest, the demo, begins early
 TOGETHER := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo web test test-fast torture check audit docs bench
+.PHONY: demo web test test-long test-fast torture check audit docs bench
 
 demo: .venv/run
 	$(BIN)/limner demo
@@ -14,11 +14,15 @@ web: .venv/run
 
 test: .venv/test
 	scripts/install_chromium.sh
-	$(BIN)/python -m pytest $(TOGETHER)
+	$(BIN)/python -m pytest $(TOGETHER) -m "not long"
+
+test-long: .venv/test
+	scripts/install_chromium.sh
+	$(BIN)/python -m pytest $(TOGETHER) -m long
 
 test-fast: .venv/test
 	scripts/install_chromium.sh
-	$(BIN)/python -m pytest $(TOGETHER) -m "not slow"
+	$(BIN)/python -m pytest $(TOGETHER) -m "not slow and not long"
 
 # what docs/reliability.md promises, tried hard; hours. `make torture ONLY=tests/torture/test_kills.py` is one part
 ONLY ?= tests/torture

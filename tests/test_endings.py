@@ -192,6 +192,7 @@ def test_there_are_sixty() -> None:
     assert len(ENDINGS) + 4 >= 60 and len({e.name for e in ENDINGS}) == len(ENDINGS)
 
 
+@pytest.mark.long
 def test_what_is_said_of_each_ending_is_true_and_said_soon(home: Path) -> None:
     made = {enqueued(ending, DEVICES[n % 3]): ending for n, ending in enumerate(ENDINGS)}
     start()

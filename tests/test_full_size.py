@@ -38,7 +38,7 @@ def test_the_table():
     assert full_size().figures_table(rows, None).splitlines()[2].endswith("| not measured |")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_runs_on_a_tiny_model(tmp_path: Path):
     model, out = tiny.build(tmp_path / "sdxl", family="sdxl"), tmp_path / "out.json"
     words = [sys.executable, str(BENCHMARKS / "full_size.py"), "sdxl", str(model), "--figures", "--plain"]

@@ -117,7 +117,7 @@ save_file({"a.lora_up.weight": numpy.zeros(2), "a.lora_down.weight": numpy.zeros
 _FAILS = 'x = dict(\n    target_modules=["to_k", "to_q", "to_v", "to_out.0"],\n)\nraise SystemExit("no such dataset")\n'
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_limner_the_bare_loop_and_two_rivals_of_which_one_fails(tiny_model: Path, tmp_path: Path):
     (tmp_path / "checkout").mkdir()
     (tmp_path / "checkout" / "train_network.py").write_text(_TRAINS)

@@ -86,7 +86,8 @@ def key_of(config: Config, question: Question) -> str:
         _VERSION, _torch_version(), asdict(question),
         config.model_dump(mode="json", include=_DECIDE),
         [train.batch_size, train.accumulation, train.ema, train.ema_device, train.clip_norm == "off"],
-        [optimizer.kind, optimizer.class_path, optimizer.arguments, optimizer.in_backward, config.output.dtype],
+        [optimizer.kind, optimizer.class_path, optimizer.arguments, optimizer.in_backward],
+        [config.output.dtype, config.output.layout],
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

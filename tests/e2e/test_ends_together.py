@@ -59,6 +59,7 @@ def is_whole(run: Run) -> bool:
     return all(not disk.manifest_faults(p) for p in run.states.iterdir() if "tmp" not in p.name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_all(rank, tiny_model, pictures, start):
     run = endless(tiny_model, pictures)
@@ -80,6 +81,7 @@ def test_a_killed_process_ends_all(rank, tiny_model, pictures, start):
         assert "[process 2 of 2] Traceback" in run.tail(100_000)
 
 
+@pytest.mark.long
 def test_a_process_that_hangs_is_noticed(tiny_model, pictures, start):
     run = endless(tiny_model, pictures, timeout_seconds=10)
     process = start(run)
@@ -92,6 +94,7 @@ def test_a_process_that_hangs_is_noticed(tiny_model, pictures, start):
     assert not run.is_locked() and is_whole(run)
 
 
+@pytest.mark.long
 def test_a_run_begins_again_from_its_newest_state(tiny_model, pictures, start):
     sections = {"train": {"steps": 100}, "output": {"state_every_steps": 10}}
     run = new_run(config(tiny_model, pictures, launch={"num_processes": 2, "restarts": 2}, **sections))
@@ -114,6 +117,7 @@ def test_a_run_begins_again_from_its_newest_state(tiny_model, pictures, start):
     assert len(losses(run)) == 100
 
 
+@pytest.mark.long
 def test_what_the_user_is_to_mend_is_not_tried_again(tiny_model, pictures, start):
     (pictures / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     run = new_run(config(tiny_model, pictures, launch={"num_processes": 2, "restarts": 3}))
@@ -124,6 +128,7 @@ def test_what_the_user_is_to_mend_is_not_tried_again(tiny_model, pictures, start
     assert [e["event"] for e, _ in run.events() if e["event"] == "warning"] == []
 
 
+@pytest.mark.long
 def test_accelerates_launcher_is_looked_after_alike(tiny_model, pictures):
     # it starts several processes where it takes the machine for one of several GPUs; those train on the CPU all the same
     run = new_run(config(tiny_model, pictures, launch={"num_processes": 2}, train={"steps": 3}))
@@ -138,6 +143,7 @@ def test_accelerates_launcher_is_looked_after_alike(tiny_model, pictures):
     assert run.plan()["num_processes"] == 2 and len(losses(run)) == 3
 
 
+@pytest.mark.long
 def test_a_signal_to_the_launcher_stops_all_with_their_state_saved(tiny_model, pictures, start):
     run = endless(tiny_model, pictures)
     process = start(run)

@@ -495,6 +495,7 @@ OF_FAMILIES = [
 """Those of which a family may make something else: the rest of [data], and what adapters do among themselves, is none of it."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_uses_or_refuses_each_option(places, family):
     """What a family does not refuse in words changes a run of it."""

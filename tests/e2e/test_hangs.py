@@ -24,6 +24,7 @@ def ended(run) -> bool:
     return run.state().status in ("done", "failed", "stopped")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("forks")
 def test_pictures_that_do_not_answer_and_then_do(tiny_model, pictures, monkeypatch):
     plain = new_run(config(tiny_model, pictures, **options()))
@@ -45,6 +46,7 @@ def test_pictures_that_do_not_answer_and_then_do(tiny_model, pictures, monkeypat
     assert result(run) == result(plain)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("forks")
 def test_a_trainer_that_stands_still_as_a_whole(tiny_model, pictures, monkeypatch):
     monkeypatch.setenv(hanging.SECONDS, "4")

@@ -22,6 +22,7 @@ def of(model: Path, folder: Path, **data) -> Config:
     return config(model, folder, data=data, train={"steps": 2}, optimizer={"warmup_steps": 0})
 
 
+@pytest.mark.long
 def test_one_file_in_twenty_is_bad(tiny_model: Path, tmp_path: Path) -> None:
     num_usable = hostile_pictures.write(folder := tmp_path / "set")
     assert len(BAD) / (num_usable + len(BAD)) == pytest.approx(0.05, abs=0.005)

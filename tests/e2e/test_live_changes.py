@@ -103,7 +103,7 @@ def test_the_cadence_of_validation_can_be_changed(tiny_model, pictures, tmp_path
     assert kinds(run)[-1] == "stop"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_processes_change_alike_and_measure_the_same(tiny_model, pictures, tmp_path):
     """Of two processes: the run ends where it was told to, and the validation loss before the first step is that of one."""
     apart = tiny.pictures(tmp_path / "apart", ((40, 40), (50, 30), (30, 50)), seed=9)

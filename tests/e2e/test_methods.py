@@ -22,6 +22,7 @@ def examiner() -> methods.Examiner:
     return methods.Examiner(num_scenes=30, num_seeds=1)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("name", "steps", "what", "least"), [("embedding", 100, "pair", 0.25), ("full", 220, "recognised", 0.4)]

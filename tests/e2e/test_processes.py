@@ -12,7 +12,7 @@ from limner import disk, jobs, progress, queue
 from trainer import config, losses, new_run, train
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_what_one_accumulates(tiny_model, pictures):
     sections = {"sample": {"prompts": ["a cat --s 2 --w 16 --h 16"]}, "output": {"save_every_steps": 4}, "data": {"flip": True}}
     two = new_run(config(tiny_model, pictures, launch={"num_processes": 2}, train={"steps": 8}, **sections))
@@ -41,7 +41,7 @@ def test_two_processes_train_what_one_accumulates(tiny_model, pictures):
     assert max(v.abs().max().item() for k, v in ours.items() if "lora_up" in k) > 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_request_to_stop_reaches_all_processes(tiny_model, pictures):
     run = new_run(config(tiny_model, pictures, launch={"num_processes": 2}, train={"steps": 100_000}))
     process = jobs.start(run, "cpu")

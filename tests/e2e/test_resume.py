@@ -50,7 +50,8 @@ ENDINGS = {
     "killed while caching": [Moment("kill", "cache", 1), Moment("kill", "cache", 2)],
     "killed while renaming": [Moment("kill", "rename", 9), Moment("kill", "rename", 18)],
 }
-CASES = [("lora", e) for e in ENDINGS] + [(v, "killed") for v in VARIANTS if v != "lora"]
+CASES = [pytest.param("lora", e, id=f"lora: {e}") for e in ENDINGS]
+CASES += [pytest.param(v, "killed", id=f"{v}: killed", marks=pytest.mark.long) for v in VARIANTS if v != "lora"]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def make(tiny_model, pictures, variant):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "ending"), CASES, ids=[f"{v}: {e}" for v, e in CASES])
+@pytest.mark.parametrize(("variant", "ending"), CASES)
 def test_resuming_is_exact(tiny_model, pictures, references, variant, ending):
     if variant not in references:
         whole = make(tiny_model, pictures, variant)

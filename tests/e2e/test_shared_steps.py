@@ -79,7 +79,7 @@ def test_one_two_and_four_processes_learn_the_same(kind, tiny_model, wide_pictur
     assert len(told(runs[1], "sample")) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_model_that_is_shared_out_learns_the_same(checkpointing, tiny_model, wide_pictures):
     adapter = {"adapter": {"kind": "none", "rules": ["denoiser.conv_in.*: off"]}}
@@ -106,7 +106,7 @@ def test_a_model_that_is_shared_out_learns_the_same(checkpointing, tiny_model, w
         assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_goes_on_with_another_number_of_processes(tiny_model, wide_pictures):
     whole = of(tiny_model, wide_pictures, "lora", 2)
     assert train_together(whole, 2) == [0, 0], whole.tail()

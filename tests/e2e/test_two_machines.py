@@ -36,6 +36,7 @@ def on_two(model: Path, pictures: Path, home: Path, monkeypatch, **sections) -> 
     return found[0], found[1]
 
 
+@pytest.mark.long
 def test_two_machines_train_what_one_accumulates(tiny_model, pictures, home, monkeypatch):
     sections = {"train": {"steps": 6, "ema": 0.9}}
     main, second = on_two(tiny_model, pictures, home, monkeypatch, **sections)

@@ -32,6 +32,7 @@ def step(job: Training) -> tuple[float, list[torch.Tensor | None], dict[str, int
     return loss, [p.grad for p in job.params], counts
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_it_is_the_one_that_runs(model: Path, tmp_path: Path, checkpointing: bool):
     folder, memory = tiny.pictures(tmp_path / "p"), {"checkpointing": checkpointing}

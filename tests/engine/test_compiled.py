@@ -49,6 +49,7 @@ def graphs_made() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["sd1", "flux"])
 def test_blocks_are_compiled_whole_and_shared(family: str, folder: Path, tmp_path_factory: Any):
     """No break, adapters included; not once for each block; and nothing is compiled again as steps go on."""
@@ -81,7 +82,7 @@ def test_previews_are_not_compiled(folder: Path, tmp_path_factory: Any):
     assert graphs_made() == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_compiled_run_is_the_run(checkpointing: bool, folder: Path, tmp_path_factory: Any):
     """Through autograd's own compiler, forward and backward, with a limit of torch's far below what is needed."""
@@ -92,7 +93,7 @@ def test_a_compiled_run_is_the_run(checkpointing: bool, folder: Path, tmp_path_f
     assert walk(other, 50) == pytest.approx(walk(plain, 50), rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_run_resumes_exactly(tmp_path: Path):
     model, pictures = tiny.build(tmp_path / "m", family="flux"), tiny.pictures(tmp_path / "p", ((40, 40), (60, 40)))
     chosen = trainer.config(model, pictures, train={"steps": 6}, speed={"compile": "blocks", "compile_backend": "aot_eager"})

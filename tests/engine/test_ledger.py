@@ -73,6 +73,7 @@ def test_every_family_can_be_rehearsed(family: str, tmp_path: Path) -> None:
     assert found["weights"] == sum(t.nbytes for t in (*whole.denoiser.parameters(), *whole.denoiser.buffers()))
 
 
+@pytest.mark.long
 def test_what_makes_activations_more_and_less(tmp_path: Path) -> None:
     model = tiny.build(tmp_path / "model")
     found, wider = _training(model), _training(model, 128)
@@ -103,6 +104,7 @@ def test_what_is_trained_and_its_optimiser(tmp_path: Path) -> None:
     assert {p["name"] for p in phases_of(ledger.events, "cpu")} >= {"training", "saving"}
 
 
+@pytest.mark.long
 def test_what_is_trained_in_half_the_bytes(tmp_path: Path) -> None:
     model = tiny.build(tmp_path / "model")
     options = {"adapter__kind": "none", "output__layout": "diffusers", "optimizer__kind": "sgd"}
@@ -110,6 +112,7 @@ def test_what_is_trained_in_half_the_bytes(tmp_path: Path) -> None:
     assert found["weights"] + found.get("trained", 0) < 0.8 * _training(model, **options)["weights"]
 
 
+@pytest.mark.long
 def test_what_is_laid_out_anew_and_what_is_averaged(tmp_path: Path) -> None:
     model = tiny.build(tmp_path / "model")
     layers = tiny.loaded(model).denoiser.modules()

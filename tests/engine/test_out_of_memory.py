@@ -52,6 +52,7 @@ def _train(run: Run, most: int, from_step: int) -> int | None:
     return process.exitcode
 
 
+@pytest.mark.long
 def test_it_goes_on_with_smaller_pieces_and_learns_the_same(model: Path, pictures: Path) -> None:
     plain = trainer.new_run(trainer.config(model, pictures, train={"batch_size": 4}))
     assert trainer.train(plain) == 0
@@ -67,6 +68,7 @@ def test_it_goes_on_with_smaller_pieces_and_learns_the_same(model: Path, picture
     assert run.plan()["fit"] == {"memory.micro_batch": 2}
 
 
+@pytest.mark.long
 def test_where_nothing_is_left_it_says_what_to_change(model: Path, pictures: Path) -> None:
     given = {"fit": "auto", "micro_batch": 2, "checkpointing": True}
     run = trainer.new_run(trainer.config(model, pictures, train={"batch_size": 4}, memory=given))

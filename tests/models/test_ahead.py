@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,7 +15,6 @@ from safetensors.torch import save_file
 import tiny
 from limner.formats.base import denoiser_files, recognise
 from limner.formats.known import FAMILIES
-from limner.models import ahead
 from limner.models import family as families
 from limner.models.ahead import Ahead
 from limner.models.weights import Weights, unscaled
@@ -26,11 +28,16 @@ PREFIX = "model.diffusion_model."
 def file(tmp_path: Path) -> Path:
     draws = torch.Generator().manual_seed(1)
     state = {f"{PREFIX}{i}.weight": torch.randn(40, 30, generator=draws) for i in range(20)}
-    state |= {PREFIX + "input_blocks.0.0.weight": torch.randn(4, 4, generator=draws)}
-    state |= {PREFIX + "eight.weight": torch.randn(6, 5, generator=draws).to(torch.float8_e4m3fn)}
-    state |= {PREFIX + "eight.scale_weight": torch.tensor([1.0 + 2**-20]), PREFIX + "ids": torch.arange(70000, 70009)}
+    state |= {
+        PREFIX + "input_blocks.0.0.weight": torch.randn(4, 4, generator=draws),
+        PREFIX + "ids": torch.arange(70000, 70009),
+    }
     save_file(state | {"first_stage_model.weight": torch.randn(3, 3)}, tmp_path / "m.safetensors")
     return tmp_path / "m.safetensors"
+
+
+def ahead_of(file: Path, dtype: torch.dtype, most_bytes: int = 1 << 30) -> Ahead:
+    return Ahead([file], UNET, dtype, most_bytes)
 
 
 def settled(found: Ahead) -> None:
@@ -44,7 +51,7 @@ def settled(found: Ahead) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("waits", [True, False])
 def test_they_are_those_of_the_file(file: Path, dtype: torch.dtype, waits: bool):
-    plain, found = Weights([file]), Ahead([file], UNET, dtype)
+    plain, found = Weights([file]), ahead_of(file, dtype)
     found.begin()
     if waits:
         settled(found)
@@ -56,17 +63,19 @@ def test_they_are_those_of_the_file(file: Path, dtype: torch.dtype, waits: bool)
     assert found._held_bytes == 0
 
 
-def test_a_scale_counts_in_full(file: Path):
-    found = Ahead([file], UNET, torch.bfloat16)
+def test_of_scaled_numbers_nothing_is_rounded_before_they_are_whole(file: Path):
+    scaled = {"a.weight": torch.randn(6, 5), "b.weight": torch.randn(6, 5).to(torch.float8_e4m3fn)}
+    scaled |= {f"{n}.scale_weight": torch.tensor([1.0 + 2**-20]) for n in "ab"}
+    save_file({PREFIX + n: t for n, t in scaled.items()}, file)
+    found = ahead_of(file, torch.bfloat16)
     found.begin()
-    name = PREFIX + "eight.weight"
-    assert torch.equal(unscaled(found, name), unscaled(Weights([file]), name))
-    assert unscaled(found, name).abs().max() != Weights([file])[name].float().abs().max()
+    settled(found)
+    for name in (PREFIX + "a.weight", PREFIX + "b.weight"):
+        assert torch.equal(unscaled(found, name), unscaled(Weights([file]), name))
 
 
-def test_they_wait_as_they_will_be_kept_and_no_more_than_so_many_bytes(file: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ahead, "_MOST_BYTES", 6000)
-    found = Ahead([file], UNET, torch.bfloat16)
+def test_they_wait_as_they_will_be_kept_and_no_more_than_so_many_bytes(file: Path):
+    found = ahead_of(file, torch.bfloat16, 6000)
     found.begin()
     settled(found)
     assert 6000 <= found._held_bytes < 6000 + 2 * 2400  # two were begun below it
@@ -76,14 +85,43 @@ def test_they_wait_as_they_will_be_kept_and_no_more_than_so_many_bytes(file: Pat
 
 
 def test_what_is_forgotten_is_read_again(file: Path):
-    found = Ahead([file], UNET, torch.float32)
+    found = ahead_of(file, torch.float32)
     found.begin()
     found.forget()
     assert not found._waiting and all(torch.equal(found[n].float(), t.float()) for n, t in Weights([file]).items())
 
 
+def test_without_threads_it_is_read_when_asked_for(file: Path, monkeypatch: pytest.MonkeyPatch):
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    found = ahead_of(file, torch.float32)
+    found.begin()
+    assert torch.equal(found[PREFIX + "3.weight"], Weights([file])[PREFIX + "3.weight"])
+
+
+def test_readers_end_with_the_main_thread(file: Path, tmp_path: Path):
+    """A run that ends with an error meanwhile ends with its own exit code, and soon."""
+    code = f"""
+import sys, time, torch
+from pathlib import Path
+from limner.formats.known import FAMILIES
+from limner.models.ahead import Ahead
+found = Ahead([Path({str(file)!r})], FAMILIES["sd1"].parts["unet"], torch.bfloat16, 1 << 30)
+read, begun = found._read, []
+found._read = lambda name: begun.append(name) or time.sleep(1) or read(name)
+found.begin()
+while not begun: time.sleep(0.01)
+sys.exit(2)
+"""
+    began = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 2
+    assert time.monotonic() - began < 9  # 22 tensors, two a second, and before that torch is imported
+
+
 def test_what_cannot_be_read_is_said_to_who_asks(file: Path):
-    found = Ahead([file], UNET, torch.float32)
+    found = ahead_of(file, torch.float32)
     with file.open("rb+") as cut:
         cut.truncate(file.stat().st_size // 2)
     found.begin()
@@ -99,15 +137,15 @@ def test_a_denoiser_is_loaded_from_them_unless_another_part_comes_first(tmp_path
     known = FAMILIES[family]
     base = recognise(str(folder))
     for comes_first in (False, True):
-        found = Ahead(denoiser_files(base), known.parts[known.denoiser], torch.bfloat16)
+        found = Ahead(denoiser_files(base), known.parts[known.denoiser], torch.bfloat16, 1 << 30)
         own = families.make(base, ahead=found)
         found.begin()
         settled(found)
         assert len(found._waiting) >= len(plain.denoiser.state_dict()) > 0
         if comes_first:
             own.load("vae", torch.float32, CPU)
-            assert not found._waiting
+            assert not found._waiting and own._ahead is None
         own.load("denoiser", torch.bfloat16, CPU)
-        assert not found._waiting
+        assert not found._waiting and own._ahead is None
         state = own.denoiser.state_dict()
         assert all(torch.equal(state[n], t.bfloat16()) for n, t in plain.denoiser.state_dict().items())

@@ -267,7 +267,7 @@ print(largest, status("VmHWM") - before)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_the_peak_of_loading_is_near_the_largest_part(tmp_path: Path):
     """Parts one after the other, each tensor straight from the file, from one dtype to another."""

@@ -26,7 +26,7 @@ def test_it_is_small_and_not_a_pickle():
     assert {p.suffix for p in found} <= {".json", ".safetensors", ".txt"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @torch.no_grad()
 def test_it_paints_what_captions_say():
     runtime = Runtime(torch.device("cpu"), "fp32")

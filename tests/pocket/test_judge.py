@@ -19,6 +19,7 @@ def drawn(count: int, seed: int) -> list[tuple[world.Scene, np.ndarray]]:
     return [(s, np.asarray(world.draw(s, rng))) for s in scenes]
 
 
+@pytest.mark.long
 def test_judge_is_right_on_98_percent_of_drawn_pictures():
     verdicts = [(s, judge(p)) for s, p in drawn(400, seed=11)]
     right = sum((v.colour, v.shape) == (s.colour, s.shape) for s, v in verdicts)

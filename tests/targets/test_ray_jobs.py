@@ -137,6 +137,7 @@ def page(values: dict[str, str], tmp_path: Path) -> TestClient:
     return client
 
 
+@pytest.mark.long
 def test_from_the_page_sent_over_and_fetched(page: TestClient, values: dict[str, str]) -> None:
     answer = page.post("/api/train", json={"values": values | {"train.steps": "6"}})
     assert answer.status_code == 200, answer.text
@@ -154,6 +155,7 @@ def test_from_the_page_sent_over_and_fetched(page: TestClient, values: dict[str,
     assert not (run.path / "job").exists() and not (run.path / "job.zip").exists()
 
 
+@pytest.mark.long
 def test_from_the_terminal_stopped_resumed_and_stopped_at_once(values: dict[str, str], home: Path) -> None:
     flags = [word for name, value in (values | {"train.steps": "100000"}).items() for word in (f"--{name}", value)]
     with (home / "said.txt").open("wb") as said:

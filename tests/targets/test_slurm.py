@@ -146,7 +146,7 @@ def is_trained(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_by_submitit_on_this_machine(tiny_model: Path, tmp_path: Path, home: Path, machine_file: Path) -> None:
     """Submitted, followed, stopped, resumed, finished: the same as if it were trained here, to the bit."""
     home.mkdir()

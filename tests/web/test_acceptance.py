@@ -140,6 +140,7 @@ def test_what_is_painted_stands_in_the_form_and_can_be_cleared(
     page.context.close()
 
 
+@pytest.mark.long
 def test_reload_and_a_killed_server_cost_nothing(browser: Browser, start_page: Callable[..., Any], known_machine: None) -> None:
     long = SHORT | {"train.steps": "100000", "sample.every_steps": "50000"}
     server = start_page(long)
@@ -170,6 +171,7 @@ def test_reload_and_a_killed_server_cost_nothing(browser: Browser, start_page: C
     page.context.close()
 
 
+@pytest.mark.long
 def test_a_killed_trainer_is_told_of_and_resume_ends_at_the_same_bits(
     browser: Browser, start_page: Callable[..., Any], known_machine: None
 ) -> None:
@@ -201,6 +203,7 @@ def test_a_killed_trainer_is_told_of_and_resume_ends_at_the_same_bits(
     page.context.close()
 
 
+@pytest.mark.long
 def test_ten_runs_in_order_with_nobody_there(browser: Browser, start_page: Callable[..., Any], known_machine: None) -> None:
     server = start_page(SHORT | {"train.steps": "12", "sample.every_steps": "12"})
     page = visitor(browser)
@@ -226,6 +229,7 @@ def test_ten_runs_in_order_with_nobody_there(browser: Browser, start_page: Calla
     assert all((runs.named(name).checkpoints / "limner.safetensors").is_file() for name in asked)
 
 
+@pytest.mark.long
 def test_two_browsers_share_runs_and_no_form(browser: Browser, start_page: Callable[..., Any], known_machine: None) -> None:
     server = start_page(SHORT | {"train.steps": "100000"})
     ann, ben = visitor(browser), visitor(browser)

@@ -171,7 +171,7 @@ def test_only_so_many_runs_are_kept() -> None:
     assert len(kept._kept) == 32
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hundred_thousand_steps(run: Run) -> None:
     """Figures of the processor's time, since the machine may be busy: the first look, an idle poll, a poll with news."""
     with (run.path / "events.jsonl").open("w") as file:

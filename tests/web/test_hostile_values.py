@@ -106,6 +106,7 @@ def test_the_table_is_the_applications() -> None:
     assert found.keys() - requests(Path("/x"), "x").keys() == {"/api/tensorboard"}  # takes nothing
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("route", sorted(requests(Path("/x"), "x").keys() - {"/login"}))
 def test_hostile_values_reach_nothing(world: World, route: str, tmp_path: Path) -> None:
     before = world.snapshot()

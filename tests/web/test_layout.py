@@ -22,7 +22,7 @@ CHECKS = Path(__file__).with_name("layout.js").read_text(encoding="utf-8")
 
 LOOKS = tuple(zip(screenshots.WIDTHS, screenshots.THEMES, strict=True))
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="session")

@@ -59,6 +59,7 @@ def test_three_actions_from_nothing_to_a_run(page: Page, home: Path) -> None:
     run.request("stop-now")
 
 
+@pytest.mark.long
 def test_a_form_survives_a_reload_and_is_nobody_elses(page: Page, browser: Browser, server: str) -> None:
     unfold(page)
     entry(page, "train.seed").fill("9223372036854775807")
@@ -185,6 +186,7 @@ def fill(page: Page, path: str, text: str) -> None:
             box.fill(text)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("tag", "seed"), [("lora", 0), ("none", 1)])
 def test_every_value_of_every_variant_arrives_unchanged(page: Page, home: Path, tag: str, seed: int) -> None:
     rng = random.Random(seed)

@@ -139,7 +139,7 @@ def test_a_damaged_run_does_not_hide_the_others(client: TestClient) -> None:
     assert "cannot duplicate" in said(client.post(f"/api/runs/{bad.id}/duplicate"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_five_hundred_runs_stay_cheap(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("limner.web.run_facts._FRESH_SECONDS", 0.0)
     text = files.render(files.build({}, {}))

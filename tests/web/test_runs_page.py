@@ -59,6 +59,7 @@ def opened(page: Page, run: Run) -> Page:
     return page
 
 
+@pytest.mark.long
 def test_watch_a_run_and_download_its_lora(page: Page, new_run: Callable[..., Run], tmp_path: Path) -> None:
     run = start(new_run("watched", 60))
     opened(page, run)
@@ -76,6 +77,7 @@ def test_watch_a_run_and_download_its_lora(page: Page, new_run: Callable[..., Ru
     assert read_header(tmp_path / "got.safetensors").metadata["ss_steps"] == "60"
 
 
+@pytest.mark.long
 def test_change_a_run_that_goes_on(browser: Browser, server: str, new_run: Callable[..., Run]) -> None:
     """Only what was edited is sent; what is refused is said in the dialog, which stays."""
     page = browser.new_context().new_page()  # of its own: browsers log every refusal as an error
@@ -106,6 +108,7 @@ def test_change_a_run_that_goes_on(browser: Browser, server: str, new_run: Calla
     page.context.close()
 
 
+@pytest.mark.long
 def test_stop_kill_and_resume(page: Page, new_run: Callable[..., Run]) -> None:
     run = start(new_run("stubborn", 100))
     opened(page, run)
@@ -264,6 +267,7 @@ def test_a_run_that_is_left_takes_its_charts_along(page: Page, home: Path) -> No
     wait_for(lambda: live(page, "HTMLCanvasElement") == 2)
 
 
+@pytest.mark.long
 def test_a_long_run_opens_fast_and_polls_cheaply(page: Page, home: Path) -> None:
     run = runs.create(files.build({}, {"output.name": "long"}))
     run.write_state(State("done", step=100_000, steps=100_000))

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 OPEN = "fetch('api/tensorboard', {method: 'POST'}).then(a => a.json())"
 
 
+@pytest.mark.long
 def test_it_opens_once_and_ends_with_a_killed_server(home: Path, limner_web: Callable[..., Any], browser: Any) -> None:
     server = limner_web("--port", "0")
     page: Page = browser.new_page()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 
+import psutil
 import torch
 
 from limner.config import Config
@@ -19,6 +20,8 @@ from limner.formats.suited import unsuited
 from limner.models.ahead import Ahead
 from limner.models.family import Keep
 from limner.models.weights import PRECISIONS
+
+_MOST_AHEAD_BYTES = 4 << 30
 
 
 def find_base(config: Config) -> Base:
@@ -57,8 +60,9 @@ def denoiser_ahead(base: Base, config: Config, dtype: torch.dtype) -> Ahead | No
     """The denoiser's weights, to be read ahead; None where they are kept as something smaller, one by one."""
     if config.memory.quantize != "off":
         return None
-    known = KNOWN[base.family]
-    return Ahead(denoiser_files(base), known.parts[known.denoiser], dtype)
+    known, processes = KNOWN[base.family], config.launch.num_processes // config.launch.num_machines
+    free = psutil.virtual_memory().available // (4 * processes)
+    return Ahead(denoiser_files(base), known.parts[known.denoiser], dtype, min(_MOST_AHEAD_BYTES, free))
 
 
 @contextmanager
@@ -80,8 +84,10 @@ def hashed_beside(base: Base, config: Config, cache: Cache, ahead: Ahead | None)
         return
     beside = Thread(target=look, daemon=True)
     beside.start()
-    yield
-    is_over.set()
+    try:
+        yield
+    finally:
+        is_over.set()
     beside.join()  # not for who leaves meanwhile
 
 

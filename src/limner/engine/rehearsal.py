@@ -23,7 +23,7 @@ from limner.config import Config
 from limner.config.prompts import Prompt
 from limner.diffusion.process import Flow
 from limner.engine.aside import Copies
-from limner.engine.average import Average
+from limner.engine.average import Average, evaluation_weights
 from limner.engine.checkpoint import parts_of_state
 from limner.engine.fetching import keep_of
 from limner.engine.ledger import Ledger
@@ -175,7 +175,7 @@ class Rehearsal:
                 self._step(stage, optimizer, params)
                 ledger.counting = ""
             if steps > 1:
-                self._save(adapter, optimizer, average)
+                self._save(adapter, optimizer, params, average)
                 self._sample()
             ledger.forget(cached)
             ledger.forget(laid_out)
@@ -231,7 +231,7 @@ class Rehearsal:
         return min(_MOST_RESIDENT, latents + (self.scene.num_captions * text if self.scene.caches_text else 0))
 
     @torch.no_grad()
-    def _save(self, adapter: Any, optimizer: Any, average: Average | None) -> None:
+    def _save(self, adapter: Any, optimizer: Any, params: list[Any], average: Average | None) -> None:
         """A training state, of an adapter at once, of a model file by file; and the whole model's checkpoint, at once."""
         dtype = PRECISIONS[self.config.output.dtype]
         with self._in("saving", "copies"):
@@ -239,10 +239,19 @@ class Rehearsal:
             held = deque(parts, maxlen=0 if self.config.adapter.trains_base else None)
             del held
             if self.config.adapter.trains_base:
-                known, is_folder = FAMILIES[self.scene.base.family].parts, self.config.output.layout == "diffusers"
-                written = [part for name, part in self.family.empty().items() if is_folder or not known[name].is_apart]
+                written = [part for name, part in self.family.empty().items() if self._is_written(name)]
                 numbers = sum(t.numel() for part in written for t in part.state_dict().values())
-                self.ledger.forget(self.ledger.note(numbers * dtype.itemsize))
+                with evaluation_weights(optimizer, params, average):
+                    copies = self.ledger.note(numbers * dtype.itemsize if self.runtime.device.type == "cpu" else 0)
+                    self.ledger.forget(copies)
+
+    def _is_written(self, folder: str) -> bool:
+        """Whether the checkpoint of a whole model holds a part."""
+        base, part = self.scene.base, FAMILIES[self.scene.base.family].parts[folder]
+        if self.config.output.layout == "diffusers":
+            return True
+        assert base.path is not None
+        return part.prefix_in(header_of(base.path).tensors) is not None if base.layout == "file" else not part.is_apart
 
     @torch.no_grad()
     def _sample(self) -> None:

@@ -9,41 +9,46 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Lock, Thread, main_thread
 
 import torch
 from torch import Tensor
 
 from limner.formats.known import Stored
+from limner.models.given_back import give_holes_back
+from limner.models.saving import is_scale
 from limner.models.weights import READERS, Weights
-
-_MOST_BYTES = 4 << 30
 
 
 class Ahead(Weights):
     """The tensors of files by name, of which those of one part may have been read when they are asked for.
 
-    They wait in `dtype`, but for single numbers, by which others may be scaled; of a large part its first 4 GiB alone.
+    They wait in `dtype`, but for files whose numbers are scaled, and no more than `most_bytes` of them.
     """
 
-    def __init__(self, files: Sequence[Path], part: Stored, dtype: torch.dtype) -> None:
+    def __init__(self, files: Sequence[Path], part: Stored, dtype: torch.dtype, most_bytes: int) -> None:
         super().__init__(files)
-        self._prefix, self._dtype = part.prefix_in(self) or "", dtype
+        self._prefix, self._most_bytes = part.prefix_in(self) or "", most_bytes
+        self._dtype = None if any(map(is_scale, self)) else dtype
         self._waiting: dict[str, Future[Tensor | None]] = {}
         self._left = deque[tuple[str, Future[Tensor | None]]]()
         self._held_bytes, self._lock = 0, Lock()
 
     def begin(self) -> None:
-        """Read, in the order of the files. What cannot be read is said to who asks for it."""
+        """Read, in the order of the files."""
         self._waiting = {name: Future() for name in self if name.startswith(self._prefix)}
         self._left.extend(self._waiting.items())
-        for _ in range(READERS):
-            Thread(target=self._read_on, daemon=True).start()  # who leaves meanwhile does not wait for them
+        try:
+            for _ in range(READERS):
+                Thread(target=self._read_on).start()
+        except RuntimeError:  # no more threads, or the interpreter ends
+            self.forget()
 
     def forget(self) -> None:
         """None of it is asked for soon: give the memory back, and read no more."""
         self._left.clear()
         self._waiting = {}
+        give_holes_back()
 
     def __getitem__(self, name: str) -> Tensor:
         future = self._waiting.pop(name, None)
@@ -55,19 +60,23 @@ class Ahead(Weights):
         return tensor
 
     def _read_on(self) -> None:
-        while True:
+        # not daemons: torch must not be at work while the interpreter ends
+        while main_thread().is_alive():
             try:
                 name, future = self._left.popleft()
             except IndexError:
                 return
-            try:
-                future.set_result(self._read(name) if self._held_bytes < _MOST_BYTES else None)
-            except Exception as error:
-                future.set_exception(error)
+            tensor = None
+            if self._held_bytes < self._most_bytes:
+                try:
+                    tensor = self._read(name)
+                except Exception:  # who asks for it reads again, and is told
+                    tensor = None
+            future.set_result(tensor)
 
     def _read(self, name: str) -> Tensor:
         tensor = super().__getitem__(name)
-        if tensor.is_floating_point() and tensor.numel() > 1:
+        if self._dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(self._dtype)
         with self._lock:
             self._held_bytes += tensor.nbytes

@@ -89,8 +89,9 @@ class Parts:
 
     def load(self, part: Part, dtype: torch.dtype, device: torch.device) -> None:
         self.device = device
-        if part != "denoiser" and self._ahead is not None:
-            self._ahead.forget()  # it is not its turn yet
+        if part != "denoiser" and self._ahead is not None:  # it is not its turn yet
+            self._ahead.forget()
+            self._ahead = None
         torch.empty(0, device=device)  # a device that cannot be used says so itself; it is no fault of the model
         try:
             if part == "denoiser":
@@ -196,8 +197,11 @@ class Parts:
 
     def stored(self, folder: str) -> tuple[Mapping[str, Tensor], Names]:
         """The tensors of the files that hold a part, and where among them its own lie."""
-        ahead = self._ahead if folder == self.denoiser_folder else None
-        weights: Mapping[str, Tensor] = ahead or Weights(self.weight_files(folder))
+        weights: Mapping[str, Tensor]
+        if folder == self.denoiser_folder and self._ahead is not None:
+            weights, self._ahead = self._ahead, None
+        else:
+            weights = Weights(self.weight_files(folder))
         if folder.startswith("text_encoder") and folder in self.base.others:
             weights = _with_projection(weights)
 

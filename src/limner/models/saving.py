@@ -57,7 +57,7 @@ def is_scale(name: str) -> bool:
 def save_folder(family: Parts, path: Path, dtype: torch.dtype) -> None:
     """Write a diffusers folder."""
     present = [folder for folder in FAMILIES[family.base.family].parts if folder not in family.base.absent]
-    parts = {folder: _copy(family.part(folder, dtype), dtype) for folder in present}
+    parts = {folder: _own(family, folder, dtype) for folder in present}
     pipeline_of(family, parts).save_pretrained(path, safe_serialization=True)
     for text in family.text_parts:
         for file in (path / text.name).glob("*.safetensors"):
@@ -78,6 +78,12 @@ def pipeline_of(family: Parts, models: Mapping[str, nn.Module]) -> Any:
         described |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     parts["scheduler"] = getattr(diffusers, family.scheduler_class).from_config(described)
     return getattr(diffusers, family.pipeline)(**parts, **family.without)
+
+
+def _own(family: Parts, folder: str, dtype: torch.dtype) -> nn.Module:
+    """A part on the CPU in a dtype, to be written: read for it, or a copy of the one in memory."""
+    model, held = family.part(folder, dtype), [getattr(family, "denoiser", None), getattr(family, "vae", None)]
+    return _copy(model, dtype) if any(model is part for part in [*held, *family.text_encoders.values()]) else model
 
 
 def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
