@@ -11,7 +11,7 @@ import pytest
 import oracles
 from corpus import CASES, ELSEWHERE
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="pipes, links and /proc")
+pytestmark = [pytest.mark.long, pytest.mark.skipif(os.name == "nt", reason="pipes, links and /proc")]
 PAIRS = [(name, door) for name, case in CASES.items() for door in case.doors]
 LAST = {"B": 26, "C": 26, "D": 26, "E": 30, "G": 24}
 

@@ -492,6 +492,7 @@ def kept(path: Path, before: str) -> Path | None:
     return next((p for p in places if os.path.lexists(p) and prints(p) == before), None)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name == "nt", reason="modes, links and limits of POSIX")
 @pytest.mark.parametrize("name", KINDS)
 def test_damage(

@@ -115,6 +115,7 @@ def test_the_vectors_stay_in_float32_where_the_model_does_not(folder):
     assert all(p.dtype == p.grad.dtype == torch.float32 and p.grad.any() for p in adapter.vectors.values())
 
 
+@pytest.mark.long
 def test_a_fresh_adapter_takes_the_state_over_to_the_bit(folder, section):
     family, other = tiny.fresh(folder), tiny.fresh(folder)
     adapter, fresh = attached(family, section), attached(other, section, seed=99)
@@ -125,6 +126,7 @@ def test_a_fresh_adapter_takes_the_state_over_to_the_bit(folder, section):
     assert fresh.state_dict().keys() == state.keys()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "misshapen"])
 def test_a_state_that_does_not_fit_is_refused_whole(folder, section, fault):
     adapter = attached(tiny.fresh(folder), section)

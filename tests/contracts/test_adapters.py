@@ -123,6 +123,7 @@ def test_half_the_rate_is_the_text_encoders_default(tiny_model):
     ]
 
 
+@pytest.mark.long
 def test_a_fresh_adapter_takes_the_state_over_to_the_bit(tiny_model, section):
     family = tiny.fresh(tiny_model)
     adapter = adapters.make(section)
@@ -230,6 +231,7 @@ def prediction(family) -> torch.Tensor:
     return family.predict(noisy, torch.tensor([10, 700]), family.encode_captions(["a cat", "a dog"]) | told)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", KINDS)
 def test_what_holds_on_every_family(other, name):
     family, section = tiny.fresh(other), KINDS[name].model_copy(update={"text_encoder": True})
@@ -254,6 +256,7 @@ def test_what_holds_on_every_family(other, name):
     assert (prediction(family) - attached).abs().max() / attached.abs().max() < 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bits", ["nf4", "fp8", "int8"])
 @pytest.mark.parametrize("name", [k for k in KINDS if k != "none"])
 def test_beside_layers_of_few_bits(tiny_model, name, bits):

@@ -189,6 +189,7 @@ def test_painted_pictures_of_a_flow_are_the_pipelines(flow: Path):
     assert min(different) > 1e-3
 
 
+@pytest.mark.long
 def test_a_picture_does_not_depend_on_its_company(folder: Path):
     """Painted alone, with others and in another order it is the same; only like pictures are painted together."""
     family, runtime = loaded(folder), Runtime(CPU, "fp32")
@@ -272,6 +273,7 @@ def test_a_single_file_is_the_model(folder: Path, tmp_path: Path):
     assert torch.equal(prediction(family), prediction(loaded(folder)))
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_from_single_file_to_single_file(folder: Path, tmp_path: Path):
     """The same names, tensors and dtypes; also of what no part of ours holds, save the averaged weights of former training."""
@@ -439,6 +441,7 @@ def test_a_lora_of_every_layer_works_in_diffusers(folder: Path, tmp_path: Path):
     assert torch.equal(prediction(family), before)
 
 
+@pytest.mark.long
 @torch.no_grad()
 def test_a_lora_in_diffusers_names_works_there_and_comes_back(folder: Path, tmp_path: Path):
     family = loaded(folder)

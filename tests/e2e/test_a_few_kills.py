@@ -24,6 +24,7 @@ def lora(model: Path, pictures: Path) -> Config:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_trainer_killed_three_times(tiny_model: Path, pictures: Path) -> None:
     print(killing.end_trainers(lora(tiny_model, pictures), pictures, 3, 3))
 

@@ -52,7 +52,7 @@ def test_missing_class_pictures_are_painted_once_and_trained_on(tiny_model, pict
     assert train(plain) == 0 and losses(plain) != losses(run)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["lora", "none"])
 def test_painting_and_training_resume_exactly(tiny_model, pictures, tmp_path, kind):
     adapter = {"kind": "none"} if kind == "none" else {}
@@ -75,7 +75,7 @@ def validations(run):
     return [(e["step"], e["loss"]) for e in run.history() if e["event"] == "validation"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_validating_changes_nothing_in_the_training(tiny_model, pictures, tmp_path):
     """To the bit, with the average of the weights, dropped captions and an odd cadence; resuming leaves the same curve."""
     apart = tiny.pictures(tmp_path / "apart", ((40, 40), (50, 30), (33, 47)), seed=9)

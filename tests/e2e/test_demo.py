@@ -19,10 +19,9 @@ from limner.engine import paint, sampling
 from limner.engine.runtime import Runtime
 from limner.pocket import MODEL, exam
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
-@pytest.mark.long
 @torch.no_grad()
 def test_pocket_model_paints_what_its_captions_say():
     runtime = Runtime(torch.device("cpu"), "fp32")
@@ -54,7 +53,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, str]:
     return out, json.loads((out / "report.json").read_text()), done.stdout
 
 
-@pytest.mark.long
 @pytest.mark.timeout(1600)
 def test_demo_teaches_the_new_thing(demo):
     out, report, said = demo

@@ -38,7 +38,7 @@ def done(run):
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_resuming_is_exact(tiny_model, pictures, variant):
     whole = done(make(tiny_model, pictures, **VARIANTS[variant]))

@@ -450,6 +450,7 @@ def _kind_of(path: str, tags: tuple[str, ...]) -> list[str]:
 SHOWN = [(o, kind) for o in walk() for kind in _kind_of(o.path, o.tags) if not CASES[o.path].elsewhere]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("option", "kind"), SHOWN, ids=lambda v: getattr(v, "path", v))
 def test_an_option_shows(places, option, kind):
     """On Stable Diffusion 1, or on the first family that takes it."""

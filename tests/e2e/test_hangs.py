@@ -63,6 +63,7 @@ def test_a_trainer_that_stands_still_as_a_whole(tiny_model, pictures, monkeypatc
     assert "The trainer stood still for" in said and "it was stopped by a signal" in said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("where", "count", "section"),
     [

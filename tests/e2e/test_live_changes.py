@@ -31,7 +31,7 @@ def warnings_of(run):
     return [e["message"] for e in run.history() if e["event"] == "warning"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("variant", ["lora", "text encoder", "none"])
 def test_a_resumed_run_replays_its_changes(tiny_model, pictures, variant):
     adapter = {"lora": {}, "text encoder": {"text_encoder": True}, "none": {"kind": "none"}}[variant]

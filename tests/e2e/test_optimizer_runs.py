@@ -29,7 +29,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_resuming_is_exact(tiny_model, pictures, variant):
     chosen = config(tiny_model, pictures, **VARIANTS[variant])

@@ -60,7 +60,7 @@ def told(run: Run, *names: str) -> list[dict]:
     return [{k: v for k, v in e.items() if k not in ("time", "path")} for e in run.history() if e["event"] in names]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_two_and_four_processes_learn_the_same(kind, tiny_model, wide_pictures):
     runs = {n: of(tiny_model, wide_pictures, kind, n) for n in (1, 2, 4)}

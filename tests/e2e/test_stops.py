@@ -34,6 +34,7 @@ def wait(condition: Callable[[], object], run: Run) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("sections", "moments"),
     [

@@ -72,6 +72,7 @@ def walk(job: Training, steps: int) -> list[float]:
     return [float(move_weights(job, step)[0]) for step in range(steps)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_run_by_graphs_is_the_run(model: Path, folder: Path, masked: bool):
     """Three buckets, batches of one and two, two micro-batches a step: the same losses and weights."""

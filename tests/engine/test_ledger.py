@@ -65,6 +65,7 @@ def _training(model: Path, size: int = 64, **options: str) -> dict[str, int]:
     return {k.partition("/")[2]: v for k, v in peak[1].items()} | {"all": peak[0]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux"])
 def test_every_family_can_be_rehearsed(family: str, tmp_path: Path) -> None:
     model = tiny.build(tmp_path / "model", family=family)

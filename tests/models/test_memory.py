@@ -54,6 +54,7 @@ def step(folder: Path, keep: Keep, *, checkpointing: bool) -> tuple[Any, Tensor,
     return family, pred.detach(), [p.grad for p in params if p.grad is not None]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_computing_again_changes_nothing(folder: Path, every: int):
     _, pred, grads = step(folder, Keep(), checkpointing=False)

@@ -338,6 +338,7 @@ def test_a_process_that_is_killed_is_told(folder: Path, models: Path) -> None:
     assert not _working()
 
 
+@pytest.mark.long
 def test_a_tool_that_is_killed_leaves_none_behind(folder: Path, models: Path) -> None:
     words = ["tools", "caption", "--path", folder, "--model", models / "git", "--processes", "2"]
     long = ["--max-tokens", "2000", "--min-tokens", "1000"]

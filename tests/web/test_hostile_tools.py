@@ -50,6 +50,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "files"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tool", Tools.model_fields)
 def test_hostile_texts_of_a_tool(world: World, inputs: Path, tool: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants

@@ -328,6 +328,7 @@ def test_the_short_help_is_whole_sentences(page: Page) -> None:
     expect(field(page, "optimizer.lr").locator(".help > span")).to_contain_text("When not given: 1e-4 for a LoRA")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
 def test_nothing_is_cut_at_either_size(page: Page, scheme: str, width: int, height: int) -> None:

@@ -169,6 +169,7 @@ def no_runner() -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_runner")
 def test_two_browsers_see_the_same_queue(page: Page, browser: Browser, new_run: Callable[..., Run]) -> None:
     made = [new_run(name, 5) for name in ("one", "two", "three")]

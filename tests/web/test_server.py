@@ -92,6 +92,7 @@ def test_a_taken_port(home: Path, limner_web: Callable[..., Any]) -> None:
     assert get(second, "/api/settings", Cookie=cookie)[0] == 200  # one home, one session
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_within_three_seconds_with_a_page_open(home: Path, limner_web: Callable[..., Any], how: signal.Signals) -> None:
     server = limner_web("--port", "0")
@@ -119,6 +120,7 @@ def environment_of_a_child(pid: int) -> dict[str, str]:
     raise AssertionError("no runner was started")
 
 
+@pytest.mark.long
 def test_a_password_is_asked_for(home: Path, limner_web: Callable[..., Any], browser: Browser) -> None:
     server = limner_web("--host", "0.0.0.0", "--port", "0", "--username", "ada", LIMNER_PASSWORD="a long password")
     assert get(server.url, "/")[1]["location"] == "/login"

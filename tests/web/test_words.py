@@ -137,7 +137,7 @@ def overflow(page: Page) -> list[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_page_speaks_it(language: str, browser: Browser, limner_web: Callable[..., Any]) -> None:
     """Tabs, buttons and helps are translated; at a phone's width nothing is cut."""
