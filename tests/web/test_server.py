@@ -92,7 +92,6 @@ def test_a_taken_port(home: Path, limner_web: Callable[..., Any]) -> None:
     assert get(second, "/api/settings", Cookie=cookie)[0] == 200  # one home, one session
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_within_three_seconds_with_a_page_open(home: Path, limner_web: Callable[..., Any], how: signal.Signals) -> None:
     server = limner_web("--port", "0")
