@@ -26,12 +26,16 @@ def lora(model: Path, pictures: Path) -> Config:
 
 @pytest.mark.long
 def test_a_trainer_killed_three_times(tiny_model: Path, pictures: Path) -> None:
-    print(killing.end_trainers(lora(tiny_model, pictures), pictures, 3, 3))
+    tally = killing.end_trainers(lora(tiny_model, pictures), pictures, 3, 3)
+    print(tally)
+    assert tally.count == 3  # what follows each kill is looked at in there; it gives up when time runs out
 
 
 def test_a_runner_killed_twice(tiny_model: Path, pictures: Path) -> None:
     chosen = config(tiny_model, pictures)
-    print(killing_servers.kill_runners(chosen, killing.Uninterrupted.of(chosen).found, 2, together=2))
+    tally = killing_servers.kill_runners(chosen, killing.Uninterrupted.of(chosen).found, 2, together=2)
+    print(tally)
+    assert tally.count == 2
 
 
 def test_a_server_killed_while_a_run_is_trained(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
@@ -39,3 +43,4 @@ def test_a_server_killed_while_a_run_is_trained(tiny_model: Path, pictures: Path
     with killing_servers.trained(config(tiny_model, pictures, train={"steps": 100_000})) as run:
         tally, seconds = killing_servers.kill_servers(run, others, pictures, tmp_path / "web.txt", 1)
     print(tally.count, f"the truth after {seconds:.1f} s")
+    assert tally.count == 1

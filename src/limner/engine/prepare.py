@@ -66,7 +66,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
         base = find_base(config)
     folder = config.memory.cache_path or runs.home() / "cache"
     cache = Cache(folder, verify=config.memory.verify, sign=lambda: journal.sign(journal.state.phase))
-    ahead = denoiser_ahead(base, config, _denoiser_dtype(config, runtime))
+    ahead = denoiser_ahead(base, config, denoiser_dtype(config, runtime))
     with hashed_beside(base, config, cache, ahead):  # the family's libraries take seconds to import, on one core
         family = families.make(base, keep_of(config), ahead)
 
@@ -114,13 +114,14 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     )  # fmt: skip
 
 
-def _denoiser_dtype(config: Config, runtime: Runtime) -> torch.dtype:
+def denoiser_dtype(config: Config, runtime: Runtime) -> torch.dtype:
+    """What the denoiser is loaded in."""
     return torch.float32 if config.adapter.trains_in_fp32 else runtime.dtype
 
 
 def _load(config: Config, run: Run, family: Family, samples: Samples, runtime: Runtime) -> Adapter:
     """Bring what the loop computes into memory, with the adapter attached."""
-    dtype = _denoiser_dtype(config, runtime)
+    dtype = denoiser_dtype(config, runtime)
     loading.load(family, "denoiser", dtype, runtime.device, config.model)
     if samples.trains_text or not samples.caches_text:
         loading.load(family, "text", dtype, runtime.device, config.model)

@@ -7,7 +7,7 @@ into a ledger. Its headings are "PHASE/PART".
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -29,7 +29,7 @@ from limner.engine.fetching import keep_of
 from limner.engine.ledger import Ledger
 from limner.engine.objective import prediction_loss, preservation_loss
 from limner.engine.optimizers import make_optimizer
-from limner.engine.prepare import is_prepacked
+from limner.engine.prepare import denoiser_dtype, is_prepacked
 from limner.engine.runtime import Runtime
 from limner.formats.base import Base
 from limner.formats.header import TensorInfo
@@ -38,6 +38,7 @@ from limner.formats.single import header_of
 from limner.models import family as families
 from limner.models import prepacked
 from limner.models.family import Conditioning
+from limner.models.saving import prefixes_in_file
 from limner.models.weights import DTYPES, PRECISIONS
 
 _ENCODED_TOGETHER = 16
@@ -142,7 +143,7 @@ class Rehearsal:
 
     def _train(self, steps: int) -> None:
         config, family, runtime, ledger = self.config, self.family, self.runtime, self.ledger
-        dtype = torch.float32 if config.adapter.trains_in_fp32 else runtime.dtype
+        dtype = denoiser_dtype(config, runtime)
         with self._in("training"):
             self._load("denoiser", dtype)
             trains_text = config.trains_text
@@ -239,19 +240,19 @@ class Rehearsal:
             held = deque(parts, maxlen=0 if self.config.adapter.trains_base else None)
             del held
             if self.config.adapter.trains_base:
-                written = [part for name, part in self.family.empty().items() if self._is_written(name)]
+                written = [part for name, part in self.family.empty().items() if name in self._written()]
                 numbers = sum(t.numel() for part in written for t in part.state_dict().values())
                 with evaluation_weights(optimizer, params, average):
                     copies = self.ledger.note(numbers * dtype.itemsize if self.runtime.device.type == "cpu" else 0)
                     self.ledger.forget(copies)
 
-    def _is_written(self, folder: str) -> bool:
-        """Whether the checkpoint of a whole model holds a part."""
-        base, part = self.scene.base, FAMILIES[self.scene.base.family].parts[folder]
-        if self.config.output.layout == "diffusers":
-            return True
+    def _written(self) -> Collection[str]:
+        """The parts that the checkpoint of a whole model holds."""
+        base = self.scene.base
         assert base.path is not None
-        return part.prefix_in(header_of(base.path).tensors) is not None if base.layout == "file" else not part.is_apart
+        if self.config.output.layout == "diffusers":
+            return FAMILIES[base.family].parts
+        return prefixes_in_file(base, header_of(base.path).tensors if base.layout == "file" else ())
 
     @torch.no_grad()
     def _sample(self) -> None:

@@ -66,13 +66,10 @@ class Ahead(Weights):
                 name, future = self._left.popleft()
             except IndexError:
                 return
-            tensor = None
-            if self._held_bytes < self._most_bytes:
-                try:
-                    tensor = self._read(name)
-                except Exception:  # who asks for it reads again, and is told
-                    tensor = None
-            future.set_result(tensor)
+            try:
+                future.set_result(self._read(name) if self._held_bytes < self._most_bytes else None)
+            except Exception:  # whatever it was: who asks for it reads again, and is told
+                future.set_result(None)
 
     def _read(self, name: str) -> Tensor:
         tensor = super().__getitem__(name)

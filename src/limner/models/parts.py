@@ -149,11 +149,16 @@ class Parts:
 
     def part(self, folder: str, dtype: torch.dtype) -> Any:
         """The model in this folder of a diffusers model: the one in memory, or else one that is read on the CPU in `dtype`."""
-        if folder == self.denoiser_folder and self.has("denoiser"):
-            return self.denoiser
-        if folder == "vae" and self.has("vae"):
-            return self.vae
-        return self.text_encoders.get(folder) or self._load(folder, dtype, torch.device("cpu"))
+        held = self.held(folder)
+        return self._load(folder, dtype, torch.device("cpu")) if held is None else held
+
+    def held(self, folder: str) -> Any:
+        """The model in this folder of a diffusers model if it is in memory, else None."""
+        if folder == self.denoiser_folder:
+            return self.denoiser if self.has("denoiser") else None
+        if folder == "vae":
+            return self.vae if self.has("vae") else None
+        return self.text_encoders.get(folder)
 
     def names(self, folder: str) -> Names:
         """The rule of a part's places in a single file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
+from limner.formats.base import Base
 from limner.formats.header import read_header
 from limner.formats.known import FAMILIES
 from limner.models.weights import Weights, laid_out, with_prefix
@@ -29,11 +30,7 @@ def save_file_of(family: Parts, path: Path, dtype: torch.dtype, metadata: dict[s
     base, state = family.base, dict[str, Tensor]()
     assert base.path is not None
     source = Weights([base.path]) if base.layout == "file" else {}
-    for folder, part in FAMILIES[base.family].parts.items():
-        usual = None if part.is_apart else part.prefixes[0]
-        prefix = part.prefix_in(source) if base.layout == "file" else usual
-        if prefix is None or folder in base.absent:
-            continue
+    for folder, prefix in prefixes_in_file(base, source).items():
         model, names = family.part(folder, dtype), family.names(folder)
         state |= laid_out(model.state_dict(), lambda own, names=names, p=prefix: with_prefix(names(own), p), dtype)
     # what such files hold beside the model: the schedule, marks, unused layers
@@ -42,6 +39,18 @@ def save_file_of(family: Parts, path: Path, dtype: torch.dtype, metadata: dict[s
         state |= {mark: torch.zeros(0) for mark in ZERO_SNR}
     family.complete(state)
     save_file(state, path, metadata)
+
+
+def prefixes_in_file(base: Base, names: Container[str]) -> dict[str, str]:
+    """The parts that are written into a single file, by their folders, and the first words of their tensors' names there: of a
+    single file, which has these `names`, those that it held, of a folder those that such files usually hold."""
+    out = dict[str, str]()
+    for folder, part in FAMILIES[base.family].parts.items():
+        usual = None if part.is_apart else part.prefixes[0]
+        prefix = part.prefix_in(names) if base.layout == "file" else usual
+        if prefix is not None and folder not in base.absent:
+            out[folder] = prefix
+    return out
 
 
 def is_left_out(name: str) -> bool:
@@ -82,8 +91,8 @@ def pipeline_of(family: Parts, models: Mapping[str, nn.Module]) -> Any:
 
 def _own(family: Parts, folder: str, dtype: torch.dtype) -> nn.Module:
     """A part on the CPU in a dtype, to be written: read for it, or a copy of the one in memory."""
-    model, held = family.part(folder, dtype), [getattr(family, "denoiser", None), getattr(family, "vae", None)]
-    return _copy(model, dtype) if any(model is part for part in [*held, *family.text_encoders.values()]) else model
+    held = family.held(folder)
+    return family.part(folder, dtype) if held is None else _copy(held, dtype)
 
 
 def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
