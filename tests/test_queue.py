@@ -98,6 +98,14 @@ def test_a_started_run_is_not_taken_out() -> None:
     assert queue.waiting() == [b.id, a.id], "its old place counts no more"
 
 
+def test_a_run_that_is_being_started_is_not_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = enqueued("a")
+    monkeypatch.setattr(Run, "hold", lambda self: filelock.FileLock(self.path / "lock", timeout=0.1))
+    with filelock.FileLock(run.path / "lock"):
+        assert not queue.remove(run)
+    assert run.state().status == "waiting" and queue.remove(run)
+
+
 def test_reordering_passes_over_the_unknown_and_forgets_nobody() -> None:
     a, b, c, d = enqueued("a", "b", "c", "d")
     a.write_state(State("done"))

@@ -70,17 +70,17 @@ def reorder(ids: Sequence[str]) -> None:
 
 
 def remove(run: Run) -> bool:
-    """Take a run out of the queue: it is `stopped` then. False if it does not wait, has just been started, or has a job
+    """Take a run out of the queue: it is `stopped` then. False if it does not wait, is just being started, or has a job
     elsewhere, which has to be stopped."""
     if run.state().status != "waiting" or run.is_out():
         return False
-    with _table() as table, _hold(run):
+    with _table() as table, contextlib.suppress(filelock.Timeout), run.hold():
         state = run.state()
-        if state.status != "waiting":
-            return False
-        run.write_state(replace(state, status="stopped", error=""))
-        table.execute("DELETE FROM queue WHERE run = ?", (run.id,))
-        return True
+        if state.status == "waiting":
+            run.write_state(replace(state, status="stopped", error=""))
+            table.execute("DELETE FROM queue WHERE run = ?", (run.id,))
+            return True
+    return False
 
 
 def repair() -> list[str]:

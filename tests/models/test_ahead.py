@@ -110,14 +110,14 @@ from limner.formats.known import FAMILIES
 from limner.models.ahead import Ahead
 found = Ahead([Path({str(file)!r})], FAMILIES["sd1"].parts["unet"], torch.bfloat16, 1 << 30)
 read, begun = found._read, []
-found._read = lambda name: begun.append(name) or time.sleep(1) or read(name)
+found._read = lambda name: begun.append(name) or time.sleep(3) or read(name)
 found.begin()
 while not begun: time.sleep(0.01)
 sys.exit(2)
 """
     began = time.monotonic()
     assert subprocess.run([sys.executable, "-c", code]).returncode == 2
-    assert time.monotonic() - began < 9  # 22 tensors, two a second, and before that torch is imported
+    assert time.monotonic() - began < 20  # 22 tensors, two in three seconds, and before that torch is imported
 
 
 def test_what_cannot_be_read_is_said_to_who_asks(file: Path):

@@ -257,7 +257,7 @@ def test_nobody_is_there(run: runs.Run, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_stopping_leaves_no_commit(server: FakeHub, run: runs.Run) -> None:
-    server.slow = 3.0
+    server.slow = 10.0
 
     def stop(done: int, total: int, words: str = "") -> None:
         if "Sending cat" in words:
@@ -266,7 +266,7 @@ def test_stopping_leaves_no_commit(server: FakeHub, run: runs.Run) -> None:
     started = time.monotonic()
     with pytest.raises(StopRequested):
         publish.run(asked(run=run.id), stop)
-    assert time.monotonic() - started < 2.5 and server.commits == []
+    assert time.monotonic() - started < 8 and server.commits == []
 
 
 # --- what is asked ---
