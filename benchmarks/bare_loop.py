@@ -70,17 +70,17 @@ def add_lora(unet: nn.Module, rank: int, seed: int) -> list[Lora]:
 @torch.no_grad()
 def encoded(folder: Path, pictures: list[Path], dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(mean of the latents, deviation, text) of each picture, which has the size to train at already."""
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").eval()
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype).eval()
     text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype).eval()
     tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
     out = []
     for path in pictures:
         pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None] / 127.5 - 1
-        latents = vae.encode(pixels).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
+        latents = vae.encode(pixels.to(dtype)).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
         words = path.with_suffix(".txt").read_text(encoding="utf-8")
         tokens = tokenizer(words, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
         scale = vae.config["scaling_factor"]
-        out.append((latents.mean * scale, latents.std * scale, text(tokens["input_ids"])[0]))
+        out.append((latents.mean.float() * scale, latents.std.float() * scale, text(tokens["input_ids"])[0]))
     return out
 
 

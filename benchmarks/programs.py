@@ -110,6 +110,7 @@ class Limner:
             "adapter": {"kind": "lora", "rank": RANK},
             "optimizer": {"lr": LR, "schedule": "constant"},
             "train": {"steps": task.steps, "seed": SEED, "precision": task.precision},
+            "memory": {"vae_dtype": task.precision},  # as sd-scripts has it
             "output": {"dtype": "fp32"},
             "launch": {"device": "cpu"},
         }

@@ -38,7 +38,7 @@ def test_a_packed_layer_computes_what_it_did(kernel: tuple[int, int, int, int], 
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("no bf16 here")
     torch.manual_seed(0)
-    layer = nn.Conv2d(16, 24, *kernel).to(dtype).requires_grad_(False)
+    layer = nn.Conv2d(16, 40, *kernel).to(dtype).requires_grad_(False)
     whole = copy.deepcopy(layer)
     assert prepacked.pack(nn.Sequential(layer)) == 1
     for n, h, w in SIZES:

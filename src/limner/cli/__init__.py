@@ -64,9 +64,10 @@ def train(*words: Options, resume: Annotated[bool, Parameter(negative="")] = Fal
     ----------
     resume: Go on with the newest run of this very configuration, if there is one: for a command that is started again.
     """
-    from limner import jobs, preflight, progress, runs
+    from limner import early, jobs, preflight, progress, runs
 
     config = load(words)
+    early.read_early(config.model)
     if resume and (run := runs.newest_of(config)) is not None:
         return go_on(run)
     findings, records = preflight.examine(config, _machine())

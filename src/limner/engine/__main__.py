@@ -15,7 +15,7 @@ from typing import TextIO
 import filelock
 import psutil
 
-from limner import changes, disk, fitting, hung, machine, runs, space
+from limner import changes, disk, fitting, garbage, hung, machine, runs, space
 from limner.config import defaults
 from limner.engine.stopping import StopFlag
 from limner.engine.together import called, leave_reason
@@ -77,7 +77,8 @@ def main(folder: str) -> int:
         if is_main:
             run.drop_requests(before=psutil.Process().create_time() - 1)  # a process's start is known to the second only
             run.write_state(run.starting(os.getpid()))  # now: importing torch takes seconds
-        from limner.engine.journal import Journal
+        with garbage.uncollected():
+            from limner.engine.journal import Journal
 
         journal = Journal(run, is_main=is_main, sign=watchdog.sign)
     except (OSError, ImportError) as error:
@@ -163,7 +164,8 @@ def _train_as_fits(run: Run, journal, flag: StopFlag) -> int:
 
 
 def _train(run: Run, journal, flag: StopFlag, alarm) -> int:
-    from limner.engine import checkpoint, fit, going_back, prepare, runtime, saving, skips, trackers, train
+    with garbage.uncollected():
+        from limner.engine import checkpoint, fit, going_back, prepare, runtime, saving, skips, trackers, train
 
     config = run.config()
     if journal.is_main:

@@ -5,6 +5,7 @@ The libraries that a family is made of take seconds to import, on one core: on a
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -39,7 +40,7 @@ class Ahead(Weights):
         self._waiting = {name: Future() for name in self if name.startswith(self._prefix)}
         self._left.extend(self._waiting.items())
         try:
-            for _ in range(READERS):
+            for _ in range(min(READERS, max(1, (os.cpu_count() or 1) - 1))):  # who imports needs one
                 Thread(target=self._read_on).start()
         except RuntimeError:  # no more threads, or the interpreter ends
             self.forget()

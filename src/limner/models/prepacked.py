@@ -10,6 +10,7 @@ kept. A layout fits every size of picture and batch.
 from __future__ import annotations
 
 import platform
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +24,8 @@ from limner.models.given_back import give_holes_back
 _OPS = torch.ops.mkldnn
 _HOLES_BYTES = 128 << 20
 _PACKERS = 2
+_ROWS = 32
+"""Of a weight, turned round at a time: few enough to stay in the processor's cache."""
 
 
 class PackedConv2d(nn.Conv2d):
@@ -42,7 +45,7 @@ class PackedConv2d(nn.Conv2d):
         stride, dilation = self.stride, self.dilation
         self.there = _OPS._reorder_convolution_weight(weight, self.padding, stride, dilation, 1)
         if _is_turned(weight.dtype, stride):
-            self.back = _OPS._reorder_convolution_weight(weight.transpose(0, 1), self._padding_back(), stride, dilation, 1)
+            self.back = _OPS._reorder_convolution_weight(_turned(weight), self._padding_back(), stride, dilation, 1)
         else:
             self.back = _OPS._reorder_convolution_transpose_weight(weight, self.padding, (0, 0), stride, dilation, 1)
 
@@ -84,6 +87,25 @@ class PackedConv2d(nn.Conv2d):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "weight"] = self.weight
+
+
+class _Room(threading.local):
+    """Where a thread turns weights round. One for all of them: to be given memory takes longer than to fill it."""
+
+    numbers = torch.empty(0)
+
+
+_room = _Room()
+
+
+def _turned(weight: Tensor) -> Tensor:
+    """A weight as (in, out, ...), until this thread turns another."""
+    if _room.numbers.numel() < weight.numel():
+        _room.numbers = torch.empty(weight.numel())
+    turned = _room.numbers[: weight.numel()].view(weight.transpose(0, 1).shape)
+    for here, there in zip(turned.split(_ROWS, dim=1), weight.split(_ROWS), strict=True):
+        here.copy_(there.transpose(0, 1))
+    return turned
 
 
 def _is_turned(dtype: torch.dtype, stride: tuple[int, ...]) -> bool:

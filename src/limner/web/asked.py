@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body
 from pydantic import BaseModel
 
-from limner import estimate, expect, importing, jobs, launch, machine, parsing, preflight, queue, runner, runs
+from limner import early, estimate, expect, importing, jobs, launch, machine, parsing, preflight, queue, runner, runs
 from limner.config import Config, Data, defaults, files
 from limner.config.fields import paths, walk
 from limner.config.kohya import Line
@@ -67,6 +67,7 @@ def router(context: Context) -> APIRouter:
         findings, _ = preflight.examine(config, this_machine(), may_follow=may_follow)
         if errors := [f for f in findings if f.severity == "error"]:
             raise UserError(errors)
+        early.read_early(config.model)
         run = jobs.prepare(config)
         queue.enqueue(run)
         runner.ensure_runner()
