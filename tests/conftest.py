@@ -12,6 +12,20 @@ from pathlib import Path
 
 import pytest
 
+_TOLD_BY_OTHERS = {"sd2", "sd3"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is asked of every family `make test` asks of those that differ most: of sd1, sdxl and flux."""
+    for item in items:
+        if (
+            isinstance(item, pytest.Function)
+            and hasattr(item, "callspec")
+            and _TOLD_BY_OTHERS & set(item.callspec.id.split("-"))
+        ):
+            item.add_marker("long")
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

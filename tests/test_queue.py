@@ -210,6 +210,7 @@ def test_a_file_that_cannot_be_used_is_said_in_words(home: Path) -> None:
     assert (home / "queue.sqlite").is_symlink()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_twenty_processes_at_one_barrier(home: Path) -> None:
     """Nothing is lost, nothing started twice, two never at once, and each process's own order is kept."""

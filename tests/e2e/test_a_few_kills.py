@@ -31,6 +31,7 @@ def test_a_trainer_killed_three_times(tiny_model: Path, pictures: Path) -> None:
     assert tally.count == 3  # what follows each kill is looked at in there; it gives up when time runs out
 
 
+@pytest.mark.long
 def test_a_runner_killed_twice(tiny_model: Path, pictures: Path) -> None:
     chosen = config(tiny_model, pictures)
     tally = killing_servers.kill_runners(chosen, killing.Uninterrupted.of(chosen).found, 2, together=2)

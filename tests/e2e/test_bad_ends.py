@@ -37,6 +37,7 @@ def test_a_learning_rate_far_too_high(tiny_model, pictures, kind, clip):
     assert last["event"] == "stop" and last["status"] == "failed"
 
 
+@pytest.mark.long
 def test_two_trainers_on_one_run(tiny_model, pictures):
     run = new_run(config(tiny_model, pictures, train={"steps": 100_000}))
     first = launch(run)

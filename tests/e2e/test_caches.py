@@ -119,6 +119,7 @@ def test_an_index_that_is_no_database_is_begun_anew(tiny_model, pictures, first,
     assert cached(again) == [(4, 4)] and losses(again) == losses(first)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_another_folder_and_another_model(tiny_model, pictures, tmp_path):
     run_once(tiny_model, pictures)

@@ -24,6 +24,7 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_missing_class_pictures_are_painted_once_and_trained_on(tiny_model, pictures, tmp_path):
     folder = tmp_path / "things"

@@ -149,6 +149,7 @@ def test_the_output_disk_is_taken_out(tiny_model, pictures, tmp_path):
     assert [p.name for p in states(run)][-1] == "step-00000006"
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_output_disk_becomes_read_only(tiny_model, pictures, tmp_path):
     with faults.small_disk(tmp_path / "stick", 8) as stick:

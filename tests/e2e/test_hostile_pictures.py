@@ -88,6 +88,7 @@ def test_a_picture_that_vanishes_between_two_looks(tiny_model: Path, pictures: P
     faults.require_ended(strict)
 
 
+@pytest.mark.long
 def test_an_edit_while_it_is_read_is_not_kept_as_what_was_there(tiny_model: Path, pictures: Path) -> None:
     """Else the picture from before, put back later, would be taken for the edited one."""
     path = pictures / "p2.png"
@@ -101,6 +102,7 @@ def test_an_edit_while_it_is_read_is_not_kept_as_what_was_there(tiny_model: Path
     assert losses(run) == losses(plain)
 
 
+@pytest.mark.long
 def test_what_is_cached_may_go(tiny_model: Path, pictures: Path) -> None:
     plain, run = (new_run(config(tiny_model, pictures)) for _ in range(2))
     assert train(plain) == 0

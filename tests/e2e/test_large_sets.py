@@ -41,6 +41,7 @@ def cached(run: runs.Run) -> list[tuple[int, int]]:
     return [(e["latents"], e["captions"]) for e, _ in run.events() if e["event"] == "cached"]
 
 
+@pytest.mark.long
 def test_what_was_done_before_a_kill_stays(tiny_model: Path, large: Path, home: Path) -> None:
     chosen = config(tiny_model, large, train={"steps": 2})
     killed = new_run(chosen)

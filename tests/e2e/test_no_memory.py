@@ -26,6 +26,7 @@ def test_while_pictures_are_encoded(tiny_model, pictures):
     assert train(run) == 0
 
 
+@pytest.mark.long
 def test_while_it_paints_it_goes_on_without_the_picture(tiny_model, pictures):
     plain, run = (new_run(config(tiny_model, pictures, sample=PROMPT, train={"steps": 6})) for _ in range(2))
     assert train(plain) == 0
@@ -38,6 +39,7 @@ def test_while_it_paints_it_goes_on_without_the_picture(tiny_model, pictures):
     assert not [e for e in run.history() if e["event"] == "fit"]
 
 
+@pytest.mark.long
 def test_the_system_gives_no_more(tiny_model, pictures):
     """A real allocation fails in a step, under a limit of the operating system."""
     chosen = config(tiny_model, pictures, train={"steps": 6, "batch_size": 16}, data={"resolution": 128, "bucket_max_px": 256})

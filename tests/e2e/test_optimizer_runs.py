@@ -46,6 +46,7 @@ def test_resuming_is_exact(tiny_model, pictures, variant):
         assert rates == pytest.approx([1e-2] * 4 + [3e-3] * 5 + [1e-3] * 3)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_in_the_backward_pass_a_run_comes_to_the_same(tiny_model, pictures):
     """With layers computed again and the text encoder trained, too: no weight moves before it has been used."""

@@ -105,6 +105,7 @@ def test_a_damaged_state_is_passed_over(tiny_model, pictures):
     assert result(run) == result(whole)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_without_any_state_the_run_starts_anew(tiny_model, pictures):
     whole = make(tiny_model, pictures, "lora")

@@ -136,6 +136,7 @@ def test_steps_that_cannot_be_shared_out_are_refused(tiny_model, pictures):
     assert "3 micro-batches, which 2 processes cannot share out evenly. Use one of 1, 3." in run.state().error
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_stop_while_caching_reaches_all(tiny_model, wide_pictures):
     run = of(tiny_model, wide_pictures, "lora", 2)
@@ -146,6 +147,7 @@ def test_a_stop_while_caching_reaches_all(tiny_model, wide_pictures):
     assert run.state().status == "done" and "[process 2 of 2]" not in (run.path / "events.jsonl").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_class_pictures_are_painted_by_all(tiny_model, pictures, tmp_path):
     painted = []

@@ -117,6 +117,7 @@ def test_the_flag(is_alone: bool) -> None:
     assert process.exitcode == 143
 
 
+@pytest.mark.long
 def test_the_same_command_started_again_goes_on(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     """As on a machine that is taken away without a word, then with SIGTERM, and given back: `limner train FILE --resume`."""
     chosen = config(tiny_model, pictures, train={"steps": 40})

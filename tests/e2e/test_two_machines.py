@@ -59,6 +59,7 @@ def test_two_machines_train_what_one_accumulates(tiny_model, pictures, home, mon
     assert "[process 2 of 2]" not in main.tail(), "each machine has a log of its own"
 
 
+@pytest.mark.long
 def test_the_second_machine_is_sent_the_state_to_resume_from(tiny_model, pictures, home, monkeypatch):
     main, second = on_two(tiny_model, pictures, home, monkeypatch, train={"steps": 6, "ema": 0.9})
     unbroken, its = on_two(tiny_model, pictures, home, monkeypatch, train={"steps": 6, "ema": 0.9})

@@ -54,7 +54,14 @@ def kinds(job: Training) -> set[type]:
     return {type(m) for m in job.family.denoiser.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)}
 
 
-@pytest.mark.parametrize("adapter", [{}, {"conv_rank": 2}, {"dora": True, "conv_rank": 2}], ids=["lora", "locon", "dora"])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        pytest.param({}, id="lora"),
+        pytest.param({"conv_rank": 2}, id="locon", marks=pytest.mark.long),
+        pytest.param({"dora": True, "conv_rank": 2}, id="dora", marks=pytest.mark.long),
+    ],
+)
 def test_fifty_steps_are_those_of_the_plain_path(places, adapter, monkeypatch):
     fast = made(places, True, **adapter)
     assert kinds(fast) == {prepacked.PackedConv2d if prepacked._is_supported() else nn.Conv2d}
@@ -69,6 +76,7 @@ def test_fifty_steps_are_those_of_the_plain_path(places, adapter, monkeypatch):
         assert float((state[name] - tensor).norm()) < 1e-3 * float(tensor.norm()) + 1e-6, name
 
 
+@pytest.mark.long
 def test_in_bf16_the_curve_is_the_plain_one_within_its_rounding(places, monkeypatch):
     found = losses(made(places, True, "bf16"))
     monkeypatch.setattr(fused, "fits", lambda base: False)

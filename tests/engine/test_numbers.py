@@ -285,6 +285,7 @@ def job_for_run(chosen: Any) -> Any:
     return prepare(run, chosen, Runtime(CPU, "fp32"), Journal(run, is_main=True), lambda: False)
 
 
+@pytest.mark.long
 def test_a_picture_that_makes_no_numbers_is_left_out_for_good(model: Path, pictures: Path) -> None:
     """It alone, from the step on where it was noticed, and the others go on in their places."""
     chosen = trainer.config(model, pictures, train={"ema": 0.9, "accumulation": 2})
@@ -302,6 +303,7 @@ def test_a_picture_that_makes_no_numbers_is_left_out_for_good(model: Path, pictu
     assert finished(ended) == whole
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("fault", "steps"), [(Fault("rate", 1), 12), (Fault("explosion", 15), 30)])
 def test_at_the_second_time_in_the_same_place_it_stops(model: Path, pictures: Path, fault: Fault, steps: int) -> None:
     run = trainer.new_run(trainer.config(model, pictures, train={"steps": steps}, output={"state_every_steps": 1}))
@@ -340,6 +342,7 @@ def test_asked_to_stop_it_leaves_without_saving_what_is_no_number(model: Path, p
     assert [s[0] for s in finished(run)["steps"]] == list(range(1, 13))
 
 
+@pytest.mark.long
 def test_several_processes_decide_alike(model: Path, pictures: Path) -> None:
     chosen = trainer.config(model, pictures, launch={"num_processes": 2})
     name = poisoned.spoil_latents(files.build({**chosen.model_dump(exclude_unset=True), "launch": {"device": "cpu"}}, {}), 2)

@@ -77,6 +77,7 @@ def test_where_nothing_is_left_it_says_what_to_change(model: Path, pictures: Pat
     assert [p.name for p in trainer.states(run)][-1] == "step-00000003"
 
 
+@pytest.mark.long
 def test_as_configured_means_that_the_run_ends(model: Path, pictures: Path) -> None:
     run = trainer.new_run(trainer.config(model, pictures, train={"batch_size": 4}))
     assert _train(run, 2, 4) == 2

@@ -135,6 +135,7 @@ def test_copies_and_the_order_of_writes():
     assert told == [1, 2, 3]
 
 
+@pytest.mark.long
 def test_no_state_is_written_behind_a_checkpoint_that_failed(model: Path, tmp_path: Path, monkeypatch: Any):
     """The run would go on from that state, past the checkpoint, and at its end be done without a file."""
     job = job_for(model, tiny.pictures(tmp_path / "p"), output={"name": "cat", "state_every_steps": 100}, train={"steps": 3})

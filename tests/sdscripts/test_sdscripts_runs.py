@@ -131,6 +131,7 @@ def test_a_crash_is_told_in_its_own_words_and_the_run_goes_on_from_its_state(tmp
     assert names(run.checkpoints) == [*steps, "cat.safetensors"]
 
 
+@pytest.mark.long
 def test_it_is_resumed_in_a_later_epoch_under_the_runs_own_steps(tmp_path: Path) -> None:
     """sd-scripts counts from the epoch it begins in: the run's step 14, in epochs of 10, is its step 4."""
     run = new_run(tmp_path, "slow 0.05", train={"steps": 40}, output={"save_every_steps": 7})
@@ -170,6 +171,7 @@ def test_a_polite_stop_keeps_what_was_saved_and_says_what_is_lost(tmp_path: Path
     assert "cat-step00000005.safetensors" in names(run.checkpoints) and "cat.safetensors" not in names(run.checkpoints)
 
 
+@pytest.mark.long
 def test_a_save_that_was_begun_is_waited_for(tmp_path: Path) -> None:
     run = new_run(tmp_path, "slow save")
     process = started(run)
@@ -180,6 +182,7 @@ def test_a_save_that_was_begun_is_waited_for(tmp_path: Path) -> None:
     assert names(run.checkpoints)[0] == "cat-step00000005.safetensors" and names(run.states)[0] == "step-00000005"
 
 
+@pytest.mark.long
 def test_one_that_ignores_signals_is_ended_all_the_same(tmp_path: Path) -> None:
     run = new_run(tmp_path, "ignore hang")
     process = started(run)
@@ -206,6 +209,7 @@ def test_killing_the_supervisor_ends_all(tmp_path: Path) -> None:
     assert run.state().status == "failed" and run.state().error.startswith("the trainer was killed (signal 9)")
 
 
+@pytest.mark.long
 def test_what_never_trained_says_why_and_what_lost_its_steps_is_not_resumed(tmp_path: Path) -> None:
     run = new_run(tmp_path, "crash early")
     assert train(run) == 1
@@ -249,6 +253,7 @@ def test_hostile_values_arrive_as_they_are_and_run_nothing(tmp_path: Path) -> No
     assert not list(tmp_path.rglob("pwned"))
 
 
+@pytest.mark.long
 def test_a_whole_model_goes_on_only_under_a_constant_schedule(tmp_path: Path) -> None:
     given: dict[str, Any] = {"adapter": {"kind": "none"}, "output": {"layout": "original"}}
     run = new_run(tmp_path, "crash late", optimizer={"schedule": "constant"}, **given)

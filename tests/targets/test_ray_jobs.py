@@ -189,6 +189,7 @@ def test_from_the_terminal_stopped_resumed_and_stopped_at_once(values: dict[str,
     assert jobs.stop(run, now=True).status == "stopped"
 
 
+@pytest.mark.long
 def test_no_server_is_said_before_the_start(page: TestClient, values: dict[str, str]) -> None:
     (port,) = free_ports(1)
     began = time.monotonic()

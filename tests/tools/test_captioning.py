@@ -314,6 +314,7 @@ def test_processes_write_what_one_writes(folder: Path, models: Path, tmp_path: P
     assert not _working()
 
 
+@pytest.mark.long
 def test_what_a_process_finds_is_told(folder: Path, models: Path) -> None:
     with pytest.raises(UserError, match=r"caption.model.*cannot be opened") as raised:
         broken = shutil.copytree(models / "git", folder.parent / "broken")
@@ -322,6 +323,7 @@ def test_what_a_process_finds_is_told(folder: Path, models: Path) -> None:
     assert raised.value.findings and not _working() and not texts(folder)
 
 
+@pytest.mark.long
 def test_a_stop_ends_the_processes(folder: Path, models: Path) -> None:
     with pytest.raises(StopRequested):
         run(folder, models / "git", stop_at(1), processes=2)
@@ -352,6 +354,7 @@ def test_a_tool_that_is_killed_leaves_none_behind(folder: Path, models: Path) ->
     assert not psutil.wait_procs(found, timeout=60)[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("device", ["cuda:0", "cuda"])
 def test_processes_that_there_are_no_gpus_for(folder: Path, models: Path, device: str) -> None:
     with pytest.raises(UserError, match=r"caption.device: .*cuda"):

@@ -137,6 +137,7 @@ def test_a_preview_and_auto_want_the_best_device(home: Path):
     assert tool_jobs.device_of(build_as(Tools, {"tag": {"path": "p"}}, {}).tag) == wanted  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_names_survive_a_system_of_another_alphabet(home: Path, lora: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
     moved = lora.rename(lora.with_name("猫.safetensors"))

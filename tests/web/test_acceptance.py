@@ -119,6 +119,7 @@ def test_at_most_four_actions_from_an_empty_home_to_a_lora(
     page.context.close()
 
 
+@pytest.mark.long
 def test_what_is_painted_stands_in_the_form_and_can_be_cleared(
     browser: Browser, start_page: Callable[..., Any], known_machine: None
 ) -> None:

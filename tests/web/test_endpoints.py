@@ -310,6 +310,7 @@ def test_heads_that_never_end_are_cut_and_others_are_served(standing: World, mon
 # --- the door ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_ten_thousand_wrong_passwords(caplog: pytest.LogCaptureFixture) -> None:
     """From one address: slowed to a dozen a day's hour, memory flat; the right one opens from elsewhere at once, and from there
     after the wait. The password is in no answer and no line of a log."""

@@ -45,6 +45,7 @@ def groups(page: Page) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.long
 def test_a_configuration_of_kohya_is_chosen_and_dropped(page: Page, tmp_path: Path) -> None:
     file = tmp_path / "my <b>kohya.json"
     file.write_text(json.dumps(KOHYA), encoding="utf-8")

@@ -238,6 +238,7 @@ def test_a_kind_sets_what_its_preset_says_and_the_next_takes_it_back(page: Page)
     assert saved(page) == {"train.seed": "3", "train.batch_size": "6"}
 
 
+@pytest.mark.long
 def test_toml_and_presets_fill_the_form(page: Page, tmp_path: Path) -> None:
     unfold(page)
     (tmp_path / "a.toml").write_text('[train]\nsteps = 7\n[data]\ntrigger = "zwx"\n[sample]\nprompts = ["a", "b"]\n')
@@ -260,6 +261,7 @@ def test_toml_and_presets_fill_the_form(page: Page, tmp_path: Path) -> None:
     expect(row).to_have_count(0)
 
 
+@pytest.mark.long
 def test_a_memory_preset_is_laid_over_and_kohyas_become_ones_own(page: Page, tmp_path: Path) -> None:
     unfold(page)
     entry(page, "train.steps").fill("9")

@@ -33,6 +33,7 @@ def session_of(url: str) -> str:
     return (answer.getheader("set-cookie") or "").partition(";")[0]
 
 
+@pytest.mark.long
 def test_twenty_pages_watch_a_run(home: Path, limner_web: Callable[..., Any]) -> None:
     run = runs.create(files.build({}, {"output.name": "cat"}))
     run.write_state(State("done", step=0, steps=1000))

@@ -137,6 +137,7 @@ def test_stop_kill_and_resume(page: Page, new_run: Callable[..., Run]) -> None:
     assert [e["step"] for e in run.history() if e["event"] == "step"] == list(range(1, 101))
 
 
+@pytest.mark.long
 def test_the_server_is_killed_and_comes_back(
     browser: Browser, limner_web: Callable[..., Any], new_run: Callable[..., Run]
 ) -> None:
@@ -214,6 +215,7 @@ def test_an_order_that_is_refused_goes_back(browser: Browser, server: str, new_r
     page.close()
 
 
+@pytest.mark.long
 def test_compare_duplicate_and_delete(page: Page, new_run: Callable[..., Run], home: Path) -> None:
     one, two = new_run("one", 5), new_run("two", 9)
     for run, loss in ((one, 0.5), (two, 0.25)):
@@ -249,6 +251,7 @@ def live(page: Page, kind: str) -> int:
     return number
 
 
+@pytest.mark.long
 def test_a_run_that_is_left_takes_its_charts_along(page: Page, home: Path) -> None:
     for name in ("one", "two", "three"):
         run = runs.create(files.build({}, {"output.name": name}))

@@ -163,6 +163,7 @@ def test_settings_reach_the_page(home: Path, limner_web: Callable[..., Any], bro
     page.close()
 
 
+@pytest.mark.long
 def test_weight_and_memory(home: Path, limner_web: Callable[..., Any], browser: Browser) -> None:
     server = limner_web("--port", "0")
     page = browser.new_context().new_page()
