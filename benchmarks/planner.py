@@ -1,7 +1,7 @@
 """Predicted against measured: peak memory and seconds a step over a grid of configurations, each really run.
 
     python benchmarks/planner.py MODELS                    the whole grid
-    python benchmarks/planner.py MODELS --only sd1 --lock /tmp/big.lock
+    python benchmarks/planner.py MODELS --only sd1         those whose names begin so
 
 MODELS is a folder with full-size random models (`scripts/random_model.py sd1 MODELS/sd1.safetensors`), and takes the tiny ones,
 which are made there. Each run is a trainer of its own with caches of its own; its peak is the system's word (the most that was
@@ -23,12 +23,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import filelock
 
 from full_size import pictures
 from limner import estimate, jobs, launch, machine, preflight, runs
@@ -112,31 +109,18 @@ def run(words: list[str], config: Config, log: Path) -> tuple[int, float]:
             time.sleep(0.1)
 
 
-@contextmanager
-def alone(lock: Path | None) -> Iterator[None]:
-    """Nobody else measures, or holds much memory, meanwhile."""
-    if lock is None:
-        yield
-        return
-    # as flock(1) has it
-    with filelock.UnixFileLock(lock):
-        yield
-
-
-def compare(name: str, options: dict[str, Any], folder: Path, imports_mib: float, lock: Path | None) -> dict[str, Any]:
+def compare(name: str, options: dict[str, Any], folder: Path, imports_mib: float) -> dict[str, Any]:
     """One configuration: what is predicted, then what is measured."""
     config = configured(options, folder)
     findings, records = preflight.examine(config, machine.describe(runs.home()))
     if records.question is None or any(f.severity == "error" for f in findings):
         return {"name": name, "trouble": "; ".join(str(f) for f in findings)[:500]}
     try:
-        with alone(lock):
-            told = estimate.ask(folder, config, records.question)
+        told = estimate.ask(folder, config, records.question)
     except UserError as error:
         return {"name": name, "trouble": str(error)[:500]}
     made = jobs.prepare(config)
-    with alone(lock):
-        code, peak_mib = run(launch.argv(config, made.path, "cpu"), config, made.log)
+    code, peak_mib = run(launch.argv(config, made.path, "cpu"), config, made.log)
     out: dict[str, Any] = {
         "name": name,
         "predicted_mib": told.worst.total_mib + told.process_mib - round(imports_mib),
@@ -158,13 +142,13 @@ def compare(name: str, options: dict[str, Any], folder: Path, imports_mib: float
 def summary(rows: list[dict[str, Any]], imports_mib: float) -> dict[str, Any]:
     """How often what was to be reached was.
 
-    Of small models hardly more than the imports is resident. So that the imports can be taken off, what remains is counted for
-    all configurations and for those of more than 2 GiB, and beside it what all are with the imports left in.
+    Memory is counted three ways: with what importing takes, which is most of a small model's; without it; and without it where
+    more than 2 GiB remain.
     """
     done = [r for r in rows if "trouble" not in r]
     whole = [(r["predicted_mib"] + imports_mib) / (r["measured_mib"] + imports_mib) for r in done]
-    bare = [r["predicted_mib"] / r["measured_mib"] for r in done]
-    large = [ratio for r, ratio in zip(done, bare, strict=True) if r["measured_mib"] > _LARGE_MIB]
+    bare = [r["predicted_mib"] / r["measured_mib"] for r in done if r["measured_mib"] > 0]
+    large = [r["predicted_mib"] / r["measured_mib"] for r in done if r["measured_mib"] > _LARGE_MIB]
     timed = [r for r in done if r["measured_seconds"] and r["predicted_seconds"]]
     pairs = [
         (a, b)
@@ -198,7 +182,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path)
     parser.add_argument("--only", default="", help="names that begin with this")
-    parser.add_argument("--lock", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "planner.json")
     args = parser.parse_args()
     import tiny
@@ -216,7 +199,7 @@ def main() -> None:
         for name, options in grid(args.models):
             if not name.startswith(args.only):
                 continue
-            rows[name] = compare(name, options, folder, imports_mib, None if name.startswith("tiny") else args.lock)
+            rows[name] = compare(name, options, folder, imports_mib)
             print(json.dumps(rows[name]), flush=True)
             here = {
                 "date": time.strftime("%Y-%m-%d"), "machine": platform.processor() or platform.machine(),

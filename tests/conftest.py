@@ -6,24 +6,26 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-_TOLD_BY_OTHERS = {"sd2", "sd3"}
+_TOLD_BY = {"sd2": "sd1", "sd3": "flux"}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is asked of every family `make test` asks of those that differ most: of sd1, sdxl and flux."""
+    """What is asked of every family `make test` asks of those that differ most: not of sd2 where the same is asked of sd1, nor
+    of sd3 where it is of flux."""
+    asked = {item.nodeid for item in items}
     for item in items:
-        if (
-            isinstance(item, pytest.Function)
-            and hasattr(item, "callspec")
-            and _TOLD_BY_OTHERS & set(item.callspec.id.split("-"))
-        ):
+        families = _TOLD_BY.keys() & {
+            v for v in getattr(getattr(item, "callspec", None), "params", {}).values() if type(v) is str
+        }
+        if any(re.sub(rf"\b{family}\b", _TOLD_BY[family], item.nodeid) in asked for family in families):
             item.add_marker("long")
 
 

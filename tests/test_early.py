@@ -1,16 +1,18 @@
 """The model is in the system's memory before anybody asks for it, and what is wrong with it is nobody's trouble here."""
 
 import ctypes
+import io
 import mmap
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tiny
-from limner.config.model import Model
-from limner.early import read_early
+from limner import cli, early, runs
+from limner.config import Config, files
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux says what is in its memory")
 
@@ -26,6 +28,13 @@ def share_in_memory(path: Path) -> float:
     return sum(page & 1 for page in there) / len(there)
 
 
+def read(config: Config) -> None:
+    reader = early.read_early(config)
+    assert reader is not None
+    reader.join(60)
+    assert not reader.is_alive()
+
+
 def forgotten(path: Path) -> Path:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
@@ -38,16 +47,52 @@ def test_the_denoiser_is_read(tmp_path: Path) -> None:
     (file,) = (folder / "unet").glob("*.safetensors")
     if share_in_memory(forgotten(file)) > 0.5:
         pytest.skip("this file system keeps everything in memory")
-    read_early(Model(base=str(folder))).join(60)
+    read(files.build({"model": {"base": str(folder)}}, {}))
     assert share_in_memory(file) == 1
 
 
-@pytest.mark.parametrize("base", ["somebody/elsewhere", "missing.safetensors", "a folder", "damaged.safetensors"])
+@pytest.mark.parametrize("base", ["somebody/elsewhere", "a/b--c", "missing.safetensors", "a folder", "damaged.safetensors"])
 def test_what_cannot_be_read_is_said_by_others(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a folder").mkdir()
     Path("damaged.safetensors").write_bytes(b"\xff" * 99)
     faults = []
     monkeypatch.setattr("threading.excepthook", faults.append)
-    read_early(Model(base=base)).join(60)
+    read(files.build({"model": {"base": base}}, {}))
     assert faults == []
+
+
+def test_no_more_is_read_than_there_is_room_for(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(io.FileIO):
+        def readinto(self, piece: Any, /) -> int:
+            counts.append(super().readinto(piece))
+            return counts[-1]
+
+    counts, open_it = list[int](), Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *a, **k: Counted(path) if k.get("buffering") == 0 else open_it(path, *a, **k)
+    )
+    monkeypatch.setattr(early, "_PIECE_BYTES", 4096)
+    model = files.build({"model": {"base": str(tiny_model)}}, {}).model
+    (file,) = (tiny_model / "unet").glob("*.safetensors")
+    for left, expected in ((1 << 30, file.stat().st_size), (5000, 8192)):
+        counts.clear()
+        early._read(model, left)
+        assert sum(counts) == expected
+
+
+def test_only_for_a_run_that_begins_now(tiny_model: Path) -> None:
+    raw = {"model": {"base": str(tiny_model)}}
+    config = files.build(raw, {})
+    assert early.read_early(files.build(raw | {"launch": {"target": "slurm"}}, {})) is None
+    run = runs.create(config)
+    for status in ("queued", "done", "waiting"):
+        run.write_state(runs.State(status))
+        assert (early.read_early(config) is None) == (status == "waiting")
+
+
+def test_it_is_asked_for_by_the_command(known_machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(early, "read_early", asked.append)
+    assert cli.train("--data.path", str(tmp_path / "missing"), "--launch.device", "cpu") == 2
+    assert [config.launch.device for config in asked] == ["cpu"]

@@ -105,6 +105,7 @@ CASES: list[tuple[str, str, str, dict[str, dict[str, Any]]]] = [
     ("logging.project", "warning", "no effect unless logging.trackers", {"logging": {"project": "cats"}}),
     ("logging.run_name", "warning", "no effect unless logging.trackers", {"logging": {"run_name": "cats"}}),
     ("model.base", "error", "neither a folder", {"model": {"base": "no such/thing at all"}}),
+    ("model.base", "error", "neither a folder", {"model": {"base": "owner/two--dashes"}}),
     ("model.base", "error", "neither a folder", {"model": {"base": "~nobody-of-this-name/x"}}),
     ("model.base", "note", "will be fetched", {"model": {"base": "nobody/nothing-of-this-name"}}),
     ("model.config", "error", "is not a folder", {"model": {"config": "/no/such/folder"}}),

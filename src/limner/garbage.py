@@ -11,12 +11,14 @@ from contextlib import contextmanager
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Around imports: nobody looks for garbage meanwhile, and if any module came, nobody ever looks at what is there now. That
-    is a fifth of the time they take, and makes each later look shorter. Garbage that is there now stays."""
-    known = len(sys.modules)
+    is a fifth of the time they take, and makes each later look shorter. Garbage that is there now stays, and so would what comes
+    to refer to itself by way of it."""
+    known, was_on = len(sys.modules), gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if len(sys.modules) > known:
             gc.freeze()
-        gc.enable()
+        if was_on:
+            gc.enable()

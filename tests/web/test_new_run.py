@@ -18,7 +18,7 @@ from PIL import Image
 
 import tiny
 from headers import parts_beside, published, single_file
-from limner import machine, queue, runner, runs
+from limner import early, machine, queue, runner, runs
 from limner.cli import words as typed
 from limner.config import files, presets
 from limner.data import undo
@@ -264,11 +264,18 @@ def test_time_and_memory_are_those_of_the_last_run_of_the_same_shape(client: Tes
     assert ask(client, "check", values=values | {"train.batch_size": "2"})["plan"]["seconds"] is None
 
 
-def test_train_makes_a_run_that_waits_with_exactly_what_was_typed(client: TestClient, pics: Path, started: list[str]) -> None:
+def test_train_makes_a_run_that_waits_with_exactly_what_was_typed(
+    client: TestClient, pics: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    monkeypatch.setattr(early, "read_early", read.append)
+    assert client.post("/api/train", json={"values": {"data.path": str(pics), "model.base": "/etc/passwd"}}).status_code == 422
+    assert read == []
     values = {"data.path": str(pics), "data.trigger": 'a "zwx" 猫', "train.steps": "7", "optimizer.lr": "1e-300"}
     run = runs.find(ask(client, "train", values=values)["run"])
     assert started == [run.id] and run.state().status == "waiting"
     assert files.overrides_of(run.config()) == values
+    assert read == [run.config()]
 
 
 WRONG: list[tuple[str, str]] = [

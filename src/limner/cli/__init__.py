@@ -67,7 +67,7 @@ def train(*words: Options, resume: Annotated[bool, Parameter(negative="")] = Fal
     from limner import early, jobs, preflight, progress, runs
 
     config = load(words)
-    early.read_early(config.model)
+    early.read_early(config)
     if resume and (run := runs.newest_of(config)) is not None:
         return go_on(run)
     findings, records = preflight.examine(config, _machine())

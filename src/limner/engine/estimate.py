@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import torch
@@ -26,21 +26,11 @@ from limner.engine.rehearsal import Rehearsal, Scene
 from limner.engine.timing import seconds_of
 
 _OPERATIONS_SECONDS = 20.0
-
-
-class Slack(NamedTuple):
-    """What the allocator takes beyond what it is asked for, and libraries once they are used."""
-
-    ready_mib: int
-    """Tokenizers, and what libraries make when they are first used."""
-    of_weights: float
-    of_moving: float
-    """Of what comes and goes: what is given back leaves holes that fit nothing."""
-
-
-_SLACK = {"cpu": Slack(40, 0.03, 0.35), "cuda": Slack(100, 0.0, 0.1), "mps": Slack(100, 0.0, 0.1)}
-"""On a CPU chosen in sight of measured runs (docs/planner.md); on a GPU not measured."""
-_STAYS, _MOVES = ("weights", "trained"), ("activations", "copies")
+_READY_MIB = 100  # tokenizers, and what the libraries make when they are first used
+_SLACK = {"cpu": 0.4, "cuda": 0.1, "mps": 0.1}
+"""Of what comes and goes: how much more of the allocator's memory it takes than it asks for. On a CPU, measured (see
+docs/planner.md): what is given back leaves holes that fit nothing. On a GPU not measured."""
+_COMES_AND_GOES = ("activations", "copies")
 
 
 def phases_of(events: Sequence[Event], device: str) -> list[dict[str, Any]]:
@@ -61,9 +51,8 @@ def phases_of(events: Sequence[Event], device: str) -> list[dict[str, Any]]:
         for what, count in parts.items():
             part = what.partition("/")[2]
             summed[part] = summed.get(part, 0) + count
-        stays, moves = (sum(summed.get(part, 0) for part in named) for named in (_STAYS, _MOVES))
-        slack = _SLACK[device]
-        summed["slack"] = int(slack.of_weights * stays + slack.of_moving * moves) + (slack.ready_mib << 20)
+        moving = sum(summed.get(part, 0) for part in _COMES_AND_GOES)
+        summed["slack"] = int(_SLACK[device] * moving) + (_READY_MIB << 20)
         out.append({"name": name, "parts": {part: count >> 20 for part, count in summed.items() if count >> 20}})
     return out
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from limner.config.model import Model
-from limner.errors import wrong
+from limner.errors import UserError, wrong
 from limner.formats import single
 from limner.formats.described import check_depth, check_scheduler, table
 from limner.formats.known import FAMILIES, Prediction
@@ -125,7 +125,13 @@ def _recognised(source: str, revision: str | None, config: Path | None, family: 
     if _HUB_ID.fullmatch(source):
         cached = cached_snapshot(source, revision)
         return _folder(source, cached) if cached else _usual(source, None, "folder", family or "sd1")
-    raise wrong(FIELD, f"{source!r} is neither a folder, nor a file, nor a Hugging Face id.", 'Give one of these, or "pocket".')
+    raise _none_such(source)
+
+
+def _none_such(source: str) -> UserError:
+    return wrong(
+        FIELD, f"{source!r} is neither a folder, nor a file, nor a Hugging Face id.", 'Give one of these, or "pocket".'
+    )
 
 
 def _usual(source: str, path: Path | None, layout: Literal["folder", "file"], family: str) -> Base:
@@ -134,10 +140,14 @@ def _usual(source: str, path: Path | None, layout: Literal["folder", "file"], fa
 
 
 def cached_snapshot(source: str, revision: str | None) -> Path | None:
-    """The local copy of a Hugging Face model, if a complete enough one is cached."""
+    """The local copy of a Hugging Face model, if a complete enough one is cached. Raises UserError if none can have this name."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    index = try_to_load_from_cache(source, "model_index.json", revision=revision)
+    try:
+        index = try_to_load_from_cache(source, "model_index.json", revision=revision)
+    except HFValidationError:
+        raise _none_such(source) from None
     return Path(index).parent if isinstance(index, str) else None
 
 

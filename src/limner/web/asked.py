@@ -67,7 +67,7 @@ def router(context: Context) -> APIRouter:
         findings, _ = preflight.examine(config, this_machine(), may_follow=may_follow)
         if errors := [f for f in findings if f.severity == "error"]:
             raise UserError(errors)
-        early.read_early(config.model)
+        early.read_early(config)
         run = jobs.prepare(config)
         queue.enqueue(run)
         runner.ensure_runner()
