@@ -22,9 +22,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     of sd3 where it is of flux."""
     asked = {item.nodeid for item in items}
     for item in items:
-        families = _TOLD_BY.keys() & {
-            v for v in getattr(getattr(item, "callspec", None), "params", {}).values() if type(v) is str
-        }
+        params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        families = _TOLD_BY.keys() & {value for value in params if isinstance(value, str)}
         if any(re.sub(rf"\b{family}\b", _TOLD_BY[family], item.nodeid) in asked for family in families):
             item.add_marker("long")
 

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Around imports: nobody looks for garbage meanwhile, and if any module came, nobody ever looks at what is there now. That
-    is a fifth of the time they take, and makes each later look shorter. Garbage that is there now stays, and so would what comes
-    to refer to itself by way of it."""
+    """Around imports: nobody looks for garbage meanwhile, and if any module came, nobody ever looks at what is there at the end.
+
+    That is a fifth of the time they take, and makes each later look shorter. What is garbage by then stays, and so would what
+    later refers to itself by way of what is there.
+    """
     known, was_on = len(sys.modules), gc.isenabled()
     gc.disable()
     try:

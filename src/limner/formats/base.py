@@ -129,9 +129,8 @@ def _recognised(source: str, revision: str | None, config: Path | None, family: 
 
 
 def _none_such(source: str) -> UserError:
-    return wrong(
-        FIELD, f"{source!r} is neither a folder, nor a file, nor a Hugging Face id.", 'Give one of these, or "pocket".'
-    )
+    said = f"{source!r} is neither a folder, nor a file, nor a Hugging Face id."
+    return wrong(FIELD, said, 'Give one of these, or "pocket".')
 
 
 def _usual(source: str, path: Path | None, layout: Literal["folder", "file"], family: str) -> Base:
@@ -140,7 +139,7 @@ def _usual(source: str, path: Path | None, layout: Literal["folder", "file"], fa
 
 
 def cached_snapshot(source: str, revision: str | None) -> Path | None:
-    """The local copy of a Hugging Face model, if a complete enough one is cached. Raises UserError if none can have this name."""
+    """The local copy of a Hugging Face model, if a complete enough one is cached. Raises UserError for no id."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
