@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Around imports: nobody looks for garbage meanwhile, and if any module came, nobody ever looks at what is there at the end.
+    """Around imports: nobody looks for garbage meanwhile, and if any module came, nobody ever looks at what is there then.
 
     That is a fifth of the time they take, and makes each later look shorter. What is garbage by then stays, and so would what
     later refers to itself by way of what is there.
