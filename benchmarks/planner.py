@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 _STEPS = 6
 _SECONDS = 480.0
+"""After which a run is ended; its peak is that of the steps until then."""
 _IMPORTS = "from limner.engine import checkpoint, estimate, fit, prepare, runtime, trackers, train\n"
 _LARGE_MIB = 2048
 TINY = ("sd1", "sdxl", "sd3", "flux")

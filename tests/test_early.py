@@ -14,14 +14,12 @@ import tiny
 from limner import cli, early, runs
 from limner.config import Config, files
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux says what is in its memory")
-
 
 def share_in_memory(path: Path) -> float:
     """Of a file's pages."""
     size = path.stat().st_size
-    with path.open("rb") as file, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) as map:
-        place = ctypes.c_char.from_buffer(map)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) as mapped:
+        place = ctypes.c_char.from_buffer(mapped)
         there = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
         assert ctypes.CDLL(None).mincore(ctypes.byref(place), ctypes.c_size_t(size), there) == 0
         del place
@@ -42,6 +40,7 @@ def forgotten(path: Path) -> Path:
     return path
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux says what is in its memory")
 def test_the_denoiser_is_read(tmp_path: Path) -> None:
     folder = tiny.build(tmp_path / "m", family="sdxl")
     (file,) = (folder / "unet").glob("*.safetensors")

@@ -67,7 +67,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     folder = config.memory.cache_path or runs.home() / "cache"
     cache = Cache(folder, verify=config.memory.verify, sign=lambda: journal.sign(journal.state.phase))
     ahead = denoiser_ahead(base, config, denoiser_dtype(config, runtime))
-    with hashed_beside(base, config, cache, ahead), garbage.uncollected():  # which takes seconds, on one core
+    with hashed_beside(base, config, cache, ahead), garbage.uncollected():  # its libraries take seconds, on one core
         family = families.make(base, keep_of(config), ahead)
 
     def watched(phase: Phase) -> Progress:

@@ -240,7 +240,8 @@ class Rehearsal:
             held = deque(parts, maxlen=0 if self.config.adapter.trains_base else None)
             del held
             if self.config.adapter.trains_base:
-                written = [part for name, part in self.family.empty().items() if name in self._written()]
+                names = self._written()  # once: it reads the file's header
+                written = [part for name, part in self.family.empty().items() if name in names]
                 numbers = sum(t.numel() for part in written for t in part.state_dict().values())
                 with evaluation_weights(optimizer, params, average):
                     copies = self.ledger.note(numbers * dtype.itemsize if self.runtime.device.type == "cpu" else 0)

@@ -40,7 +40,7 @@ class Ahead(Weights):
         self._waiting = {name: Future() for name in self if name.startswith(self._prefix)}
         self._left.extend(self._waiting.items())
         try:
-            for _ in range(min(READERS, max(1, (os.cpu_count() or 1) - 1))):  # who imports needs one
+            for _ in range(max(1, min(READERS, (os.cpu_count() or 1) - 1))):  # who imports needs a core
                 Thread(target=self._read_on).start()
         except RuntimeError:  # no more threads, or the interpreter ends
             self.forget()
