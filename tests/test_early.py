@@ -74,10 +74,25 @@ def test_no_more_is_read_than_there_is_room_for(tiny_model: Path, monkeypatch: p
     monkeypatch.setattr(early, "_PIECE_BYTES", 4096)
     model = files.build({"model": {"base": str(tiny_model)}}, {}).model
     (file,) = (tiny_model / "unet").glob("*.safetensors")
-    for left, expected in ((1 << 30, file.stat().st_size), (5000, 8192)):
-        counts.clear()
-        early._read(model, left)
-        assert sum(counts) == expected
+    for is_there in (False, True):
+        monkeypatch.setattr(early, "_is_there", lambda *_, is_there=is_there: is_there)
+        for left, expected in ((1 << 30, file.stat().st_size), (5000, 8192)):
+            counts.clear()
+            early._read(model, left)
+            assert sum(counts) == (0 if is_there else expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux says what is in its memory")
+def test_what_is_in_memory_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * (1 << 20))
+    share = share_in_memory(forgotten(path))
+    with path.open("rb") as file:
+        if share == 0:
+            assert not early._is_there(file.fileno(), 1 << 19)
+        file.read()
+        assert early._is_there(file.fileno(), 1 << 19)
+        assert not early._is_there(file.fileno(), 1 << 20)  # nothing lies there
 
 
 def test_only_for_a_run_that_begins_now(tiny_model: Path) -> None:

@@ -351,6 +351,20 @@ def test_the_runner_outlives_whoever_started_it(home: Path) -> None:
     assert gone(home)
 
 
+@pytest.mark.slow
+def test_a_runner_that_is_early_waits_for_who_started_it(home: Path) -> None:
+    """... and starts its run at once; it leaves with it, or when nothing has come for a while."""
+    words = [sys.executable, "-m", "limner.runner"]
+    starter = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    early = subprocess.Popen([*words, str(starter.pid)])
+    wait((home / "runner.json").exists)
+    time.sleep(1)
+    assert early.poll() is None
+    starter.communicate(b"\n")
+    assert early.wait(30) == 0 and gone(home)
+    assert subprocess.run([*words, str(starter.pid)], timeout=60).returncode == 0  # which is gone
+
+
 def test_the_log_stays_small(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "_LOG_BYTES", 1000)
     home.mkdir()

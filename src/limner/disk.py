@@ -40,6 +40,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """No space on the disk, none left of a quota, or a file system that takes no file of that size."""
 _OURS = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{12}")
 _OF_RUST = re.compile(r"\(os error ([0-9]{1,5})\)", re.ASCII)
+_PIECE_BYTES = 32 << 20
 
 
 def temporary_name(path: Path) -> Path:
@@ -266,8 +267,13 @@ def lock(path: Path, seconds: float) -> filelock.FileLock:
 
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        # large pieces: beside a thread that imports, each waits for the interpreter for some milliseconds
+        piece = memoryview(bytearray(min(_PIECE_BYTES, os.fstat(file.fileno()).st_size + 1)))
+        while count := file.readinto(piece):
+            digest.update(piece[:count])
+    return digest.hexdigest()
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:

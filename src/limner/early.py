@@ -4,6 +4,7 @@ and so does all that has to be done before the trainer asks for them.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from threading import Thread
 
@@ -35,6 +36,21 @@ def _read(section: Model, left: int) -> None:
     with suppress(OSError, UserError):
         base = base_of(section)
         for path in denoiser_files(base) if base.path is not None else ():
+            size = path.stat().st_size
             with path.open("rb", buffering=0) as file:
-                while left > 0 and (count := file.readinto(piece)):
-                    left -= count
+                for place in range(0, min(size, left), _PIECE_BYTES):
+                    last = min(place + _PIECE_BYTES, size) - 1  # not the first: the header has been read
+                    if not _is_there(file.fileno(), last):
+                        file.seek(place)
+                        file.readinto(piece)
+            left -= size
+
+
+def _is_there(file: int, place: int) -> bool:
+    """Whether a byte is known to be in memory."""
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    try:
+        return bool(os.preadv(file, [bytearray(1)], place, os.RWF_NOWAIT))
+    except OSError:  # it would have to wait, or this file system cannot tell
+        return False

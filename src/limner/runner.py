@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Protocol
 
 import filelock
+import psutil
 
 from limner import disk, hung, jobs, machine, processes, queue, runs
 from limner.errors import UserError, printable
 from limner.runs import LIVE, Run, State
 
 _TICK_SECONDS = 0.5
+_SOON_SECONDS = 0.05
+_MOMENT_SECONDS = 10.0
 _LOG_BYTES = 1 << 20
 
 
@@ -48,14 +51,17 @@ def fault() -> str:
     return "the process that starts runs was killed"
 
 
-def ensure_runner(words: Sequence[str] = (sys.executable, "-m", "limner.runner")) -> None:
-    """Start the runner if none is running; returns at once. Too many do no harm: all but one leave."""
+def ensure_runner(words: Sequence[str] = (sys.executable, "-m", "limner.runner"), *, is_early: bool = False) -> None:
+    """Start the runner if none is running; returns at once. Too many do no harm: all but one leave.
+
+    `is_early`: the caller will put a run into the queue in a moment. Meanwhile the runner gets ready.
+    """
     try:
         with runs.lock("runner", 0):
             pass
     except filelock.Timeout:
         return  # and should it be leaving: it looks at the queue once more when it has let go of the lock
-    process = jobs.spawn(words, log_file())
+    process = jobs.spawn([*words, str(os.getpid())] if is_early else words, log_file())
     threading.Thread(target=process.wait, daemon=True).start()  # else it would be left a zombie of a server that stays
 
 
@@ -260,22 +266,29 @@ def say(words: str) -> None:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {words}\n")
 
 
-def serve(tick_seconds: float = _TICK_SECONDS) -> None:
-    """Tick until there is nothing left to do. The caller holds the runner's lock."""
+def serve(tick_seconds: float = _TICK_SECONDS, is_early: Callable[[], bool] = bool) -> None:
+    """Tick until there is nothing left to do, nor soon will be. The caller holds the runner's lock."""
     runner = Runner(say=say)
     while True:
+        pause_seconds = tick_seconds
         try:
             if not runner.tick() and not queue.repair():
-                return
+                if not is_early():
+                    return
+                pause_seconds = _SOON_SECONDS
         except Exception as error:  # such as a full disk: what trains is looked after still
             if not runner.is_busy:
                 raise
             runner.tell(str(error), "" if isinstance(error, UserError | OSError) else traceback.format_exc())
-        time.sleep(tick_seconds)
+        time.sleep(pause_seconds)
 
 
-def main() -> int:
-    """Be the runner, if there is none. The other place beside the trainer's that may catch everything."""
+def main(starter: int = 0) -> int:
+    """Be the runner, if there is none. The other place beside the trainer's that may catch everything.
+
+    `starter` is the process that will put a run into the queue in a moment: it is waited for.
+    """
+    until = time.monotonic() + _MOMENT_SECONDS
     while True:
         lock = runs.lock("runner", 2)  # waits a moment: somebody may only be looking whether there is a runner
         try:
@@ -286,7 +299,7 @@ def main() -> int:
             if before := fault():
                 say(f"{before}; this one goes on")
             _put_sign("")
-            serve()
+            serve(is_early=lambda: starter > 0 and time.monotonic() < until and psutil.pid_exists(starter))
             with contextlib.suppress(OSError):
                 runs.runner_sign().unlink(missing_ok=True)
         except Exception as error:
@@ -301,4 +314,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*map(int, sys.argv[1:])))

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from limner import launch
+from limner.config import Config
 from limner.models import prepacked
 
 pytestmark = pytest.mark.skipif(not prepacked._is_supported(), reason="this processor's kernels are not oneDNN's own")
@@ -73,6 +81,55 @@ def test_the_weight_can_be_had_saved_and_replaced() -> None:
     assert x.grad is not None and error(of_x, 2 * x.grad.double()) < 1e-6
     wanted = F.conv2d(other.detach().double(), 2 * weight.double(), packed.bias.double(), padding=1)
     assert error(layer(other), wanted) < 1e-6
+
+
+def test_packing_is_done_beside_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False) for _ in range(4)]
+    x, plain = torch.randn(1, 8, 4, 4), copy.deepcopy(layers[-1])
+    go_on, lay_out = threading.Event(), prepacked.PackedConv2d.lay_out
+    monkeypatch.setattr(prepacked.PackedConv2d, "lay_out", lambda layer, weight: go_on.wait(60) and lay_out(layer, weight))
+    assert prepacked.pack(nn.Sequential(*layers)) == 4  # though none is laid out yet
+    threading.Timer(0.2, go_on.set).start()
+    assert not go_on.is_set() and error(layers[-1](x), plain(x).double()) < 1e-6 and go_on.is_set()
+
+
+def test_what_goes_wrong_meanwhile_is_told_whoever_needs_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(layer: nn.Module, weight: Tensor) -> tuple[Tensor, Tensor]:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(prepacked.PackedConv2d, "lay_out", fail)
+    layer = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
+    prepacked.pack(nn.Sequential(layer))
+    with pytest.raises(RuntimeError, match="allocate"):
+        layer(torch.randn(1, 8, 4, 4))
+
+
+READ_AND_PACKED = """
+import pathlib, sys, psutil, torch
+from torch import nn
+from limner.models import prepacked
+from limner.models.weights import Weights
+weights, layers = Weights([pathlib.Path(sys.argv[1])]), []
+for name in weights:
+    layers.append(nn.Conv2d(256, 256, 3, bias=False, device="meta").requires_grad_(False))
+    layers[-1].weight, beside = nn.Parameter(weights[name], False), torch.ones(2000)
+    layers[-1].beside = beside
+held, before = sum(layer.weight.nbytes for layer in layers), psutil.Process().memory_info().rss
+prepacked.pack(nn.Sequential(*layers))
+[layer.back for layer in layers]
+print((psutil.Process().memory_info().rss - before) / held)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory as glibc gives it")
+def test_layers_are_laid_out_where_others_have_been(tmp_path: Path) -> None:
+    """In a process that keeps what is free, only the layouts for the gradients take more memory than there was."""
+    path = tmp_path / "w.safetensors"
+    save_file({f"{n:02}": torch.ones(256, 256, 3, 3) for n in range(50)}, path)
+    environment = {**os.environ, **launch.environment(Config(), "cpu")}
+    words = [sys.executable, "-c", READ_AND_PACKED, str(path)]
+    told = subprocess.run(words, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    assert 0.9 < float(told.stdout) < 1.3  # 2 where none fits into the place of another
 
 
 def test_only_frozen_convolutions_of_the_usual_kind_are_packed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -64,13 +65,17 @@ def train(*words: Options, resume: Annotated[bool, Parameter(negative="")] = Fal
     ----------
     resume: Go on with the newest run of this very configuration, if there is one: for a command that is started again.
     """
-    from limner import early, jobs, preflight, progress, runs
+    from limner import early, jobs, runner, runs
 
     config = load(words)
-    early.read_early(config)
+    if early.read_early(config) is not None:
+        runner.ensure_runner(is_early=True)
+    with ThreadPoolExecutor(1) as beside:
+        machine = beside.submit(_machine)  # which may start a process that imports torch
+        from limner import preflight, progress
     if resume and (run := runs.newest_of(config)) is not None:
         return go_on(run)
-    findings, records = preflight.examine(config, _machine())
+    findings, records = preflight.examine(config, machine.result())
     if _report(findings):
         return 2
     progress.say_plan(config, records)

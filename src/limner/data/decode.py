@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-import numpy as np
 from PIL import ExifTags, Image
 
 from limner.data.headers import MAX_PIXELS
@@ -72,6 +71,8 @@ def _upright(picture: Image.Image) -> Image.Image:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16") or picture.mode == "I":
         # 16-bit greys: Pillow's own conversion clips at 255 instead of scaling
+        import numpy as np  # for these alone: whoever starts a run waits for it
+
         levels = np.asarray(picture)
         return Image.fromarray((levels.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
     if not has_transparency(picture):

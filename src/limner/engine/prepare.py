@@ -107,6 +107,8 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
         shards.shard(family, runtime)
         runtime = samples.runtime = replace(runtime, is_sharded=True)
     give_back()  # what loading left behind
+    if is_prepacked(config, runtime.device):
+        prepacked.pack(family.denoiser)  # now: whatever is trained is marked, and what is merged is merged
     facts = metadata_facts(config, dataset, family, cache, rate, runtime) if runtime.is_main else {}
     return Training(
         config, run, runtime, journal, family, adapter, dataset, samples, rate, facts, prompts, encoded, stop_requested,
@@ -130,8 +132,6 @@ def _load(config: Config, run: Run, family: Family, samples: Samples, runtime: R
     adapter = adapters.make(config.adapter, config.embedding)
     adapter.attach(family, config.train.seed)
     starting.go_on(adapter, family, config.adapter, run)
-    if is_prepacked(config, runtime.device):
-        prepacked.pack(family.denoiser)  # now: whatever is trained is marked, and what is merged is merged
     if config.memory.checkpointing:
         family.enable_checkpointing(text=samples.trains_text)
     if config.speed.compile != "off":

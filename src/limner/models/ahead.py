@@ -18,7 +18,7 @@ from torch import Tensor
 from limner.formats.known import Stored
 from limner.models.given_back import give_holes_back
 from limner.models.saving import is_scale
-from limner.models.weights import READERS, Weights
+from limner.models.weights import READERS, Weights, in_dtype
 
 
 class Ahead(Weights):
@@ -75,7 +75,7 @@ class Ahead(Weights):
     def _read(self, name: str) -> Tensor:
         tensor = super().__getitem__(name)
         if self._dtype is not None and tensor.is_floating_point():
-            tensor = tensor.to(self._dtype)
+            tensor = in_dtype(tensor, self._dtype)
         with self._lock:
             self._held_bytes += tensor.nbytes
         return tensor

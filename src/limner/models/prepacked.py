@@ -5,6 +5,8 @@ than the products. Laid out once, twice over: for the output, and for the gradie
 convolution of the output's gradient. In float32 with stride 1 a plain one is faster: that of the gradient turned round, whose
 result is turned round again. The numbers are the same; sums may be taken in another order. What was laid out before is not
 kept. A layout fits every size of picture and batch.
+
+It is done beside what follows, as far as the first step, which waits for a layer where it must.
 """
 
 from __future__ import annotations
@@ -12,17 +14,14 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from limner.models.given_back import give_holes_back
-
 _OPS = torch.ops.mkldnn
-_HOLES_BYTES = 128 << 20
 _PACKERS = 2
 _ROWS = 32
 """Of a weight, turned round at a time: few enough to stay in the processor's cache."""
@@ -31,23 +30,35 @@ _ROWS = 32
 class PackedConv2d(nn.Conv2d):
     """A frozen convolution that `pack` has changed. Its `weight` is made whole for whoever asks for it."""
 
-    there: Tensor
-    """The weight as it lies for the output."""
-    back: Tensor
-    """... and for the input's gradient."""
+    laid_out: Future[tuple[Tensor, Tensor]]
+    """The weight as it lies for the output, and for the input's gradient."""
+
+    @property
+    def there(self) -> Tensor:
+        return self.laid_out.result()[0]
+
+    @property
+    def back(self) -> Tensor:
+        return self.laid_out.result()[1]
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         return self.whole(self.there.dtype)
 
     def take(self, weight: Tensor) -> None:
-        """Lay out a whole weight."""
+        """Have another weight."""
+        self.laid_out = Future()
+        self.laid_out.set_result(self.lay_out(weight))
+
+    def lay_out(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """What is to be `laid_out` of a whole weight."""
         stride, dilation = self.stride, self.dilation
-        self.there = _OPS._reorder_convolution_weight(weight, self.padding, stride, dilation, 1)
+        there = _OPS._reorder_convolution_weight(weight, self.padding, stride, dilation, 1)
         if _is_turned(weight.dtype, stride):
-            self.back = _OPS._reorder_convolution_weight(_turned(weight), self._padding_back(), stride, dilation, 1)
+            back = _OPS._reorder_convolution_weight(_turned(weight), self._padding_back(), stride, dilation, 1)
         else:
-            self.back = _OPS._reorder_convolution_transpose_weight(weight, self.padding, (0, 0), stride, dilation, 1)
+            back = _OPS._reorder_convolution_transpose_weight(weight, self.padding, (0, 0), stride, dilation, 1)
+        return there, back
 
     def _padding_back(self) -> list[int]:
         """That of the gradient's convolution: what the padding left out at one end of the kernel is there at the other."""
@@ -141,26 +152,23 @@ class _Convolution(torch.autograd.Function):
 
 
 def pack(model: nn.Module) -> int:
-    """Lay out the frozen convolutions of a model that is on the CPU; returns how many. What is trained stays as it is."""
-    layers, freed = packable(model), 0
-    with ThreadPoolExecutor(_PACKERS) as packers:
-        for num_bytes in packers.map(_pack, layers):
-            freed += num_bytes
-            if freed > _HOLES_BYTES:
-                give_holes_back()
-                freed = 0
+    """Lay out the frozen convolutions of a model that is on the CPU; returns how many. What is trained stays as it is.
+
+    Returns at once: who needs a layer waits for it. Each is let go of as it was when it is laid out, and leaves its place to
+    the next one (see `weights.roomy`).
+    """
+    layers = packable(model)
+    packers = ThreadPoolExecutor(_PACKERS)
+    for layer in layers:
+        if layer.kernel_size == (1, 1):
+            layer.__class__ = PointConv2d
+            continue
+        weight = layer._parameters.pop("weight")
+        layer.__class__ = PackedConv2d  # in place, since adapters hold it
+        layer.laid_out = packers.submit(layer.lay_out, weight.detach())  # type: ignore[attr-defined, union-attr]
+        del weight
+    packers.shutdown(wait=False)
     return len(layers)
-
-
-def _pack(layer: nn.Conv2d) -> int:
-    """Change a layer in place, since adapters hold it; returns the bytes that it lets go."""
-    if layer.kernel_size == (1, 1):
-        layer.__class__ = PointConv2d
-        return 0
-    weight = layer._parameters.pop("weight")
-    layer.__class__ = PackedConv2d
-    layer.take(weight.detach())  # type: ignore[operator, union-attr]
-    return weight.nbytes  # type: ignore[union-attr]
 
 
 def packable(model: nn.Module) -> list[nn.Conv2d]:
@@ -190,6 +198,8 @@ def packed_form(func: Any, arguments: Sequence[Any]) -> Callable[[], Any] | None
     layer.weight, layer.bias = nn.Parameter(weight, False), None if bias is None else nn.Parameter(bias, False)
     if not pack(nn.Sequential(layer)):
         return None
+    if isinstance(layer, PackedConv2d):
+        layer.laid_out.result()
     if grad is None:
         return lambda: layer(x)
     with torch.enable_grad():

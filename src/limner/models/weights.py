@@ -33,7 +33,24 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 READERS = 2
 """Tensors that are read at a time: one alone waits for the system to give it memory."""
 
+_ROOM_BYTES = 256
+
 _OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+
+
+def roomy(num_bytes: int) -> Tensor:
+    """Memory with some room behind it: once it is free, an aligned block of as many bytes has its place.
+
+    glibc (2.36) first looks for so much more than that, and would not take one that fits.
+    """
+    return torch.empty(num_bytes + _ROOM_BYTES, dtype=torch.uint8)[:num_bytes]
+
+
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another precision, if it has not that one, in `roomy` memory."""
+    if tensor.dtype == dtype:
+        return tensor
+    return roomy(tensor.numel() * dtype.itemsize).view(dtype).view(tensor.shape).copy_(tensor)
 
 
 class _Safetensors:
@@ -50,7 +67,7 @@ class _Safetensors:
         info, (start, stop) = self._header.tensors[name], self._header.places[name]
         if info.dtype not in DTYPES:
             raise ValueError(f"{name} is stored as {info.dtype}, which is not read yet")
-        numbers = torch.empty(stop - start, dtype=torch.uint8)
+        numbers = roomy(stop - start)
         with self._path.open("rb", buffering=0) as file:
             file.seek(start)
             left = memoryview(numbers.numpy().data)
@@ -116,8 +133,10 @@ def fill(
         for member, part in zip(members, parts, strict=True):
             module = model.get_submodule(member.rpartition(".")[0])
             kept = dtype_of(member) if part.is_floating_point() else part.dtype
+            part, device = part.reshape(own[member].shape).contiguous(), device_of(module)
+            part = in_dtype(part, kept) if device.type == "cpu" else part
             # rows of one tensor shall not share its memory
-            tensor = part.reshape(own[member].shape).contiguous().to(device_of(module), kept, copy=len(members) > 1)
+            tensor = part.to(device, kept, copy=len(members) > 1)
             if hasattr(module, "take") and member.endswith(".weight"):
                 module.take(tensor)  # type: ignore[operator]
                 own.pop(member)

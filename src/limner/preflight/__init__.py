@@ -5,7 +5,7 @@ Each check is `(Config, Machine, records) -> Iterable[Finding]`; what needs the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from limner.config import Config
 from limner.data.scan import scan
@@ -21,7 +21,6 @@ from limner.preflight import (
     output,
     pictures,
     processes,
-    sdscripts,
     speed,
     targets,
     training,
@@ -31,6 +30,15 @@ from limner.preflight import (
 from limner.preflight.records import Check, Look, Records
 
 __all__ = ["Records", "examine"]
+
+
+def _check_sd_scripts(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
+    if config.launch.trainer != "sd-scripts":
+        return ()
+    from limner.preflight.sdscripts import check_sd_scripts  # for few, and all others would wait for it
+
+    return check_sd_scripts(config, machine, records)
+
 
 CHECKS: tuple[Check, ...] = (
     model.check_base,
@@ -63,7 +71,7 @@ CHECKS: tuple[Check, ...] = (
     training.check_prompts,
     output.check_logging,
     output.check_output,
-    sdscripts.check_sd_scripts,
+    _check_sd_scripts,
     targets.check_target,
 )
 

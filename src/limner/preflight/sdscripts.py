@@ -26,8 +26,6 @@ _TRAINER = "launch.trainer"
 
 def check_sd_scripts(config: Config, machine: Machine | None, records: Records) -> Iterable[Finding]:
     section = config.launch
-    if section.trainer != "sd-scripts":
-        return
     if section.sd_scripts is None:
         yield Finding("launch.sd_scripts", "no folder is given.", "Give the folder of sd-scripts, with train_network.py in it.")
         return
