@@ -54,6 +54,12 @@ def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
         assert word in done.stderr
 
 
+def test_what_is_wrong_with_the_home_is_said_with_all_else(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the runner, which the command starts before it looks, comes upon it first."""
+    monkeypatch.setenv("LIMNER_HOME", str(project / "run.toml" / "home"))
+    refused(limner("train", project / "run.toml", "--data.path", "nowhere"), "LIMNER_HOME", "data.path")
+
+
 def test_help_lists_every_command():
     done = started("--help")
     assert done.returncode == 0

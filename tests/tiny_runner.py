@@ -66,7 +66,7 @@ def main() -> int:
 
     queue.waiting = waiting_or_worse
     runner.serve = functools.partial(runner.serve, tick_seconds=0.05)  # it looks more often than in earnest
-    return runner.main()
+    return runner.main(*map(int, sys.argv[1:]))
 
 
 def lines(home: Path, name: str) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -29,6 +30,8 @@ _TICK_SECONDS = 0.5
 _SOON_SECONDS = 0.05
 _MOMENT_SECONDS = 10.0
 _LOG_BYTES = 1 << 20
+_early: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}
+"""Home -> the runner that was started early there, and until when it certainly stays."""
 
 
 def log_file() -> Path:
@@ -56,12 +59,17 @@ def ensure_runner(words: Sequence[str] = (sys.executable, "-m", "limner.runner")
 
     `is_early`: the caller will put a run into the queue in a moment. Meanwhile the runner gets ready.
     """
+    process, until = _early.get(runs.home(), (None, 0.0))
+    if process is not None and process.poll() is None and time.monotonic() < until:
+        return  # it may not have come as far as its lock
     try:
         with runs.lock("runner", 0):
             pass
     except filelock.Timeout:
         return  # and should it be leaving: it looks at the queue once more when it has let go of the lock
     process = jobs.spawn([*words, str(os.getpid())] if is_early else words, log_file())
+    if is_early:
+        _early[runs.home()] = process, time.monotonic() + _MOMENT_SECONDS
     threading.Thread(target=process.wait, daemon=True).start()  # else it would be left a zombie of a server that stays
 
 
@@ -266,16 +274,17 @@ def say(words: str) -> None:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {words}\n")
 
 
-def serve(tick_seconds: float = _TICK_SECONDS, is_early: Callable[[], bool] = bool) -> None:
-    """Tick until there is nothing left to do, nor soon will be. The caller holds the runner's lock."""
+def serve(tick_seconds: float = _TICK_SECONDS, may_come: Callable[[], bool] = lambda: False) -> None:
+    """Tick until there is nothing left to do, nor soon may be. The caller holds the runner's lock."""
     runner = Runner(say=say)
     while True:
         pause_seconds = tick_seconds
         try:
-            if not runner.tick() and not queue.repair():
-                if not is_early():
+            if not runner.tick():
+                if may_come():
+                    pause_seconds = _SOON_SECONDS
+                elif not queue.repair():
                     return
-                pause_seconds = _SOON_SECONDS
         except Exception as error:  # such as a full disk: what trains is looked after still
             if not runner.is_busy:
                 raise
@@ -299,7 +308,7 @@ def main(starter: int = 0) -> int:
             if before := fault():
                 say(f"{before}; this one goes on")
             _put_sign("")
-            serve(is_early=lambda: starter > 0 and time.monotonic() < until and psutil.pid_exists(starter))
+            serve(may_come=lambda: starter > 0 and time.monotonic() < until and psutil.pid_exists(starter))
             with contextlib.suppress(OSError):
                 runs.runner_sign().unlink(missing_ok=True)
         except Exception as error:

@@ -432,12 +432,12 @@ def kept(folder: Path, file: str) -> list[Run]:
     one by when that file was written, which a copy of the folder may forget."""
     if not folder.is_dir():
         return []
-    times = {path: _time_of(path / file) for path in folder.iterdir()}
+    times = {path: written_at(path / file) for path in folder.iterdir()}
     made = sorted((path.name[:_MINUTE], made, path) for path, made in times.items() if made is not None)
     return [Run(path) for _, _, path in made]
 
 
-def _time_of(file: Path) -> int | None:
+def written_at(file: Path) -> int | None:
     """When it was written, in nanoseconds; None where there is none, or it lies where one may not look."""
     try:
         return file.stat().st_mtime_ns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import subprocess
 import sys
@@ -47,8 +48,8 @@ def test_a_packed_layer_computes_what_it_did(kernel: tuple[int, int, int, int], 
         pytest.skip("no bf16 here")
     torch.manual_seed(0)
     layer = nn.Conv2d(16, 40, *kernel).to(dtype).requires_grad_(False)
-    whole = copy.deepcopy(layer)
-    assert prepacked.pack(nn.Sequential(layer)) == 1
+    whole, model = copy.deepcopy(layer), nn.Sequential(layer)
+    assert prepacked.pack(model) == 1
     for n, h, w in SIZES:
         x = torch.randn(n, 16, h, w).to(dtype)
         ours = x.clone().requires_grad_()
@@ -88,9 +89,33 @@ def test_packing_is_done_beside_and_waited_for(monkeypatch: pytest.MonkeyPatch) 
     x, plain = torch.randn(1, 8, 4, 4), copy.deepcopy(layers[-1])
     go_on, lay_out = threading.Event(), prepacked.PackedConv2d.lay_out
     monkeypatch.setattr(prepacked.PackedConv2d, "lay_out", lambda layer, weight: go_on.wait(60) and lay_out(layer, weight))
-    assert prepacked.pack(nn.Sequential(*layers)) == 4  # though none is laid out yet
+    model = nn.Sequential(*layers)
+    assert prepacked.pack(model) == 4 and not layers[0].laid_out.done()  # type: ignore[attr-defined, operator]
     threading.Timer(0.2, go_on.set).start()
-    assert not go_on.is_set() and error(layers[-1](x), plain(x).double()) < 1e-6 and go_on.is_set()
+    assert error(layers[-1](x), plain(x).double()) < 1e-6 and go_on.is_set()
+
+
+def test_a_model_that_is_forgotten_is_packed_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where memory ran out, and the model is loaded anew."""
+    layers = [nn.Conv2d(8, 8, 3).requires_grad_(False) for _ in range(4)]
+    is_begun, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(prepacked.PackedConv2d, "lay_out", lambda *_: is_begun.set() or go_on.wait(60))
+    model = nn.Sequential(*layers)
+    prepacked.pack(model)
+    futures: list[Any] = [layer.laid_out for layer in layers]
+    assert is_begun.wait(60)
+    del model
+    gc.collect()
+    go_on.set()
+    assert futures[-1].cancelled() and not futures[0].cancelled()
+
+
+def test_the_middle_is_laid_out_before_the_way_up() -> None:
+    """As it is used, and not as diffusers' classes have it."""
+    model = nn.ModuleDict(
+        {name: nn.Conv2d(8, 8, 3).requires_grad_(False) for name in ("down_blocks", "up_blocks", "mid_block")}
+    )
+    assert prepacked.packable(model) == [model["down_blocks"], model["mid_block"], model["up_blocks"]]
 
 
 def test_what_goes_wrong_meanwhile_is_told_whoever_needs_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +124,8 @@ def test_what_goes_wrong_meanwhile_is_told_whoever_needs_the_layer(monkeypatch: 
 
     monkeypatch.setattr(prepacked.PackedConv2d, "lay_out", fail)
     layer = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
-    prepacked.pack(nn.Sequential(layer))
+    model = nn.Sequential(layer)
+    prepacked.pack(model)
     with pytest.raises(RuntimeError, match="allocate"):
         layer(torch.randn(1, 8, 4, 4))
 
@@ -115,7 +141,8 @@ for name in weights:
     layers[-1].weight, beside = nn.Parameter(weights[name], False), torch.ones(2000)
     layers[-1].beside = beside
 held, before = sum(layer.weight.nbytes for layer in layers), psutil.Process().memory_info().rss
-prepacked.pack(nn.Sequential(*layers))
+model = nn.Sequential(*layers)
+prepacked.pack(model)
 [layer.back for layer in layers]
 print((psutil.Process().memory_info().rss - before) / held)
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -68,14 +68,15 @@ def train(*words: Options, resume: Annotated[bool, Parameter(negative="")] = Fal
     from limner import early, jobs, runner, runs
 
     config = load(words)
-    if early.read_early(config) is not None:
-        runner.ensure_runner(is_early=True)
-    with ThreadPoolExecutor(1) as beside:
-        machine = beside.submit(_machine)  # which may start a process that imports torch
-        from limner import preflight, progress
+    is_next = early.read_early(config) is not None
     if resume and (run := runs.newest_of(config)) is not None:
         return go_on(run)
-    findings, records = preflight.examine(config, machine.result())
+    if is_next:
+        with suppress(OSError, UserError):  # what is wrong with the home is for the checks to say
+            runner.ensure_runner(is_early=True)
+    from limner import preflight, progress  # beside the runner's own imports
+
+    findings, records = preflight.examine(config, _machine())
     if _report(findings):
         return 2
     progress.say_plan(config, records)

@@ -26,7 +26,9 @@ from limner.engine.rehearsal import Rehearsal, Scene
 from limner.engine.timing import seconds_of
 
 _OPERATIONS_SECONDS = 20.0
-_READY_MIB = 100  # tokenizers, and what the libraries make when they are first used
+_READY_MIB = 50
+"""Tokenizers, and what the libraries make when they are first used; of larger models up to 100, measured as well."""
+_READY_SHARE = 0.022
 _SLACK = {"cpu": 0.4, "cuda": 0.1, "mps": 0.1}
 """Of what comes and goes: how much more of the allocator's memory it takes than it asks for. On a CPU, measured (see
 docs/planner.md): what is given back leaves holes that fit nothing. On a GPU not measured."""
@@ -52,7 +54,8 @@ def phases_of(events: Sequence[Event], device: str) -> list[dict[str, Any]]:
             part = what.partition("/")[2]
             summed[part] = summed.get(part, 0) + count
         moving = sum(summed.get(part, 0) for part in _COMES_AND_GOES)
-        summed["slack"] = int(_SLACK[device] * moving) + (_READY_MIB << 20)
+        ready = min((_READY_MIB << 20) + int(_READY_SHARE * summed.get("weights", 0)), 2 * _READY_MIB << 20)
+        summed["slack"] = int(_SLACK[device] * moving) + ready
         out.append({"name": name, "parts": {part: count >> 20 for part, count in summed.items() if count >> 20}})
     return out
 

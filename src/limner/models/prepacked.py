@@ -16,10 +16,14 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+from weakref import finalize
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from limner.models.given_back import give_holes_back
+from limner.models.weights import is_roomy
 
 _OPS = torch.ops.mkldnn
 _PACKERS = 2
@@ -154,11 +158,12 @@ class _Convolution(torch.autograd.Function):
 def pack(model: nn.Module) -> int:
     """Lay out the frozen convolutions of a model that is on the CPU; returns how many. What is trained stays as it is.
 
-    Returns at once: who needs a layer waits for it. Each is let go of as it was when it is laid out, and leaves its place to
-    the next one (see `weights.roomy`).
+    Returns at once: who needs a layer waits for it. A weight as it was leaves its place to what is laid out next if that fits
+    (`weights.roomy`), else to the system. If the model is forgotten meanwhile, the rest is left.
     """
     layers = packable(model)
     packers = ThreadPoolExecutor(_PACKERS)
+    finalize(model, packers.shutdown, wait=False, cancel_futures=True).atexit = False
     for layer in layers:
         if layer.kernel_size == (1, 1):
             layer.__class__ = PointConv2d
@@ -166,14 +171,19 @@ def pack(model: nn.Module) -> int:
         weight = layer._parameters.pop("weight")
         layer.__class__ = PackedConv2d  # in place, since adapters hold it
         layer.laid_out = packers.submit(layer.lay_out, weight.detach())  # type: ignore[attr-defined, union-attr]
+        if not is_roomy(weight):  # type: ignore[arg-type]
+            packers.submit(give_holes_back)
         del weight
     packers.shutdown(wait=False)
     return len(layers)
 
 
 def packable(model: nn.Module) -> list[nn.Conv2d]:
-    """What `pack` will lay out."""
-    return [layer for layer in model.modules() if _can_be_packed(layer)] if _is_supported() else []  # type: ignore[misc]
+    """What `pack` will lay out, in the order of use: diffusers' UNet has its way up before its middle."""
+    if not _is_supported():
+        return []
+    found = [(name, layer) for name, layer in model.named_modules() if _can_be_packed(layer)]
+    return [layer for _, layer in sorted(found, key=lambda named: named[0].startswith("up_blocks"))]  # type: ignore[misc]
 
 
 def num_bytes(model: nn.Module) -> int:
@@ -196,7 +206,8 @@ def packed_form(func: Any, arguments: Sequence[Any]) -> Callable[[], Any] | None
     with torch.device("meta"):  # no numbers are drawn for it
         layer = nn.Conv2d(*weight.shape[1::-1], tuple(weight.shape[2:]), stride, padding, dilation, bias=False)  # type: ignore[arg-type]
     layer.weight, layer.bias = nn.Parameter(weight, False), None if bias is None else nn.Parameter(bias, False)
-    if not pack(nn.Sequential(layer)):
+    model = nn.Sequential(layer)
+    if not pack(model):
         return None
     if isinstance(layer, PackedConv2d):
         layer.laid_out.result()

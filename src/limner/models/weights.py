@@ -53,6 +53,11 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return roomy(tensor.numel() * dtype.itemsize).view(dtype).view(tensor.shape).copy_(tensor)
 
 
+def is_roomy(tensor: Tensor) -> bool:
+    """Whether a tensor lies in `roomy` memory."""
+    return tensor.untyped_storage().nbytes() >= tensor.nbytes + _ROOM_BYTES
+
+
 class _Safetensors:
     """A safetensors file, read tensor by tensor.
 
@@ -134,9 +139,9 @@ def fill(
             module = model.get_submodule(member.rpartition(".")[0])
             kept = dtype_of(member) if part.is_floating_point() else part.dtype
             part, device = part.reshape(own[member].shape).contiguous(), device_of(module)
-            part = in_dtype(part, kept) if device.type == "cpu" else part
+            own_part = in_dtype(part, kept) if device.type == "cpu" else part
             # rows of one tensor shall not share its memory
-            tensor = part.to(device, kept, copy=len(members) > 1)
+            tensor = own_part.to(device, kept, copy=len(members) > 1 and own_part is part)
             if hasattr(module, "take") and member.endswith(".weight"):
                 module.take(tensor)  # type: ignore[operator]
                 own.pop(member)

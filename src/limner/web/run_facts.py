@@ -21,7 +21,7 @@ from limner.config import Config
 from limner.config import files as config_files
 from limner.config.fields import walk
 from limner.errors import UserError
-from limner.runs import LIVE, Run, State
+from limner.runs import LIVE, Run, State, written_at
 from limner.web import places
 from limner.web.curves import SPEED, Curves, CurvesOfRuns
 
@@ -52,9 +52,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _stamp(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return path.stat().st_mtime_ns
-    return 0
+    return written_at(path) or 0
 
 
 def config_of(run: Run) -> Config | None:
