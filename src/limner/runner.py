@@ -29,6 +29,7 @@ from limner.runs import LIVE, Run, State
 _TICK_SECONDS = 0.5
 _SOON_SECONDS = 0.05
 _MOMENT_SECONDS = 10.0
+"""How long a runner that was started early waits for a run; it looks every _SOON_SECONDS."""
 _LOG_BYTES = 1 << 20
 _early: dict[Path, tuple[subprocess.Popen[bytes], float]] = {}
 """Home -> the runner that was started early there, and until when it certainly stays."""
