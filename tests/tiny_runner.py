@@ -46,7 +46,7 @@ note("busy.txt", "-" + name)
 """
 
 
-def main() -> int:
+def main(*starter: str) -> int:
     from limner import launch, queue, runner, runs
 
     def argv(config, path, device, available) -> list[str]:
@@ -66,7 +66,7 @@ def main() -> int:
 
     queue.waiting = waiting_or_worse
     runner.serve = functools.partial(runner.serve, tick_seconds=0.05)  # it looks more often than in earnest
-    return runner.main(*map(int, sys.argv[1:]))
+    return runner.main(*map(int, starter))
 
 
 def lines(home: Path, name: str) -> list[str]:
@@ -76,4 +76,4 @@ def lines(home: Path, name: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))
