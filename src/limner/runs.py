@@ -46,8 +46,8 @@ _WORDS = {"status": get_args(Status), "phase": get_args(Phase)}
 _MAX_STATE_BYTES = 1 << 20
 _MAX_LINE_BYTES = 8 << 20
 _LARGEST = 1 << 53
-_MINUTE = len("2026-01-31_2359")
 """Whole numbers beyond it are none that we wrote, and a browser cannot hold them."""
+_MINUTE = len("2026-01-31_2359")
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "event": str, "step": int, "time": (int, float), "loss": (int, float), "memory_mib": int, "device_mib": int, "lr": dict,
     "options": dict, "message": str, "path": str, "prompt": str, "embedding": str, "hint": str, "status": str,

@@ -152,6 +152,15 @@ def test_a_picture_that_is_too_large_leaves_nothing(client: TestClient, home: Pa
     assert tree(home) == []
 
 
+def test_what_is_too_large_can_be_learnt_without_sending_it(client: TestClient, home: Path) -> None:
+    about = {"token": TOKEN, "name": "a.zip"}
+    answer = client.post("/api/upload", params=about | {"size": (4 << 30) + 1})
+    assert answer.status_code == 422 and "Pack it in parts" in answer.json()["findings"][0]["remedy"]
+    answer = client.post("/api/upload", params=about | {"name": "a.png", "size": 9}, content=b"12345678")
+    assert answer.status_code == 422 and "did not come whole" in answer.json()["findings"][0]["message"]
+    assert not home.exists() or tree(home) == []
+
+
 def test_a_zip_gives_its_pictures_and_captions_and_nothing_else(client: TestClient, home: Path, tmp_path: Path) -> None:
     content = packed(
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import tomllib
 from pathlib import Path
@@ -102,6 +103,16 @@ def test_a_mistake_stands_at_its_field_and_starts_nothing(browser: Browser, serv
     page.locator(".all-settings > summary").click()
     page.locator(".findings").get_by_role("button", name="train.steps").click()
     expect(entry(page, "train.steps")).to_be_focused()
+    page.close()
+
+
+def test_a_file_that_is_too_large_is_told_so(browser: Browser, server: str, tmp_path: Path) -> None:
+    page = browser.new_page()  # of its own: Chromium counts the refusal itself as an error of the page
+    page.goto(server)
+    (tmp_path / "long.txt").touch()
+    os.truncate(tmp_path / "long.txt", 64 << 20)
+    page.get_by_label("Choose pictures from this computer").set_input_files(tmp_path / "long.txt")
+    expect(page.locator(".mistake.error li")).to_have_text("long.txt is larger than 1 MiB. Make it shorter.")
     page.close()
 
 

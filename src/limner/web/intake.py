@@ -57,17 +57,19 @@ def ending(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def limit_of(name: str) -> int:
-    """The most bytes a file may have, by its ending. Raises UserError if it is nothing that a run can use."""
+def require_size(name: str, size: int) -> None:
+    """Raises UserError if a file of this name is nothing that a run can use, or has more bytes than are taken."""
     if ending(name) == ".zip":
-        return MAX_ZIP_BYTES
-    if ending(name) in EXTENSIONS:
-        return MAX_PICTURE_BYTES
-    if ending(name) in CAPTIONS:
-        return MAX_CAPTION_BYTES
-    raise wrong(
-        shown(name), "is neither a picture, nor a caption, nor a zip.", "Drop .png, .jpg, .webp, .bmp, .txt or .zip files."
-    )
+        limit, remedy = MAX_ZIP_BYTES, "Pack it in parts, or drop the folder itself."
+    elif ending(name) in EXTENSIONS:
+        limit, remedy = MAX_PICTURE_BYTES, "Make it smaller."
+    elif ending(name) in CAPTIONS:
+        limit, remedy = MAX_CAPTION_BYTES, "Make it shorter."
+    else:
+        said = "is neither a picture, nor a caption, nor a zip."
+        raise wrong(shown(name), said, "Drop .png, .jpg, .webp, .bmp, .txt or .zip files.")
+    if size > limit:
+        raise wrong(shown(name), f"is larger than {limit >> 20} MiB.", remedy)
 
 
 def harmless(name: str) -> str:

@@ -37,23 +37,25 @@ def router(context: Context) -> APIRouter:
     routes = APIRouter(prefix="/api")
 
     @routes.post("/upload")
-    async def take(request: Request, token: str, name: str, inside: str = "") -> dict[str, Any]:
+    async def take(request: Request, token: str, name: str, inside: str = "", size: int | None = None) -> dict[str, Any]:
         """Take in one file, the request's body: a picture, a caption or a zip of them, into the folder of `token`, or into
-        the one `inside` it.
+        the one `inside` it. `size` is the file's: where it is too large, that can be learnt without sending it.
         """
         if not _TOKEN.fullmatch(token):
             raise wrong("token", "is not one of this page's.", "Reload the page.")
         folder = runs.home() / UPLOADS / token
-        limit, place = intake.limit_of(name), intake.inner(folder, inside)
+        place = intake.inner(folder, inside)
+        intake.require_size(name, size or 0)
         taken = disk.temporary_name(place / "x")
         try:
-            size = 0
+            came = 0
             with await run_in_threadpool(_new, taken) as file:
                 async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > limit:
-                        raise wrong(intake.shown(name), f"is larger than {limit >> 20} MiB.", "Make it smaller.")
+                    came += len(chunk)
+                    intake.require_size(name, came)
                     await run_in_threadpool(file.write, chunk)
+            if size is not None and came != size:
+                raise wrong(intake.shown(name), "did not come whole.", "Drop it again.")
             saved, refused = await run_in_threadpool(intake.put, taken, name, place)
         finally:
             taken.unlink(missing_ok=True)

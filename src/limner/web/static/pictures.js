@@ -145,8 +145,10 @@ const brokenTile = (finding) =>
   h("figure", { class: "broken", title: finding.name }, h("div", { class: "cross", "aria-hidden": "true" }, "✕"), h("figcaption", {}, finding.name), h("p", { class: "mistake error" }, finding.message));
 
 async function sendFile(file, name, token) {
-  const query = new URLSearchParams({ token, name, inside: file.inside ?? "" });
-  const answer = await fetch(url(`api/upload?${query}`), { method: "POST", body: file, credentials: "same-origin" }).catch(() => null);
+  const query = new URLSearchParams({ token, name, inside: file.inside ?? "", size: file.size });
+  const send = (body) => fetch(url(`api/upload?${query}`), { method: "POST", body, credentials: "same-origin" }).catch(() => null);
+  // what a server says that does not take the whole of a file, the browser may not hear: so ask once more, without the file
+  const answer = (await send(file)) ?? (await send(null));
   if (answer?.ok) return answer.json();
   const said = await answer?.json().catch(() => null);
   throw new Refused(answer?.status ?? 0, said?.findings ?? [{ field: name, message: t("could not be uploaded."), remedy: t("Try again."), severity: "error" }]);
