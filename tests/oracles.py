@@ -2,8 +2,8 @@
 
 O1 no traceback. O2 a documented exit code or status, in 5 seconds of a processor. O3 each finding names a field or file and
 a remedy, its message is at most 300 characters, without controls. O4 nothing is written, and no secret read, outside the
-case's own folder and the home; what is refused leaves nothing. O5 no process is started, but the runner. O6 no connection is made.
-O7 at most 1 GiB of memory more than before. O8 the next case is answered by the same process. O9 the canary is not there.
+case's own folder and the home; what is refused leaves nothing. O5 no process is started, but the runner. O6 no connection is
+made. O7 at most 1 GiB of memory more than before. O8 the next case is answered by the same process. O9 the canary is not there.
 """
 
 from __future__ import annotations
