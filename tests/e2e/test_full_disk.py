@@ -14,6 +14,7 @@ import pytest
 
 import faults
 import tiny
+from limner.engine import aside
 from limner.preflight import examine
 from limner.runs import Run
 from trainer import config, losses, new_run, result, states, train
@@ -72,10 +73,16 @@ def test_a_disk_that_becomes_full(kind, where, count, needs, tiny_model, picture
     assert {**result(run), "samples": 0} == {**known[kind], "samples": 0}
 
 
+def nothing_left(folder: str) -> None:
+    """Not a byte, from step 5 on. Saved in the loop: what is half written when the disk is filled would leave room again."""
+    aside.MOST_BYTES = 0
+    faults.fill("step", 5, folder, 0)
+
+
 def test_not_a_byte_is_free(tiny_model, pictures, elsewhere):
     """Even the last word cannot be written: then whoever looks at the run says why."""
     run = of_kind("lora", tiny_model, pictures)
-    assert faults.train(run, faults.fill, "step", 5, str(elsewhere), 0) != 0
+    assert faults.train(run, nothing_left, str(elsewhere)) != 0
     state = run.state()
     assert state.status == "failed" and f"the disk of {run.path} is full: free some space, and resume it" in state.error
     assert not run.is_locked() and not faults.leftovers(elsewhere)

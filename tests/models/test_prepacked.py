@@ -41,6 +41,20 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return float((found.detach().double() - wanted).norm() / wanted.norm())
 
 
+def require_what_it_did(layer: nn.Conv2d, kind: type[nn.Conv2d], limit: float) -> None:
+    """Packed, it is of this kind, and computes the same."""
+    whole, dtype = copy.deepcopy(layer), layer.weight.dtype
+    assert prepacked.pack(nn.Sequential(layer)) == 1 and type(layer) is kind
+    for n, h, w in SIZES:
+        ours = torch.randn(n, 16, h, w).to(dtype).requires_grad_()
+        y = layer(ours)
+        grad = torch.randn_like(y)
+        (of_x,) = torch.autograd.grad(y, ours, grad)
+        wanted, wanted_of_x = reference(whole, ours.detach(), grad)
+        assert y.shape == wanted.shape and of_x.shape == ours.shape and y.dtype == of_x.dtype == dtype
+        assert error(y, wanted) < limit and error(of_x, wanted_of_x) < limit
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
 def test_a_packed_layer_computes_what_it_did(kernel: tuple[int, int, int, int], dtype: torch.dtype) -> None:
@@ -48,18 +62,27 @@ def test_a_packed_layer_computes_what_it_did(kernel: tuple[int, int, int, int], 
         pytest.skip("no bf16 here")
     torch.manual_seed(0)
     layer = nn.Conv2d(16, 40, *kernel).to(dtype).requires_grad_(False)
-    whole, model = copy.deepcopy(layer), nn.Sequential(layer)
-    assert prepacked.pack(model) == 1
-    for n, h, w in SIZES:
-        x = torch.randn(n, 16, h, w).to(dtype)
-        ours = x.clone().requires_grad_()
-        y = layer(ours)
-        grad = torch.randn_like(y)
-        (of_x,) = torch.autograd.grad(y, ours, grad)
-        wanted, wanted_of_x = reference(whole, x, grad)
-        limit = 1e-6 if dtype == torch.float32 else 4e-3
-        assert y.shape == wanted.shape and of_x.shape == x.shape
-        assert error(y.detach(), wanted) < limit and error(of_x, wanted_of_x) < limit
+    kind = prepacked.PointConv2d if kernel[0] == 1 else prepacked.PackedConv2d
+    require_what_it_did(layer, kind, 1e-6 if dtype == torch.float32 else 4e-3)
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("few", [0, 100, 10_000])  # products for none of the sizes, for some and for all
+@pytest.mark.parametrize("kernel", KERNELS[1:], ids=str)
+def test_a_large_layer_computes_what_it_did(
+    kernel: tuple[int, int, int, int], few: int, has_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepacked, "_FEW_POINTS", few)
+    monkeypatch.setattr(prepacked, "_LARGE_BYTES", 0)
+    torch.manual_seed(0)
+    require_what_it_did(nn.Conv2d(16, 40, *kernel, bias=has_bias).requires_grad_(False), prepacked.LargeConv2d, 1e-6)
+
+
+def test_what_is_large_takes_no_more_memory() -> None:
+    with torch.device("meta"):
+        large, other = (nn.Conv2d(n, 1280, 3).requires_grad_(False) for n in (1280, 640))
+    assert prepacked._is_large(large) and not prepacked._is_large(other)
+    assert not prepacked._is_large(large.bfloat16())  # oneDNN's kernels for it are faster at all sizes
 
 
 def test_the_weight_can_be_had_saved_and_replaced() -> None:

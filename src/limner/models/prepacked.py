@@ -1,10 +1,13 @@
-"""Frozen convolutions on a CPU whose weights lie as oneDNN's kernels want them.
+"""Frozen convolutions on a CPU whose weights lie as its kernels want them.
 
 torch hands oneDNN a weight as files have it, and oneDNN lays it out anew in every call: at small feature maps that takes longer
 than the products. Laid out once, twice over: for the output, and for the gradient of the input, which is a transposed
 convolution of the output's gradient. In float32 with stride 1 a plain one is faster: that of the gradient turned round, whose
-result is turned round again. The numbers are the same; sums may be taken in another order. What was laid out before is not
-kept. A layout fits every size of picture and batch.
+result is turned round again. What was laid out before is not kept. A layout fits every size of picture and batch.
+
+The largest weights in float32, most of what a UNet has, stay as they are: where maps are small a product of matrices needs no
+layout, and where they are not laying out takes a small part of the time. Layouts for their gradients would take half as much
+memory as the denoiser has. Everywhere the numbers are the same; sums may be taken in another order.
 
 It is done beside what follows, as far as the first step, which waits for a layer where it must.
 """
@@ -27,6 +30,10 @@ from limner.models.weights import is_roomy
 
 _OPS = torch.ops.mkldnn
 _PACKERS = 2
+_LARGE_BYTES = 48 << 20
+"""In SD 1 and 2 and SDXL all with 1280 channels at both ends, and none that pictures of 512 px have at 64x64 or 32x32."""
+_FEW_POINTS = 128
+"""In a batch of maps, that a product of matrices is faster for."""
 _ROWS = 32
 """Of a weight, turned round at a time: few enough to stay in the processor's cache."""
 
@@ -75,6 +82,11 @@ class PackedConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         # in the weight's precision, which is the run's
         return _Convolution.apply(input.to(self.there.dtype), self)  # type: ignore[return-value]
+
+    def towards_output(self, x: Tensor) -> Tensor:
+        """What the layer makes of an input."""
+        arguments = self.padding, self.stride, self.dilation, 1, "none", [], ""
+        return _OPS._convolution_pointwise(x, self.there, self.bias, *arguments)
 
     def towards_input(self, grad: Tensor, size: torch.Size) -> Tensor:
         """The gradient of an input of this size."""
@@ -141,14 +153,46 @@ class PointConv2d(nn.Conv2d):
         return F.linear(points, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
+class LargeConv2d(nn.Conv2d):
+    """A frozen convolution that `pack` has changed into a product of matrices where that is faster: a column of the one is what
+    the kernel sees at a point, (in x height x width) numbers."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _Convolution.apply(input.to(self.weight.dtype), self)  # type: ignore[return-value]
+
+    def towards_output(self, x: Tensor) -> Tensor:
+        """What the layer makes of an input."""
+        height, width = (
+            (n + 2 * int(p) - d * (k - 1) - 1) // s + 1
+            for n, p, d, k, s in zip(x.shape[2:], self.padding, self.dilation, self.kernel_size, self.stride, strict=True)
+        )
+        if len(x) * height * width > _FEW_POINTS:
+            return self._conv_forward(x, self.weight, self.bias)
+        seen = F.unfold(x, self.kernel_size, self.dilation, self.padding, self.stride)  # type: ignore[arg-type]
+        seen = seen.transpose(0, 1).flatten(1)  # side by side: the weight is read once
+        weight = self.weight.flatten(1)
+        out = weight @ seen if self.bias is None else torch.addmm(self.bias[:, None], weight, seen)
+        return out.unflatten(1, (len(x), height, width)).transpose(0, 1).contiguous()
+
+    def towards_input(self, grad: Tensor, size: torch.Size) -> Tensor:
+        """The gradient of an input of this size."""
+        places = self.stride, self.padding, self.dilation
+        if grad[:, 0].numel() > _FEW_POINTS:
+            x = grad.new_empty(()).expand(size)  # whose numbers the gradient of the weight alone asks for
+            arguments = None, *places, False, (0, 0), 1, (True, False, False)
+            return torch.ops.aten.convolution_backward(grad, x, self.weight, *arguments)[0]
+        points = grad.flatten(2).transpose(1, 2).flatten(0, 1)
+        seen = (points @ self.weight.flatten(1)).unflatten(0, (len(grad), -1)).transpose(1, 2)
+        return F.fold(seen, size[2:], self.kernel_size, self.dilation, self.padding, self.stride)  # type: ignore[arg-type]
+
+
 class _Convolution(torch.autograd.Function):
     """A convolution whose weight is not trained: nothing of the input is kept for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: PackedConv2d) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: PackedConv2d | LargeConv2d) -> Tensor:
         ctx.layer, ctx.size = layer, x.shape
-        arguments = layer.padding, layer.stride, layer.dilation, 1, "none", [], ""
-        return _OPS._convolution_pointwise(x, layer.there, layer.bias, *arguments)
+        return layer.towards_output(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -167,6 +211,9 @@ def pack(model: nn.Module) -> int:
     for layer in layers:
         if layer.kernel_size == (1, 1):
             layer.__class__ = PointConv2d
+            continue
+        if _is_large(layer):
+            layer.__class__ = LargeConv2d
             continue
         weight = layer._parameters.pop("weight")
         layer.__class__ = PackedConv2d  # in place, since adapters hold it
@@ -188,7 +235,7 @@ def packable(model: nn.Module) -> list[nn.Conv2d]:
 
 def num_bytes(model: nn.Module) -> int:
     """What `pack` will hold besides the weights: the layouts for the gradients."""
-    return sum(layer.weight.nbytes for layer in packable(model) if layer.kernel_size != (1, 1))
+    return sum(layer.weight.nbytes for layer in packable(model) if layer.kernel_size != (1, 1) and not _is_large(layer))
 
 
 def packed_form(func: Any, arguments: Sequence[Any]) -> Callable[[], Any] | None:
@@ -222,6 +269,11 @@ def packed_form(func: Any, arguments: Sequence[Any]) -> Callable[[], Any] | None
 def _is_supported() -> bool:
     """Whether this processor's kernels are oneDNN's own, which these layouts are of."""
     return torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _is_large(layer: nn.Conv2d) -> bool:
+    """Whether the layer's weight stays as it is."""
+    return layer.weight.dtype == torch.float32 and layer.weight.nbytes > _LARGE_BYTES
 
 
 def _can_be_packed(layer: nn.Module) -> bool:
