@@ -110,26 +110,32 @@ def run(words: list[str], config: Config, log: Path) -> tuple[int, float]:
             time.sleep(0.1)
 
 
-def compare(name: str, options: dict[str, Any], folder: Path, imports_mib: float) -> dict[str, Any]:
-    """One configuration: what is predicted, then what is measured."""
-    config = configured(options, folder)
+def predict(name: str, config: Config, folder: Path, imports_mib: float, *, times: bool) -> dict[str, Any]:
+    """What is reckoned of a configuration, or what the trouble is."""
     findings, records = preflight.examine(config, machine.describe(runs.home()))
     if records.question is None or any(f.severity == "error" for f in findings):
         return {"name": name, "trouble": "; ".join(str(f) for f in findings)[:500]}
     try:
-        told = estimate.ask(folder, config, records.question)
+        told = estimate.ask(folder, config, records.question, times=times)
     except UserError as error:
         return {"name": name, "trouble": str(error)[:500]}
-    made = jobs.prepare(config)
-    code, peak_mib = run(launch.argv(config, made.path, "cpu"), config, made.log)
-    out: dict[str, Any] = {
+    memory = {
         "name": name,
         "predicted_mib": told.worst.total_mib + told.process_mib - round(imports_mib),
         "worst": told.worst.name,
         "parts": told.worst.parts,
-        "measured_mib": round(peak_mib - imports_mib),
-        "predicted_seconds": told.seconds_per_step,
     }
+    return memory | ({"predicted_seconds": told.seconds_per_step} if times else {})
+
+
+def compare(name: str, config: Config, folder: Path, imports_mib: float) -> dict[str, Any]:
+    """One configuration: what is predicted, then what is measured."""
+    out = predict(name, config, folder, imports_mib, times=True)
+    if "trouble" in out:
+        return out
+    made = jobs.prepare(config)
+    code, peak_mib = run(launch.argv(config, made.path, "cpu"), config, made.log)
+    out["measured_mib"] = round(peak_mib - imports_mib)
     times = [e["time"] for e in made.history() if e["event"] == "step"]
     gaps = [b - a for a, b in itertools.pairwise(times)]
     # events are written about once a second: only steps that take longer have times of their own
@@ -183,6 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path)
     parser.add_argument("--only", default="", help="names that begin with this")
+    parser.add_argument("--memory-anew", action="store_true", help="predict it anew, and keep what was measured before")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "planner.json")
     args = parser.parse_args()
     import tiny
@@ -200,7 +207,11 @@ def main() -> None:
         for name, options in grid(args.models):
             if not name.startswith(args.only):
                 continue
-            rows[name] = compare(name, options, folder, imports_mib)
+            config = configured(options, folder)
+            if args.memory_anew:
+                rows[name] |= predict(name, config, folder, imports_mib, times=False)
+            else:
+                rows[name] = compare(name, config, folder, imports_mib)
             print(json.dumps(rows[name]), flush=True)
             here = {
                 "date": time.strftime("%Y-%m-%d"), "machine": platform.processor() or platform.machine(),

@@ -161,7 +161,7 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         task = Task(file, folder, data, args.side, precision, steps)
         place = work / precision / program.name.replace(" ", "-")
         with held(args.lock):
-            row = {"round": number, **run(program, place, task, args.limit, is_cold=number == 0)}
+            row = {"round": number, **run(program, place, task, args.limit, is_cold=number != "curve" and int(number) % 2 == 0)}
         report["runs"].append(row)
         write(report, args.out)
         shown = row.get("failed") or {k: row[k] for k in ("first_step_seconds", "step_seconds", "peak_mib")}
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     parser.add_argument("--side", type=int, default=256, help="of the pictures, in pixels")
     parser.add_argument("--steps", type=int, default=10, help="of each process")
-    parser.add_argument("--rounds", type=int, default=3, help="the first of them with cold caches")
+    parser.add_argument("--rounds", type=int, default=3, help="with cold caches and with warm ones in turns")
     parser.add_argument("--curve-steps", type=int, default=50, help="of one more pair whose losses are compared; 0: none")
     parser.add_argument("--limit", type=float, default=600, help="seconds until a process is given up")
     parser.add_argument("--lock", type=Path, help="a file locked while a process runs: measurements beside this one then wait")

@@ -25,7 +25,7 @@ from limner.errors import Finding, UserError
 from limner.formats.base import Base, weight_files
 from limner.formats.known import FAMILIES
 
-_VERSION = 5  # raise it when the same question is answered otherwise
+_VERSION = 6  # raise it when the same question is answered otherwise
 _SECONDS = 300.0
 _ASKED_AGAIN_SECONDS = 60.0
 _DECIDE = {"model", "adapter", "embedding", "objective", "memory", "sample", "launch", "speed"}

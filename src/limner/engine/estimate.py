@@ -26,16 +26,28 @@ from limner.engine.rehearsal import Rehearsal, Scene
 from limner.engine.timing import seconds_of
 
 _OPERATIONS_SECONDS = 20.0
-_READY_MIB = 50
-"""Tokenizers, and what the libraries make when they are first used; of larger models up to 100, measured as well."""
-_READY_SHARE = 0.022
-_SLACK = {"cpu": 0.4, "cuda": 0.1, "mps": 0.1}
+_READY_MIB, _MOST_READY_MIB = 50, 220
+"""Tokenizers, and what the libraries make when they are first used; of larger models more, measured as well."""
+_READY_SHARE = 0.05
+_SLACK = {"cpu": 0.1, "cuda": 0.1, "mps": 0.1}
 """Of what comes and goes: how much more of the allocator's memory it takes than it asks for. On a CPU, measured (see
-docs/planner.md): what is given back leaves holes that fit nothing. On a GPU not measured."""
+docs/planner.md); on a GPU not measured."""
+_SLACK_OF_BROKEN_STEPS, _SLACK_OF_CHECKPOINTING = 0.5, 0.65
+"""The same on a CPU where a step does not ask for what the last one gave back, in the same order: it leaves holes that fit
+nothing."""
 _COMES_AND_GOES = ("activations", "copies")
 
 
-def phases_of(events: Sequence[Event], device: str) -> list[dict[str, Any]]:
+def slack_share(config: Config, device: str, *, paints: bool) -> float:
+    """How much of what comes and goes the allocator takes beside it; `paints`: prompts, between the steps."""
+    if device == "cpu" and config.memory.checkpointing:
+        return _SLACK_OF_CHECKPOINTING
+    if device == "cpu" and (paints or config.memory.quantize != "off"):
+        return _SLACK_OF_BROKEN_STEPS
+    return _SLACK[device]
+
+
+def phases_of(events: Sequence[Event], slack: float) -> list[dict[str, Any]]:
     """The worst moment of each phase, by parts, MiB."""
     live: dict[str, int] = {}
     total, worst = 0, dict[str, tuple[int, dict[str, int]]]()
@@ -54,8 +66,8 @@ def phases_of(events: Sequence[Event], device: str) -> list[dict[str, Any]]:
             part = what.partition("/")[2]
             summed[part] = summed.get(part, 0) + count
         moving = sum(summed.get(part, 0) for part in _COMES_AND_GOES)
-        ready = min((_READY_MIB << 20) + int(_READY_SHARE * summed.get("weights", 0)), 2 * _READY_MIB << 20)
-        summed["slack"] = int(_SLACK[device] * moving) + ready
+        ready = min((_READY_MIB << 20) + int(_READY_SHARE * summed.get("weights", 0)), _MOST_READY_MIB << 20)
+        summed["slack"] = int(slack * moving) + ready
         out.append({"name": name, "parts": {part: count >> 20 for part, count in summed.items() if count >> 20}})
     return out
 
@@ -68,7 +80,7 @@ def main(told: dict[str, Any]) -> dict[str, Any]:
     rehearsal = Rehearsal(config, scene)
     process_mib = psutil.Process().memory_info().rss >> 20
     ledger = rehearsal.play()
-    phases = phases_of(ledger.events, question["device"])
+    phases = phases_of(ledger.events, slack_share(config, question["device"], paints=bool(scene.prompts)))
     seconds = None
     if told["times"]:
         device = torch.device(question["device"])

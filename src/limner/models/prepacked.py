@@ -178,7 +178,7 @@ class LargeConv2d(nn.Conv2d):
         """The gradient of an input of this size."""
         places = self.stride, self.padding, self.dilation
         if grad[:, 0].numel() > _FEW_POINTS:
-            x = grad.new_empty(()).expand(size)  # whose numbers the gradient of the weight alone asks for
+            x = grad.new_empty(size)  # whose numbers the gradient of the weight alone asks for
             arguments = None, *places, False, (0, 0), 1, (True, False, False)
             return torch.ops.aten.convolution_backward(grad, x, self.weight, *arguments)[0]
         points = grad.flatten(2).transpose(1, 2).flatten(0, 1)
