@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tiny
 from limner.config import files
-from limner.engine.estimate import phases_of
+from limner.engine.estimate import phases_of, slack_share
 from limner.engine.ledger import Ledger, Lies
 from limner.engine.rehearsal import Rehearsal, Scene
 from limner.engine.timing import seconds_of
@@ -150,3 +150,14 @@ def test_a_step_is_timed(tmp_path: Path) -> None:
     assert 1e-3 < measured < 20
     # with no time to measure more than the costliest, the others are told from it
     assert 1e-5 < seconds_of(operations, CPU, 0.0) < 1000
+
+
+def test_slack_is_more_where_steps_are_not_alike() -> None:
+    """On a CPU; on a GPU nothing was measured."""
+    plain = files.build({}, {"model.base": "x"})
+    again = files.build({}, {"model.base": "x", "memory.checkpointing": "true"})
+    smaller = files.build({}, {"model.base": "x", "memory.quantize": "int8"})
+    shares = [slack_share(plain, "cpu", paints=False), slack_share(plain, "cpu", paints=True)]
+    shares += [slack_share(smaller, "cpu", paints=False), slack_share(again, "cpu", paints=True)]
+    assert shares[0] < shares[1] == shares[2] < shares[3]
+    assert slack_share(again, "cuda", paints=True) == slack_share(plain, "cuda", paints=False)
