@@ -61,6 +61,10 @@ class Program(Protocol):
         """Make the place ready, which is not timed; raises LookupError if the program is not what it should be."""
         ...
 
+    def model(self, task: Task) -> Path:
+        """Which of the model's two forms it reads."""
+        ...
+
     def pids(self, place: Path) -> Iterable[int]:
         """Processes that work for it without being its descendants."""
         ...
@@ -119,6 +123,9 @@ class Limner:
         home = {"LIMNER_HOME": str(place / "home"), "PYTHONUNBUFFERED": "1"}
         return Start([sys.executable, "-m", "limner.cli", "train", str(config)], place, home)
 
+    def model(self, task: Task) -> Path:
+        return task.file
+
     def _run(self, place: Path) -> Run | None:
         found = [p for p in (place / "home" / "runs").glob("*") if (p / "state.json").exists()]
         return Run(max(found, key=lambda p: p.stat().st_ctime_ns)) if found else None
@@ -156,6 +163,9 @@ class Bare:
         words = [sys.executable, str(script), str(task.folder), str(task.pictures), "--steps", str(task.steps)]
         words += ["--precision", task.precision, "--rank", str(RANK), "--lr", str(LR), "--seed", str(SEED)]
         return Start(words, place, _OFFLINE)
+
+    def model(self, task: Task) -> Path:
+        return task.folder
 
     def pids(self, place: Path) -> Iterable[int]:  # noqa: ARG002
         return ()
@@ -213,6 +223,9 @@ class SdScripts(_Foreign):
         ]  # fmt: skip
         return Start(words, self.checkout, {**_OFFLINE, "HF_HOME": str(place / "hub")})
 
+    def model(self, task: Task) -> Path:
+        return task.file
+
     def output(self, place: Path) -> Path | None:
         return next((place / "out").glob("*.safetensors"), None)
 
@@ -259,6 +272,9 @@ class DiffusersScript(_Foreign):
             "--checkpointing_steps", "1000000",
         ]  # fmt: skip
         return Start(words, place, {**_OFFLINE, "HF_HOME": str(place / "hub")})
+
+    def model(self, task: Task) -> Path:
+        return task.folder
 
     def output(self, place: Path) -> Path | None:
         return next((place / "out").glob("*.safetensors"), None)

@@ -63,6 +63,15 @@ def forget(paths: Iterable[Path]) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def recall(paths: Iterable[Path]) -> None:
+    """Have files in the system's cache, which others may have pushed out of it."""
+    piece = bytearray(8 << 20)
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(piece):
+                pass
+
+
 @contextlib.contextmanager
 def held(lock: Path | None) -> Iterator[None]:
     """Wait for a lock file as flock(1) does: measurements that take turns by it never meet."""
@@ -86,8 +95,9 @@ def run(program: Program, place: Path, task: Task, limit_seconds: float, *, is_c
         start = program.prepare(place, task)
     except LookupError as error:
         return row | {"failed": str(error)}
-    if is_cold:
-        forget(p for p in (task.file, *task.folder.rglob("*")) if p.is_file())
+    model = program.model(task)
+    files = [p for p in (model, *model.rglob("*")) if p.is_file()]
+    (forget if is_cold else recall)(files)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     seen = watch(start.words, start.folder, start.environment, limit_seconds, lambda: program.pids(place))
     (place / "output.txt").write_text("\n".join(text for _, text in seen.lines), encoding="utf-8")
