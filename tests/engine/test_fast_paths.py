@@ -54,6 +54,15 @@ def kinds(job: Training) -> set[type]:
     return {type(m) for m in job.family.denoiser.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)}
 
 
+@pytest.fixture(params=["as they are", "as if all were large"])
+def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
+    """How large the wider convolutions are taken to be; what they become."""
+    if request.param != "as they are":
+        monkeypatch.setattr(prepacked, "_LARGE_BYTES", 0)
+    kind = prepacked.LargeConv2d if request.param != "as they are" else prepacked.PackedConv2d
+    return kind if prepacked._is_supported() else nn.Conv2d
+
+
 @pytest.mark.parametrize(
     "adapter",
     [
@@ -62,9 +71,9 @@ def kinds(job: Training) -> set[type]:
         pytest.param({"dora": True, "conv_rank": 2}, id="dora", marks=pytest.mark.long),
     ],
 )
-def test_fifty_steps_are_those_of_the_plain_path(places, adapter, monkeypatch):
+def test_fifty_steps_are_those_of_the_plain_path(places, adapter, sizes, monkeypatch):
     fast = made(places, True, **adapter)
-    assert kinds(fast) == {prepacked.PackedConv2d if prepacked._is_supported() else nn.Conv2d}
+    assert kinds(fast) == {sizes}
     found, state = losses(fast), fast.adapter.state_dict()
     monkeypatch.setattr(fused, "fits", lambda base: False)
     plain = made(places, False, **adapter)
@@ -88,9 +97,10 @@ def test_a_model_that_is_trained_itself_is_left_as_it_is(places):
     assert kinds(job) == {nn.Conv2d}
 
 
-def test_a_change_is_merged_into_what_is_laid_out(places):
+def test_a_change_is_merged_into_what_is_laid_out(places, sizes):
     """What the model computes afterwards is what it computed with the adapter beside it."""
     job = made(places, True, conv_rank=2)
+    assert kinds(job) == {sizes}
     adapter: Any = job.adapter
     tiny.moved(adapter)
     family: Any = job.family
