@@ -208,7 +208,7 @@ def main() -> None:
             if not name.startswith(args.only):
                 continue
             config = configured(options, folder)
-            if args.memory_anew:
+            if args.memory_anew and name in rows:
                 rows[name] |= predict(name, config, folder, imports_mib, times=False)
             else:
                 rows[name] = compare(name, config, folder, imports_mib)

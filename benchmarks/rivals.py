@@ -167,11 +167,11 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         "versions": {p.name: p.version() for p in (Limner(), *others)}, "absent": absent, "runs": [],
     }  # fmt: skip
 
-    def note(program: Program, precision: str, number: int | str, steps: int) -> None:
+    def note(program: Program, precision: str, number: int | str, steps: int, *, is_cold: bool) -> None:
         task = Task(file, folder, data, args.side, precision, steps)
         place = work / precision / program.name.replace(" ", "-")
         with held(args.lock):
-            row = {"round": number, **run(program, place, task, args.limit, is_cold=number != "curve" and int(number) % 2 == 0)}
+            row = {"round": number, **run(program, place, task, args.limit, is_cold=is_cold)}
         report["runs"].append(row)
         write(report, args.out)
         shown = row.get("failed") or {k: row[k] for k in ("first_step_seconds", "step_seconds", "peak_mib")}
@@ -180,10 +180,10 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     for precision in args.precisions:
         for number in range(args.rounds):
             for program in (Limner(), *(others if number % 2 == 0 else reversed(others))):
-                note(program, precision, number, args.steps)
+                note(program, precision, number, args.steps, is_cold=number % 2 == 0)
         if args.curve_steps and precision == "fp32":
             for program in (Limner(), Bare()):
-                note(program, precision, "curve", args.curve_steps)
+                note(program, precision, "curve", args.curve_steps, is_cold=False)
     return report
 
 

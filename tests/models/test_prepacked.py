@@ -78,11 +78,13 @@ def test_a_large_layer_computes_what_it_did(
     require_what_it_did(nn.Conv2d(16, 40, *kernel, bias=has_bias).requires_grad_(False), prepacked.LargeConv2d, 1e-6)
 
 
-def test_what_is_large_takes_no_more_memory() -> None:
-    with torch.device("meta"):
-        large, other = (nn.Conv2d(n, 1280, 3).requires_grad_(False) for n in (1280, 640))
-    assert prepacked._is_large(large) and not prepacked._is_large(other)
-    assert not prepacked._is_large(large.bfloat16())  # oneDNN's kernels for it are faster at all sizes
+def test_only_what_is_large_in_fp32_takes_no_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, other = (nn.Conv2d(n, 16, 3).requires_grad_(False) for n in (16, 8))
+    monkeypatch.setattr(prepacked, "_LARGE_BYTES", other.weight.nbytes)
+    assert prepacked.num_bytes(nn.Sequential(large, other)) == other.weight.nbytes
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # whose kernels are faster at all sizes
+        monkeypatch.setattr(prepacked, "_LARGE_BYTES", 0)
+        assert prepacked.num_bytes(large.bfloat16()) == large.weight.nbytes
 
 
 def test_the_weight_can_be_had_saved_and_replaced() -> None:

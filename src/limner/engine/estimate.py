@@ -29,7 +29,7 @@ _OPERATIONS_SECONDS = 20.0
 _READY_MIB, _MOST_READY_MIB = 50, 220
 """Tokenizers, and what the libraries make when they are first used; of larger models more, measured as well."""
 _READY_SHARE = 0.05
-_SLACK = {"cpu": 0.1, "cuda": 0.1, "mps": 0.1}
+_SLACK = 0.1
 """Of what comes and goes: how much more of the allocator's memory it takes than it asks for. On a CPU, measured (see
 docs/planner.md); on a GPU not measured."""
 _SLACK_OF_BROKEN_STEPS, _SLACK_OF_CHECKPOINTING = 0.5, 0.65
@@ -40,11 +40,11 @@ _COMES_AND_GOES = ("activations", "copies")
 
 def slack_share(config: Config, device: str, *, paints: bool) -> float:
     """How much of what comes and goes the allocator takes beside it; `paints`: prompts, between the steps."""
-    if device == "cpu" and config.memory.checkpointing:
+    if device != "cpu":
+        return _SLACK
+    if config.memory.checkpointing:
         return _SLACK_OF_CHECKPOINTING
-    if device == "cpu" and (paints or config.memory.quantize != "off"):
-        return _SLACK_OF_BROKEN_STEPS
-    return _SLACK[device]
+    return _SLACK_OF_BROKEN_STEPS if paints or config.memory.quantize != "off" else _SLACK
 
 
 def phases_of(events: Sequence[Event], slack: float) -> list[dict[str, Any]]:

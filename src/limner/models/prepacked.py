@@ -31,7 +31,7 @@ from limner.models.weights import is_roomy
 _OPS = torch.ops.mkldnn
 _PACKERS = 2
 _LARGE_BYTES = 48 << 20
-"""In SD 1 and 2 and SDXL all with 1280 channels at both ends, and none that pictures of 512 px have at 64x64 or 32x32."""
+"""In SD 1, 2 and XL more than this have the layers with 1280 channels or more at both ends, and no others."""
 _FEW_POINTS = 128
 """In a batch of maps, that a product of matrices is faster for."""
 _ROWS = 32
