@@ -222,6 +222,22 @@ def test_every_value_of_every_variant_arrives_unchanged(page: Page, home: Path, 
     assert saved(page) == values
 
 
+def test_a_click_is_not_lost_to_a_message_that_comes_meanwhile(page: Page) -> None:
+    unfold(page)
+    above, second = field(page, "data.repeats"), entry(page, "data.wildcards")
+    second.scroll_into_view_if_needed()
+    page.evaluate("document.documentElement.style.overflowAnchor = 'none'")
+    box = second.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    entry(page, "data.repeats").evaluate("(e) => { e.value = 'many'; e.dispatchEvent(new Event('input')); }")
+    with page.expect_response("**/api/check"):
+        page.mouse.down()
+    page.wait_for_timeout(300)
+    page.mouse.up()
+    expect(above.locator(".mistake")).to_be_visible()
+    assert second.is_checked()
+
+
 def test_an_emptied_text_is_the_empty_text(page: Page) -> None:
     unfold(page)
     entry(page, "output.author").fill("x")

@@ -38,10 +38,22 @@ async function ask(path, options) {
   } catch {
     throw new Refused(0, [{ field: t("server"), message: t("does not answer."), remedy: t("Is Limner still running?"), severity: "error" }]);
   }
-  if (answer.ok) return answer.json();
-  const said = await answer.json().catch(() => ({}));
+  const said = await (answer.ok ? answer.json() : answer.json().catch(() => ({})));
+  await released;
+  if (answer.ok) return said;
   throw new Refused(answer.status, said.findings ?? [{ field: t("server"), message: String(answer.status), remedy: "", severity: "error" }]);
 }
+
+// Nothing that the server says is drawn between a press and its release: what moved away in between would not be clicked.
+let released = Promise.resolve();
+const press = () => {
+  released = new Promise((resolve) => {
+    const done = () => setTimeout(resolve); // after the click, which follows the release
+    for (const name of ["pointerup", "pointercancel"]) addEventListener(name, done, { once: true, capture: true });
+    setTimeout(resolve, 1000); // of a release in a menu, or outside of the window, a page may never hear
+  });
+};
+addEventListener("pointerdown", press, { capture: true });
 
 // Calls `look` now and then every `milliseconds`, one call at a time, never while the page or `element` is hidden.
 export function watchWhileSeen(element, look, milliseconds = 1000) {
