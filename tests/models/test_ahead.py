@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 import tiny
+from limner.formats.ahead import READERS, Ahead
 from limner.formats.base import denoiser_files, recognise
 from limner.formats.known import FAMILIES
 from limner.models import family as families
-from limner.models.ahead import Ahead
-from limner.models.weights import Weights, unscaled
+from limner.models.weights import Weights, is_roomy, kept_in, unscaled
 
 CPU = torch.device("cpu")
 UNET = FAMILIES["sd1"].parts["unet"]
@@ -36,8 +36,12 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "m.safetensors"
 
 
-def ahead_of(file: Path, dtype: torch.dtype, most_bytes: int = 1 << 30) -> Ahead:
-    return Ahead([file], UNET, dtype, most_bytes)
+def ahead_of(file: Path, dtype: torch.dtype | None = None, most_bytes: int = 1 << 30, *, is_begun: bool = True) -> Ahead:
+    """Reading; `dtype` None: the numbers as they are."""
+    found = Ahead([file], UNET, most_bytes)
+    if is_begun:
+        found.begin(None if dtype is None else kept_in(dtype))
+    return found
 
 
 def settled(found: Ahead) -> None:
@@ -48,47 +52,79 @@ def settled(found: Ahead) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("waits", [True, False])
-def test_they_are_those_of_the_file(file: Path, dtype: torch.dtype, waits: bool):
-    plain, found = Weights([file]), ahead_of(file, dtype)
-    found.begin()
+def test_they_are_those_of_the_file(file: Path, dtype: torch.dtype | None, waits: bool):
+    plain, ahead = Weights([file]), ahead_of(file, dtype)
+    found = Weights([file], ahead)
     if waits:
-        settled(found)
-        assert {n.startswith(PREFIX) for n in found._waiting} == {True} and len(found._waiting) == len(plain) - 1
+        settled(ahead)
+        assert {n.startswith(PREFIX) for n in ahead._waiting} == {True} and len(ahead._waiting) == len(plain) - 1
     assert found.keys() == plain.keys()
     for name in reversed(list(plain)):  # not in the order in which they are read
         for _ in range(2):  # asked again they are read again
-            assert torch.equal(found[name].to(dtype), plain[name].to(dtype)), name
-    assert found._held_bytes == 0
+            first = found[name]
+            assert torch.equal(first.to(dtype), plain[name].to(dtype)), name
+            assert is_roomy(first) and first.data_ptr() % 64 == 0
+    assert not ahead._waiting and ahead._held_bytes == 0
+
+
+def test_what_was_not_begun_yet_is_read_by_who_asks(file: Path, monkeypatch: pytest.MonkeyPatch):
+    goes_on, begun = threading.Event(), threading.Event()
+    read = Ahead._read
+
+    def slowly(ahead: Ahead, name: str):
+        begun.set()
+        assert goes_on.wait(30)
+        return read(ahead, name)
+
+    monkeypatch.setattr(Ahead, "_read", slowly)
+    ahead = ahead_of(file)
+    assert begun.wait(30)
+    names = [n for n in Weights([file]) if n.startswith(PREFIX)]
+    found = Weights([file], ahead)
+    for name in names[READERS:]:  # all but what is being read
+        assert torch.equal(found[name], Weights([file])[name])
+    assert all(n in ahead._waiting for n in names[:READERS]) and len(ahead._waiting) == READERS
+    goes_on.set()
+    for name in names[:READERS]:
+        assert torch.equal(found[name], Weights([file])[name])
+
+
+def test_what_files_store_is_known_before(file: Path):
+    found = ahead_of(file, is_begun=False)
+    assert found.are_all("F32") and not found.are_all("BF16") and not found.is_scaled
+    save_file({PREFIX + "a": torch.zeros(2), PREFIX + "b": torch.zeros(2).half(), PREFIX + "c": torch.zeros(2).long()}, file)
+    assert not ahead_of(file, is_begun=False).are_all("F32")
 
 
 def test_of_scaled_numbers_nothing_is_rounded_before_they_are_whole(file: Path):
     scaled = {"a.weight": torch.randn(6, 5), "b.weight": torch.randn(6, 5).to(torch.float8_e4m3fn)}
     scaled |= {f"{n}.scale_weight": torch.tensor([1.0 + 2**-20]) for n in "ab"}
     save_file({PREFIX + n: t for n, t in scaled.items()}, file)
-    found = ahead_of(file, torch.bfloat16)
-    found.begin()
-    settled(found)
+    ahead = ahead_of(file)
+    assert ahead.is_scaled
+    settled(ahead)
     for name in (PREFIX + "a.weight", PREFIX + "b.weight"):
-        assert torch.equal(unscaled(found, name), unscaled(Weights([file]), name))
+        assert torch.equal(unscaled(Weights([file], ahead), name), unscaled(Weights([file]), name))
 
 
 def test_they_wait_as_they_will_be_kept_and_no_more_than_so_many_bytes(file: Path):
-    found = ahead_of(file, torch.bfloat16, 6000)
-    found.begin()
-    settled(found)
-    assert 6000 <= found._held_bytes < 6000 + 2 * 2400  # two were begun below it
-    waiting = [t for f in found._waiting.values() if (t := f.result()) is not None]
+    ahead = ahead_of(file, torch.bfloat16, 6000)
+    settled(ahead)
+    assert 6000 <= ahead._held_bytes < 6000 + 2 * 2400  # two were begun below it
+    waiting = [t for f in ahead._waiting.values() if (t := f.result()) is not None]
     assert {t.dtype for t in waiting if t.ndim == 2 and t.is_floating_point()} == {torch.bfloat16}
+    found = Weights([file], ahead)
     assert all(torch.equal(found[n].bfloat16(), Weights([file])[n].bfloat16()) for n in found if n.endswith("weight"))
 
 
 def test_what_is_forgotten_is_read_again(file: Path):
-    found = ahead_of(file, torch.float32)
-    found.begin()
-    found.forget()
-    assert not found._waiting and all(torch.equal(found[n].float(), t.float()) for n, t in Weights([file]).items())
+    ahead = ahead_of(file)
+    ahead.forget()
+    ahead.begin()  # too late
+    found = Weights([file], ahead)
+    assert not ahead._waiting and all(torch.equal(found[n], t) for n, t in Weights([file]).items())
 
 
 def test_without_threads_it_is_read_when_asked_for(file: Path, monkeypatch: pytest.MonkeyPatch):
@@ -96,8 +132,7 @@ def test_without_threads_it_is_read_when_asked_for(file: Path, monkeypatch: pyte
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refused)
-    found = ahead_of(file, torch.float32)
-    found.begin()
+    found = Weights([file], ahead_of(file))
     assert torch.equal(found[PREFIX + "3.weight"], Weights([file])[PREFIX + "3.weight"])
 
 
@@ -106,12 +141,13 @@ def test_readers_end_with_the_main_thread(file: Path, tmp_path: Path):
     code = f"""
 import sys, time, torch
 from pathlib import Path
+from limner.formats.ahead import Ahead
 from limner.formats.known import FAMILIES
-from limner.models.ahead import Ahead
-found = Ahead([Path({str(file)!r})], FAMILIES["sd1"].parts["unet"], torch.bfloat16, 1 << 30)
+from limner.models.weights import kept_in
+found = Ahead([Path({str(file)!r})], FAMILIES["sd1"].parts["unet"], 1 << 30)
 read, begun = found._read, []
 found._read = lambda name: begun.append(name) or time.sleep(3) or read(name)
-found.begin()
+found.begin(kept_in(torch.bfloat16))
 while not begun: time.sleep(0.01)
 sys.exit(2)
 """
@@ -121,11 +157,12 @@ sys.exit(2)
 
 
 def test_what_cannot_be_read_is_said_to_who_asks(file: Path):
-    found = ahead_of(file, torch.float32)
+    ahead = ahead_of(file, is_begun=False)
+    found = Weights([file], ahead)
     with file.open("rb+") as cut:
         cut.truncate(file.stat().st_size // 2)
-    found.begin()
-    settled(found)
+    ahead.begin()
+    settled(ahead)
     with pytest.raises(ValueError, match="ends within"):
         [found[name] for name in found]
 
@@ -137,9 +174,9 @@ def test_a_denoiser_is_loaded_from_them_unless_another_part_comes_first(tmp_path
     known = FAMILIES[family]
     base = recognise(str(folder))
     for comes_first in (False, True):
-        found = Ahead(denoiser_files(base), known.parts[known.denoiser], torch.bfloat16, 1 << 30)
+        found = Ahead(denoiser_files(base), known.parts[known.denoiser], 1 << 30)
         own = families.make(base, ahead=found)
-        found.begin()
+        found.begin(kept_in(torch.bfloat16))
         settled(found)
         assert len(found._waiting) >= len(plain.denoiser.state_dict()) > 0
         if comes_first:

@@ -80,6 +80,11 @@ def precision(config: Config, device: str, has_bf16: bool) -> str:
     return "bf16" if device == "cuda" and has_bf16 else "fp32"
 
 
+def denoiser_precision(config: Config, precision: str) -> str:
+    """What the denoiser is loaded in, where the arithmetic has this precision."""
+    return "fp32" if config.adapter.trains_in_fp32 else precision
+
+
 def proposals(trigger: str | None, captions: Sequence[str], steps: int) -> dict[str, str]:
     """Typed texts that the page fills in for a newcomer: pictures to watch, painted five times on the way."""
     said = dict.fromkeys(c for c in captions if c and " --" not in c)

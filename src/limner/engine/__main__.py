@@ -17,6 +17,8 @@ import psutil
 
 from limner import changes, disk, fitting, garbage, hung, machine, runs, space
 from limner.config import defaults
+from limner.engine import beginning
+from limner.engine.beginning import Beginning
 from limner.engine.stopping import StopFlag
 from limner.engine.together import called, leave_reason
 from limner.engine.watchdog import Watchdog
@@ -77,6 +79,7 @@ def main(folder: str) -> int:
         if is_main:
             run.drop_requests(before=psutil.Process().create_time() - 1)  # a process's start is known to the second only
             run.write_state(run.starting(os.getpid()))  # now: importing torch takes seconds
+        begun = beginning.begin(run)
         with garbage.uncollected():
             from limner.engine.journal import Journal
 
@@ -90,7 +93,7 @@ def main(folder: str) -> int:
         config = run.config()
         waits = config.launch.timeout_seconds if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
         watchdog.expect(compiles=config.speed.compile != "off", waits_seconds=waits)
-        return _train_as_fits(run, journal, flag)
+        return _train_as_fits(run, journal, flag, begun)
     except UserError as error:
         return _refused(journal, error)
     except Exception as error:
@@ -142,7 +145,7 @@ def _failed(journal, reason: str, code: int, *, is_echo: bool = False) -> int:
     return code
 
 
-def _train_as_fits(run: Run, journal, flag: StopFlag) -> int:
+def _train_as_fits(run: Run, journal, flag: StopFlag, begun: Beginning | None) -> int:
     """Train; when memory runs out, go on in a smaller way from the last finished step, and when what is learnt is no number any
     more, from the last training state without what it was learnt from."""
     from limner.engine import fit
@@ -153,17 +156,18 @@ def _train_as_fits(run: Run, journal, flag: StopFlag) -> int:
     while True:
         reason = ""
         try:
-            return _train(run, journal, flag, alarm)
+            return _train(run, journal, flag, alarm, begun)
         except fit.OutOfMemory as error:
             reason, alarm = printable(str(error), 200), None
         except Alarm as error:
             alarm = Alarm(*error.args)
         if reason:
             fit.step_down(run, changes.config_at(run), journal, reason)  # out here, where nothing refers to the step any more
+        begun = None
         give_back()
 
 
-def _train(run: Run, journal, flag: StopFlag, alarm) -> int:
+def _train(run: Run, journal, flag: StopFlag, alarm, begun: Beginning | None) -> int:
     with garbage.uncollected():
         from limner.engine import checkpoint, fit, going_back, prepare, runtime, saving, skips, trackers, train
 
@@ -193,7 +197,7 @@ def _train(run: Run, journal, flag: StopFlag, alarm) -> int:
         journal.event("warning", message=said)
     try:
         with flag.at_once(is_alone=process.world == 1):
-            job = prepare.prepare(run, config, process, journal, lambda: flag.is_set)
+            job = prepare.prepare(run, config, process, journal, lambda: flag.is_set, begun)
         job.pending = [c for c in made if c.step > first_step]
         skips.take(job, [*left_out, *_resume(run, job, path, faults, checkpoint, journal)])
         job.alarm = alarm

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from threading import Event, Thread
-
-import psutil
-import torch
 
 from limner.config import Config
-from limner.data.cache import Cache
 from limner.errors import UserError, wrong
-from limner.formats.base import T5_SOURCE, T5_TOKENIZER, Base, base_of, denoiser_files, weight_files
+from limner.formats.base import T5_SOURCE, T5_TOKENIZER, Base, base_of
 from limner.formats.known import FAMILIES as KNOWN
 from limner.formats.suited import unsuited
-from limner.models.ahead import Ahead
 from limner.models.family import Keep
 from limner.models.weights import PRECISIONS
-
-_MOST_AHEAD_BYTES = 4 << 30
 
 
 def find_base(config: Config) -> Base:
@@ -54,54 +44,6 @@ def keep_of(config: Config) -> Keep:
         memory.quantize, memory.swap_blocks, memory.checkpoint_every, PRECISIONS[memory.vae_dtype], memory.vae_tiling,
         config.speed.channels_last,
     )  # fmt: skip
-
-
-def denoiser_ahead(base: Base, config: Config, dtype: torch.dtype) -> Ahead | None:
-    """The denoiser's weights, to be read ahead; None where they are kept as something smaller, one by one."""
-    if config.memory.quantize != "off":
-        return None
-    known, processes = KNOWN[base.family], config.launch.num_processes // config.launch.num_machines
-    free = psutil.virtual_memory().available // (4 * processes)
-    return Ahead(denoiser_files(base), known.parts[known.denoiser], dtype, min(_MOST_AHEAD_BYTES, free))
-
-
-@contextmanager
-def hashed_beside(base: Base, config: Config, cache: Cache, ahead: Ahead | None) -> Iterator[None]:
-    """Have the cache know the model's files by their content, while something else is done: of gigabytes that takes seconds,
-    more where they are read from the disk. What cannot be read is said by whoever needs it. Where time is left the denoiser
-    is read `ahead`.
-    """
-    is_over = Event()
-
-    def look() -> None:
-        with suppress(OSError, UserError), closing(Cache(cache.folder)) as own:  # SQLite's connections are one thread's
-            list(own.content_hashes(_files(base, config)))
-            if ahead is not None and not is_over.is_set():
-                ahead.begin()
-
-    if config.memory.verify:  # which takes nothing on trust that others have read
-        yield
-        return
-    beside = Thread(target=look, daemon=True)
-    beside.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-    beside.join()  # not for who leaves meanwhile
-
-
-def _files(base: Base, config: Config) -> list[Path]:
-    """What a run knows a model by: the first of the denoiser's files, and all of what encodes and is not trained."""
-    known, files = KNOWN[base.family], denoiser_files(base)[:1]
-    for part in known.parts:
-        if part == known.denoiser or (config.trains_text and part.startswith("text_encoder")):
-            continue
-        if part in base.others:
-            files.append(base.others[part])
-        elif base.path is not None and base.layout == "folder":
-            files += weight_files(base.path, part)
-    return files
 
 
 def fetch(name: str, revision: str | None) -> None:

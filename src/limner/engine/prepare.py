@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,10 +21,11 @@ from limner.data import archives, held_out, scan, tags
 from limner.data.cache import Cache
 from limner.data.classes import num_missing, scan_classes
 from limner.data.dataset import Dataset, assemble
-from limner.engine import compiled, fit, loading, paint, shards, starting
+from limner.engine import beginning, compiled, fit, loading, paint, shards, starting
+from limner.engine.beginning import Beginning
 from limner.engine.classes import paint_class_pictures
 from limner.engine.facts import metadata_facts, plan, reckoned
-from limner.engine.fetching import denoiser_ahead, find_base, hashed_beside, keep_of
+from limner.engine.fetching import find_base, keep_of
 from limner.engine.journal import Journal
 from limner.engine.live import prompts_of
 from limner.engine.runtime import Runtime
@@ -37,6 +39,7 @@ from limner.models import family as families
 from limner.models import prepacked
 from limner.models.family import Family
 from limner.models.given_back import give_back
+from limner.models.weights import PRECISIONS, kept_in
 from limner.runs import Phase, Run
 
 _MOST_COUNTED = 10_000
@@ -55,8 +58,15 @@ def _require_alike(config: Config, runtime: Runtime) -> None:
             raise wrong(name, "it is not the same on all machines.", "Start the same configuration on each of them.")
 
 
-def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_requested: Callable[[], bool]) -> Training:
-    """Load, encode, attach; afterwards only what the loop needs is in memory."""
+def prepare(
+    run: Run,
+    config: Config,
+    runtime: Runtime,
+    journal: Journal,
+    stop_requested: Callable[[], bool],
+    begun: Beginning | None = None,
+) -> Training:
+    """Load, encode, attach; afterwards only what the loop needs is in memory. Some of it may be `begun`."""
     journal.say(status="running", phase="loading")
     if runtime.any(stop_requested() or run.is_asked_to_stop()):
         raise StopRequested
@@ -66,8 +76,10 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
         base = find_base(config)
     folder = config.memory.cache_path or runs.home() / "cache"
     cache = Cache(folder, verify=config.memory.verify, sign=lambda: journal.sign(journal.state.phase))
-    ahead = denoiser_ahead(base, config, denoiser_dtype(config, runtime))
-    with hashed_beside(base, config, cache, ahead), garbage.uncollected():  # its libraries take seconds, on one core
+    begun = beginning.gone_on_with(begun, base, config, runtime.precision)
+    beside = begun.beside(kept_in(denoiser_dtype(config, runtime))) if begun is not None else nullcontext()
+    ahead = begun.ahead if begun is not None else None
+    with beside, garbage.uncollected():  # its libraries take seconds, on one core
         family = families.make(base, keep_of(config), ahead)
 
     def watched(phase: Phase) -> Progress:
@@ -102,6 +114,8 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
     encoded = _encode([samples, *([validation] if validation else [])], prompts, journal, watched("caching"))
     journal.say(phase="loading", steps=dataset.total_steps)
     adapter = _load(config, run, family, samples, runtime)
+    if ahead is not None:
+        ahead.forget()
     _warn_of_words(config, dataset, family, journal)
     if config.launch.shard == "full" and runtime.world > 1:
         shards.shard(family, runtime)
@@ -118,7 +132,7 @@ def prepare(run: Run, config: Config, runtime: Runtime, journal: Journal, stop_r
 
 def denoiser_dtype(config: Config, runtime: Runtime) -> torch.dtype:
     """What the denoiser is loaded in."""
-    return torch.float32 if config.adapter.trains_in_fp32 else runtime.dtype
+    return PRECISIONS[defaults.denoiser_precision(config, runtime.precision)]
 
 
 def _load(config: Config, run: Run, family: Family, samples: Samples, runtime: Runtime) -> Adapter:

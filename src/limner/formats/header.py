@@ -18,6 +18,8 @@ _MAX_NAME = 1024  # patterns look through each
 BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 BITS |= {"I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
 BITS |= {"C64": 64, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
+CODES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+"""What headers call precisions."""
 
 
 @dataclass(frozen=True, slots=True)

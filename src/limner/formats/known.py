@@ -116,3 +116,10 @@ FAMILIES: Mapping[str, Known] = {
         },
     ),
 }  # fmt: skip
+
+_SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant", "scaled_fp8")
+
+
+def is_scale(name: str) -> bool:
+    """Whether a tensor says how numbers were scaled to fit into 8 bits."""
+    return name.endswith(_SCALES)

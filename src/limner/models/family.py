@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from limner.diffusion.process import Discrete, Flow
+from limner.formats.ahead import Ahead
 from limner.formats.base import Base
-from limner.models.ahead import Ahead
 from limner.models.quantized import Kind
 from limner.models.words import Words
 

@@ -15,9 +15,9 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from limner.diffusion.process import Flow
+from limner.formats.ahead import Ahead
 from limner.formats.base import Base
 from limner.formats.flux import transformer_names
-from limner.models.ahead import Ahead
 from limner.models.encoders import clip_l, t5
 from limner.models.family import Conditioning, Keep
 from limner.models.parts import Parts

@@ -15,6 +15,7 @@ from transformers import logging as transformers_logging
 
 from limner.diffusion.process import process_from
 from limner.errors import wrong
+from limner.formats.ahead import Ahead
 from limner.formats.base import FIELD, Base, weight_files
 from limner.formats.described import check_scheduler, table
 from limner.formats.known import FAMILIES
@@ -22,10 +23,9 @@ from limner.formats.layout import Names, There
 from limner.formats.original import vae_names
 from limner.models import saving, targets
 from limner.models.again import contexts, sparsely
-from limner.models.ahead import Ahead
 from limner.models.encoders import TextEncoder
 from limner.models.family import Conditioning, Keep, Part, Target
-from limner.models.given_back import give_back
+from limner.models.given_back import give_back, give_holes_back
 from limner.models.quantized import replace_linears
 from limner.models.swapping import BlockSwap
 from limner.models.weights import Weights, fill, placed
@@ -92,6 +92,7 @@ class Parts:
         if part != "denoiser" and self._ahead is not None:  # it is not its turn yet
             self._ahead.forget()
             self._ahead = None
+            give_holes_back()
         torch.empty(0, device=device)  # a device that cannot be used says so itself; it is no fault of the model
         try:
             if part == "denoiser":
@@ -201,11 +202,10 @@ class Parts:
 
     def stored(self, folder: str) -> tuple[Mapping[str, Tensor], Names]:
         """The tensors of the files that hold a part, and where among them its own lie."""
-        weights: Mapping[str, Tensor]
-        if folder == self.denoiser_folder and self._ahead is not None:
-            weights, self._ahead = self._ahead, None
-        else:
-            weights = Weights(self.weight_files(folder))
+        ahead = None
+        if folder == self.denoiser_folder:
+            ahead, self._ahead = self._ahead, None
+        weights: Mapping[str, Tensor] = Weights(self.weight_files(folder), ahead)
         if folder.startswith("text_encoder") and folder in self.base.others:
             weights = _with_projection(weights)
 

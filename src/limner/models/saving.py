@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from limner.formats.base import Base
 from limner.formats.header import read_header
-from limner.formats.known import FAMILIES
+from limner.formats.known import FAMILIES, is_scale
 from limner.models.weights import Weights, laid_out, with_prefix
 
 if TYPE_CHECKING:
     from limner.models.parts import Parts
 
-_SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant", "scaled_fp8")
 ZERO_SNR = ("v_pred", "ztsnr")
 """Empty tensors by which ComfyUI and others know a model that was trained down to a signal of zero."""
 _CLIP_LEVELS = ("embeddings.", "encoder.layers.", "final_layer_norm.")
@@ -56,11 +55,6 @@ def prefixes_in_file(base: Base, names: Container[str]) -> dict[str, str]:
 def is_left_out(name: str) -> bool:
     """Averages of former training, and the scales of numbers that are whole again."""
     return name.startswith("model_ema.") or is_scale(name)
-
-
-def is_scale(name: str) -> bool:
-    """Whether it says how numbers were scaled to fit into 8 bits."""
-    return name.endswith(_SCALES)
 
 
 def save_folder(family: Parts, path: Path, dtype: torch.dtype) -> None:

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
+from limner.formats.ahead import Ahead
 from limner.formats.base import Base
 from limner.formats.original import text_names
 from limner.formats.sd3 import transformer_names
-from limner.models.ahead import Ahead
 from limner.models.encoders import TextEncoder, clip_l, open_clip, t5
 from limner.models.family import Conditioning, Keep
 from limner.models.parts import CONFIGS, Parts

@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from limner.formats.header import read_header
+from limner.formats.ahead import READERS, Ahead, Turn
+from limner.formats.header import TensorInfo
 from limner.formats.layout import Lies, Names, There
+from limner.formats.numbers import Numbers, NumbersFile, has_room, with_room
 from limner.formats.single import is_pickled
 from limner.models.pickled_weights import PickledWeights
 
@@ -30,20 +33,12 @@ DTYPES = {
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """What options call those that weights are computed and written in."""
 
-READERS = 2
-"""Tensors that are read at a time: one alone waits for the system to give it memory."""
-
-_ROOM_BYTES = 256
-
 _OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
 
 def roomy(num_bytes: int) -> Tensor:
-    """Memory with some room behind it: once it is free, an aligned block of as many bytes has its place.
-
-    glibc (2.36) first looks for so much more than that, and would not take one that fits.
-    """
-    return torch.empty(num_bytes + _ROOM_BYTES, dtype=torch.uint8)[:num_bytes]
+    """Memory that leaves room (`formats.numbers`)."""
+    return _whole(with_room(num_bytes))
 
 
 def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -55,49 +50,47 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def is_roomy(tensor: Tensor) -> bool:
     """Whether a tensor lies in `roomy` memory."""
-    return tensor.untyped_storage().nbytes() >= tensor.nbytes + _ROOM_BYTES
+    return has_room(tensor.nbytes, tensor.untyped_storage().nbytes())
 
 
-class _Safetensors:
-    """A safetensors file, read tensor by tensor.
+def as_tensor(read: Numbers, info: TensorInfo) -> Tensor:
+    """A tensor of a file over its bytes."""
+    return _whole(read).view(DTYPES[info.dtype]).view(info.shape)
 
-    Not mapped: the pages of a map count as this process's memory, and one that is cut short under it ends the process.
-    """
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._header = path, read_header(path)
-        self.names = self._header.tensors.keys()
+def kept_in(dtype: torch.dtype) -> Turn:
+    """For what is read ahead: makes tensors of bytes, in the precision that they will be kept in."""
 
-    def read(self, name: str) -> Tensor:
-        info, (start, stop) = self._header.tensors[name], self._header.places[name]
-        if info.dtype not in DTYPES:
-            raise ValueError(f"{name} is stored as {info.dtype}, which is not read yet")
-        numbers = roomy(stop - start)
-        with self._path.open("rb", buffering=0) as file:
-            file.seek(start)
-            left = memoryview(numbers.numpy().data)
-            while left and (count := file.readinto(left)):
-                left = left[count:]
-        if left:
-            raise ValueError(f"{self._path.name} ends within {name}")
-        return numbers.view(DTYPES[info.dtype]).view(info.shape)
+    def turned(read: Numbers, info: TensorInfo) -> Tensor:
+        tensor = as_tensor(read, info)
+        return in_dtype(tensor, dtype) if tensor.is_floating_point() else tensor
+
+    return turned
+
+
+def _whole(read: Numbers) -> Tensor:
+    """Bytes as a tensor that knows of all the memory they lie in."""
+    assert read.base is not None
+    start = read.ctypes.data - read.base.ctypes.data
+    return torch.from_numpy(read.base)[start : start + len(read)]
 
 
 class Weights(Mapping[str, Tensor]):
     """The tensors of files by name, read when they are asked for; later files win.
 
-    Raises UserError for files that are not to be trusted, and OSError and ValueError for those that change while they are read.
+    Some may have been read `ahead`. Raises UserError for files that are not to be trusted, and OSError and ValueError for those
+    that change while they are read.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], ahead: Ahead | None = None) -> None:
         self._where: dict[str, Callable[[str], Tensor]] = {}
         for file in files:
             if is_pickled(file):
                 pickled = PickledWeights(file)
                 self._where |= dict.fromkeys(pickled, pickled.__getitem__)
             else:
-                opened = _Safetensors(file)
-                self._where |= dict.fromkeys(opened.names, opened.read)
+                opened = NumbersFile(file)
+                self._where |= dict.fromkeys(opened.tensors, partial(_read, opened, ahead))
 
     def __getitem__(self, name: str) -> Tensor:
         return self._where[name](name)
@@ -110,6 +103,14 @@ class Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._where)
+
+
+def _read(file: NumbersFile, ahead: Ahead | None, name: str) -> Tensor:
+    info = file.tensors[name]
+    if info.dtype not in DTYPES:
+        raise ValueError(f"{name} is stored as {info.dtype}, which is not read yet")
+    found = ahead.take(name) if ahead is not None else None
+    return found if isinstance(found, Tensor) else as_tensor(file.read(name) if found is None else found, info)
 
 
 def fill(
@@ -130,7 +131,7 @@ def fill(
     if lacking := sorted({there.name for there in together} - weights.keys()):
         raise ValueError(f"{len(lacking)} tensors are missing, the first is {lacking[0]}")
     state = {}
-    for (there, members), whole in zip(together.items(), _read(weights, together), strict=True):
+    for (there, members), whole in zip(together.items(), _some_ahead(weights, together), strict=True):
         needed = sum(own[m].numel() for m in members)
         if whole.numel() != needed:
             raise ValueError(f"{there.name} has shape {tuple(whole.shape)}, {needed} numbers are needed")
@@ -160,8 +161,8 @@ def fill(
     model.eval().requires_grad_(False)
 
 
-def _read(weights: Mapping[str, Tensor], places: Iterable[There]) -> Iterator[Tensor]:
-    """`in_model` of each place, some ahead."""
+def _some_ahead(weights: Mapping[str, Tensor], places: Iterable[There]) -> Iterator[Tensor]:
+    """`in_model` of each place, some before they are asked for."""
     with ThreadPoolExecutor(READERS) as readers:
         begun = deque[Future[Tensor]]()
         for there in places:

@@ -21,11 +21,11 @@ from limner.formats import single
 from limner.formats.base import Base, recognise, weight_files
 from limner.formats.footprint import tensors_of
 from limner.formats.header import Header, TensorInfo
-from limner.formats.known import FAMILIES
+from limner.formats.known import FAMILIES, is_scale
 from limner.formats.metadata import ARCHITECTURES
 from limner.formats.original import text_names
 from limner.models import family as families
-from limner.models.saving import ZERO_SNR, is_scale, pipeline_of
+from limner.models.saving import ZERO_SNR, pipeline_of
 from limner.models.weights import Weights, unscaled
 from limner.tools.pieces import Piece, Precision, filled, laid, taken
 

@@ -15,6 +15,7 @@ from limner.config.base import files_with_strengths
 from limner.config.tools.merge import MergeModel
 from limner.errors import UserError, wrong
 from limner.formats.base import Base, base_of
+from limner.formats.header import CODES
 from limner.formats.known import FAMILIES
 from limner.tools import preview
 from limner.tools.merged_metadata import of_model
@@ -87,7 +88,7 @@ def _plan(section: MergeModel) -> _Plan:
     family = outline(base)
     given = loras.read(files, family, _LORAS)
     groups = streaming.planned(base, family, given, _BASE)
-    dtype = None if section.dtype == "stored" else streaming.CODES[section.dtype]
+    dtype = None if section.dtype == "stored" else CODES[section.dtype]
     size = sum(streaming.size_of(streaming.described(h, dtype)) for group in groups for h in group.headers())
     if size > (free := disk.free_bytes(section.output)):
         said = f"{size / 2**30:.1f} GiB are to be written, {free / 2**30:.1f} GiB are free there."
@@ -116,8 +117,6 @@ def _check_output(section: MergeModel, base: Base, loras: Sequence[Path]) -> Non
 
 
 def _report(section: MergeModel, plan: _Plan) -> Report:
-    from limner.tools.streaming import CODES
-
     base, layout = plan.base, {"file": "one file", "folder": "a diffusers folder"}[plan.base.layout]
     stored = {code: name for name, code in CODES.items()}.get(plan.dtype or "", "as stored")
     line = f"{FAMILIES[base.family].title}, {layout} of {plan.bytes / 2**30:.2f} GiB, {stored}"

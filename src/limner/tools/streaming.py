@@ -21,17 +21,16 @@ from limner.adapters.reading import Found
 from limner.errors import wrong
 from limner.formats.base import Base
 from limner.formats.header import Header, TensorInfo
-from limner.formats.known import FAMILIES
+from limner.formats.known import FAMILIES, is_scale
 from limner.formats.layout import Lies, There
 from limner.formats.single import header_of, is_pickled
 from limner.formats.streamed import Writer, num_bytes
-from limner.models.saving import is_left_out, is_scale
+from limner.models.saving import is_left_out
 from limner.models.weights import DTYPES, Weights, turned, unscaled
 from limner.tools.loras import Given
 
 _FLOATING = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
-CODES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 Added = list[tuple[Found, Given]]
 """Layers of adapters and the files that they are from, in the order in which they are merged."""
 
