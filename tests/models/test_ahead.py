@@ -93,17 +93,17 @@ def test_what_was_not_begun_yet_is_read_by_who_asks(file: Path, monkeypatch: pyt
 
 def test_what_files_store_is_known_before(file: Path):
     found = ahead_of(file, is_begun=False)
-    assert found.are_all("F32") and not found.are_all("BF16") and not found.is_scaled
+    assert found.stay("F32") and not found.stay("BF16")
     save_file({PREFIX + "a": torch.zeros(2), PREFIX + "b": torch.zeros(2).half(), PREFIX + "c": torch.zeros(2).long()}, file)
-    assert not ahead_of(file, is_begun=False).are_all("F32")
+    assert not ahead_of(file, is_begun=False).stay("F32")
 
 
 def test_of_scaled_numbers_nothing_is_rounded_before_they_are_whole(file: Path):
     scaled = {"a.weight": torch.randn(6, 5), "b.weight": torch.randn(6, 5).to(torch.float8_e4m3fn)}
     scaled |= {f"{n}.scale_weight": torch.tensor([1.0 + 2**-20]) for n in "ab"}
     save_file({PREFIX + n: t for n, t in scaled.items()}, file)
-    ahead = ahead_of(file)
-    assert ahead.is_scaled
+    ahead = ahead_of(file, torch.bfloat16)
+    assert ahead.stay("BF16")
     settled(ahead)
     for name in (PREFIX + "a.weight", PREFIX + "b.weight"):
         assert torch.equal(unscaled(Weights([file], ahead), name), unscaled(Weights([file]), name))

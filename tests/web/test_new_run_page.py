@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from person import PICTURES, drop
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from limner import runs
 from limner.config import files
@@ -224,18 +224,29 @@ def test_every_value_of_every_variant_arrives_unchanged(page: Page, home: Path, 
 
 def test_a_click_is_not_lost_to_a_message_that_comes_meanwhile(page: Page) -> None:
     unfold(page)
-    above, second = field(page, "data.repeats"), entry(page, "data.wildcards")
-    second.scroll_into_view_if_needed()
+    mistake, below = field(page, "data.repeats").locator(".mistake"), entry(page, "data.wildcards")
+    below.scroll_into_view_if_needed()
     page.evaluate("document.documentElement.style.overflowAnchor = 'none'")
-    box = second.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    asked = list[Route]()
+
+    def hold(route: Route) -> None:
+        asked.append(route)
+
+    page.route("**/api/check", hold)
     entry(page, "data.repeats").evaluate("(e) => { e.value = 'many'; e.dispatchEvent(new Event('input')); }")
-    with page.expect_response("**/api/check"):
-        page.mouse.down()
-    page.wait_for_timeout(300)
+    while not asked:
+        page.wait_for_timeout(50)
+    answer = asked[0].fetch()
+    box = below.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    asked[0].fulfill(response=answer)
+    page.wait_for_timeout(200)
+    assert mistake.is_hidden()
+    page.unroute("**/api/check", hold)
     page.mouse.up()
-    expect(above.locator(".mistake")).to_be_visible()
-    assert second.is_checked()
+    expect(mistake).to_be_visible()
+    assert below.is_checked()
 
 
 def test_an_emptied_text_is_the_empty_text(page: Page) -> None:

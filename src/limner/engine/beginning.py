@@ -4,6 +4,8 @@ denoiser is read. No torch: that is the first of them.
 
 from __future__ import annotations
 
+import os
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
@@ -12,7 +14,7 @@ from threading import Event, Thread
 
 import psutil
 
-from limner import machine, runs
+from limner import fitting, machine, runs
 from limner.config import Config, defaults
 from limner.data.contents import Contents
 from limner.errors import UserError
@@ -29,7 +31,7 @@ _MOST_BYTES = 4 << 30
 def begin(run: Run) -> Beginning | None:
     """Before torch is imported, begin what can be begun without. What is wrong is for others to say."""
     with suppress(Exception):  # all of it is asked for once more
-        config = run.config()
+        config = fitting.laid_over(run.config(), fitting.recorded(run) or {})
         base = base_of(config.model)
         here = machine.describe(runs.home())
         device = here.first(here.kind(config.launch.device))
@@ -40,27 +42,36 @@ def begin(run: Run) -> Beginning | None:
 
 def gone_on_with(begun: Beginning | None, base: Base, config: Config, precision: str) -> Beginning | None:
     """What was begun, if this is what it was begun for; else begun now, but where nothing shall be taken on trust."""
+    kept = defaults.denoiser_precision(config, precision)
     if begun is not None:
-        if begun.about == _about(base, config, precision):
+        if begun.about == _about(base, config, kept):
             return begun
         begun.drop()
-    return None if config.memory.verify else Beginning(base, config, precision)
+    return None if config.memory.verify else Beginning(base, config, kept)
 
 
-def _about(base: Base, config: Config, precision: str) -> tuple[object, ...]:
+def _about(base: Base, config: Config, kept: str) -> tuple[object, ...]:
     """What it depends on."""
-    kept = defaults.denoiser_precision(config, precision)
-    return _hashed_files(base, config), denoiser_files(base), kept, config.memory.quantize, config.memory.verify
+    files = [_facts(path) for path in denoiser_files(base)]
+    return files, _hashed_files(base, config), kept, config.memory.quantize, config.memory.verify
+
+
+def _facts(path: Path) -> tuple[object, ...]:
+    with suppress(OSError):  # whoever reads it says so
+        found = path.stat()
+        return path, found.st_size, found.st_mtime_ns, found.st_ino
+    return (path,)
 
 
 class Beginning:
     """The model's files, hashed by a thread, and then the denoiser's weights, read by others."""
 
-    def __init__(self, base: Base, config: Config, precision: str) -> None:
-        self.about = _about(base, config, precision)
+    def __init__(self, base: Base, config: Config, kept: str) -> None:
+        """`kept` is the precision that the denoiser will be kept in."""
+        self.about = _about(base, config, kept)
         self.ahead = _ahead(base, config)
         self._folder, self._hashed = config.memory.cache_path or runs.home() / "cache", _hashed_files(base, config)
-        self._stored = CODES[defaults.denoiser_precision(config, precision)]
+        self._stored = CODES[kept]
         self._is_over, self._turn = Event(), Future[Turn]()
         self._thread = Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -68,7 +79,7 @@ class Beginning:
     def drop(self) -> None:
         """It was begun in vain."""
         self._is_over.set()
-        self._turn.set_result(lambda numbers, _: numbers)  # nobody waits for it
+        self._turn.set_result(lambda numbers, _: numbers)  # else the thread would wait for ever
         if self.ahead is not None:
             self.ahead.forget()
 
@@ -83,14 +94,12 @@ class Beginning:
         self._thread.join()  # not for who leaves meanwhile
 
     def _look(self) -> None:
-        with suppress(OSError, UserError):
-            with closing(Contents(self._folder)) as contents:
-                list(contents.content_hashes(self._hashed))
-            if self.ahead is not None:
-                # numbers that stay as they are need no torch
-                turn = None if self.ahead.is_scaled or self.ahead.are_all(self._stored) else self._turn.result()
-                if not self._is_over.is_set():  # as many as there is time left for
-                    self.ahead.begin(turn)
+        with suppress(OSError, UserError, sqlite3.Error), closing(Contents(self._folder)) as contents:
+            list(contents.content_hashes(self._hashed))
+        if self.ahead is not None:
+            turn = None if self.ahead.stay(self._stored) else self._turn.result()  # which needs torch
+            if not self._is_over.is_set():  # as many as there is time left for
+                self.ahead.begin(turn)
 
 
 def _ahead(base: Base, config: Config) -> Ahead | None:
@@ -98,7 +107,7 @@ def _ahead(base: Base, config: Config) -> Ahead | None:
     files = denoiser_files(base)
     if config.memory.quantize != "off" or any(map(is_pickled, files)):
         return None
-    known, processes = FAMILIES[base.family], config.launch.num_processes // config.launch.num_machines
+    known, processes = FAMILIES[base.family], int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     free = psutil.virtual_memory().available // (4 * processes)
     return Ahead(files, known.parts[known.denoiser], min(_MOST_BYTES, free))
 

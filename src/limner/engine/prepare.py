@@ -38,7 +38,7 @@ from limner.formats.suited import require_suited
 from limner.models import family as families
 from limner.models import prepacked
 from limner.models.family import Family
-from limner.models.given_back import give_back
+from limner.models.given_back import give_back, give_holes_back
 from limner.models.weights import PRECISIONS, kept_in
 from limner.runs import Phase, Run
 
@@ -76,7 +76,9 @@ def prepare(
         base = find_base(config)
     folder = config.memory.cache_path or runs.home() / "cache"
     cache = Cache(folder, verify=config.memory.verify, sign=lambda: journal.sign(journal.state.phase))
-    begun = beginning.gone_on_with(begun, base, config, runtime.precision)
+    earlier, begun = begun, beginning.gone_on_with(begun, base, config, runtime.precision)
+    if begun is not earlier:
+        give_holes_back()  # what was read in vain
     beside = begun.beside(kept_in(denoiser_dtype(config, runtime))) if begun is not None else nullcontext()
     ahead = begun.ahead if begun is not None else None
     with beside, garbage.uncollected():  # its libraries take seconds, on one core

@@ -20,7 +20,7 @@ READERS = 2
 """Tensors that are read at a time: one alone waits for the system to give it memory."""
 
 Turn = Callable[[Numbers, TensorInfo], Any]
-"""Makes of numbers what is to wait in their place: something with `nbytes`."""
+"""Makes of a tensor's bytes what is to wait in their place: something with `nbytes`."""
 
 
 class Ahead:
@@ -28,29 +28,30 @@ class Ahead:
 
     def __init__(self, files: Sequence[Path], part: Stored, most_bytes: int) -> None:
         places = {name: file for path in files for file in [NumbersFile(path)] for name in file.tensors}
-        prefix = part.prefix_in(places) or ""
-        self.files, self._most_bytes = tuple(files), most_bytes
+        prefix, self._most_bytes = part.prefix_in(places) or "", most_bytes
         self._places = {name: file for name, file in places.items() if name.startswith(prefix)}
         self._turn: Turn = lambda numbers, _: numbers
         self._waiting: dict[str, Future[Any]] = {}
         self._left = deque[tuple[str, Future[Any]]]()
         self._held_bytes, self._is_forgotten, self._lock = 0, False, Lock()
 
+    def stay(self, dtype: str) -> bool:
+        """Whether numbers wait as they are if this (by its name in a header) is what they will be kept in: those of that kind,
+        and those that are whole only together with others."""
+        infos = [file.tensors[name] for name, file in self._places.items()]
+        return self._is_scaled or {info.dtype for info in infos if "F" in info.dtype} <= {dtype}
+
     @property
-    def is_scaled(self) -> bool:
-        """Whether numbers are whole only together with others: they wait as they are."""
+    def _is_scaled(self) -> bool:
         return any(map(is_scale, self._places))
 
-    def are_all(self, dtype: str) -> bool:
-        """Whether whatever is a floating-point number is of this kind, by the names of safetensors."""
-        return {i.dtype for n, f in self._places.items() if "F" in (i := f.tensors[n]).dtype} <= {dtype}
-
     def begin(self, turn: Turn | None = None) -> None:
-        """Read, in the order of the files, unless it was forgotten already."""
+        """Read, in the order of the files, unless it was forgotten already; let wait what `turn` makes of it."""
         with self._lock:
             if self._is_forgotten:
                 return
-            self._turn = turn or self._turn
+            if turn is not None and not self._is_scaled:
+                self._turn = turn
             self._waiting = {name: Future() for name in self._places}
             self._left.extend(self._waiting.items())
         try:
@@ -64,7 +65,7 @@ class Ahead:
         with self._lock:
             self._is_forgotten = True
             self._left.clear()
-            self._waiting = {}
+            self._waiting, self._places = {}, {}
 
     def take(self, name: str) -> Any:
         """What was read of a tensor, once; None if it was not: whoever asks is to read it."""

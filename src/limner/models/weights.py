@@ -61,11 +61,11 @@ def as_tensor(read: Numbers, info: TensorInfo) -> Tensor:
 def kept_in(dtype: torch.dtype) -> Turn:
     """For what is read ahead: makes tensors of bytes, in the precision that they will be kept in."""
 
-    def turned(read: Numbers, info: TensorInfo) -> Tensor:
+    def kept(read: Numbers, info: TensorInfo) -> Tensor:
         tensor = as_tensor(read, info)
         return in_dtype(tensor, dtype) if tensor.is_floating_point() else tensor
 
-    return turned
+    return kept
 
 
 def _whole(read: Numbers) -> Tensor:

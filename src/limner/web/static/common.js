@@ -44,16 +44,16 @@ async function ask(path, options) {
   throw new Refused(answer.status, said.findings ?? [{ field: t("server"), message: String(answer.status), remedy: "", severity: "error" }]);
 }
 
-// Nothing that the server says is drawn between a press and its release: what moved away in between would not be clicked.
+// Between a press and its click an answer waits: what it moved away in between would not be clicked.
 let released = Promise.resolve();
+let release = () => {};
 const press = () => {
-  released = new Promise((resolve) => {
-    const done = () => setTimeout(resolve); // after the click, which follows the release
-    for (const name of ["pointerup", "pointercancel"]) addEventListener(name, done, { once: true, capture: true });
-    setTimeout(resolve, 1000); // of a release in a menu, or outside of the window, a page may never hear
-  });
+  released = new Promise((resolve) => (release = resolve));
+  setTimeout(release, 1000); // of a release in a menu, or outside of the window, a page may never hear
 };
 addEventListener("pointerdown", press, { capture: true });
+// the click comes after the release, a finger's some milliseconds
+for (const name of ["pointerup", "pointercancel"]) addEventListener(name, () => setTimeout(release, 50), { capture: true });
 
 // Calls `look` now and then every `milliseconds`, one call at a time, never while the page or `element` is hidden.
 export function watchWhileSeen(element, look, milliseconds = 1000) {
