@@ -11,26 +11,20 @@ import numpy as np
 
 from limner.formats.header import read_header
 
-_ROOM_BYTES = 256
+ROOM_BYTES = 256
+"""Behind a tensor: once it is free, an aligned block of as many bytes has its place. glibc (2.36) first looks for so much more
+than that, and would not take one that fits."""
 _ALIGNED_BYTES = 64
 
 Numbers = np.ndarray
 """The bytes of a tensor, a part of the memory they lie in (`base`)."""
 
 
-def with_room(num_bytes: int) -> Numbers:
-    """Memory with some room behind it: once it is free, an aligned block of as many bytes has its place.
-
-    glibc (2.36) first looks for so much more than that, and would not take one that fits.
-    """
-    memory = np.empty(num_bytes + _ALIGNED_BYTES + _ROOM_BYTES, np.uint8)
+def _roomy(num_bytes: int) -> Numbers:
+    """Aligned memory with that room behind it."""
+    memory = np.empty(num_bytes + _ALIGNED_BYTES + ROOM_BYTES, np.uint8)
     start = -memory.ctypes.data % _ALIGNED_BYTES
     return memory[start : start + num_bytes]
-
-
-def has_room(num_bytes: int, memory_bytes: int) -> bool:
-    """Whether there is that room behind so many bytes in a memory."""
-    return memory_bytes >= num_bytes + _ROOM_BYTES
 
 
 class NumbersFile:
@@ -43,7 +37,7 @@ class NumbersFile:
     def read(self, name: str) -> Numbers:
         """Raises OSError and ValueError if the file changes meanwhile."""
         start, stop = self._places[name]
-        numbers = with_room(stop - start)
+        numbers = _roomy(stop - start)
         with self.path.open("rb", buffering=0) as file:
             file.seek(start)
             left = numbers.data

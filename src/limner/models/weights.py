@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from limner.formats.ahead import READERS, Ahead, Turn
 from limner.formats.header import TensorInfo
 from limner.formats.layout import Lies, Names, There
-from limner.formats.numbers import Numbers, NumbersFile, has_room, with_room
+from limner.formats.numbers import ROOM_BYTES, Numbers, NumbersFile
 from limner.formats.single import is_pickled
 from limner.models.pickled_weights import PickledWeights
 
@@ -37,8 +37,8 @@ _OLD_ATTENTION = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", "
 
 
 def roomy(num_bytes: int) -> Tensor:
-    """Memory that leaves room (`formats.numbers`)."""
-    return _whole(with_room(num_bytes))
+    """Memory with some room behind it (`formats.numbers`)."""
+    return torch.empty(num_bytes + ROOM_BYTES, dtype=torch.uint8)[:num_bytes]
 
 
 def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,12 +50,14 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def is_roomy(tensor: Tensor) -> bool:
     """Whether a tensor lies in `roomy` memory."""
-    return has_room(tensor.nbytes, tensor.untyped_storage().nbytes())
+    return tensor.untyped_storage().nbytes() >= tensor.nbytes + ROOM_BYTES
 
 
 def as_tensor(read: Numbers, info: TensorInfo) -> Tensor:
-    """A tensor of a file over its bytes."""
-    return _whole(read).view(DTYPES[info.dtype]).view(info.shape)
+    """A tensor of a file over its bytes, that knows of all the memory they lie in."""
+    assert read.base is not None
+    start = read.ctypes.data - read.base.ctypes.data
+    return torch.from_numpy(read.base)[start : start + len(read)].view(DTYPES[info.dtype]).view(info.shape)
 
 
 def kept_in(dtype: torch.dtype) -> Turn:
@@ -66,13 +68,6 @@ def kept_in(dtype: torch.dtype) -> Turn:
         return in_dtype(tensor, dtype) if tensor.is_floating_point() else tensor
 
     return kept
-
-
-def _whole(read: Numbers) -> Tensor:
-    """Bytes as a tensor that knows of all the memory they lie in."""
-    assert read.base is not None
-    start = read.ctypes.data - read.base.ctypes.data
-    return torch.from_numpy(read.base)[start : start + len(read)]
 
 
 class Weights(Mapping[str, Tensor]):
