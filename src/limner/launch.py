@@ -34,6 +34,7 @@ _MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
+    "NUMPY_MADVISE_HUGEPAGE": "0",  # huge pages were no faster, and the system might fill up holes that it was given back
 }
 # what is left over where a tensor was aligned goes back to the hole beside it at once: small things that are put there would
 # keep the hole from a tensor of the same size, and every step would touch new memory

@@ -113,6 +113,7 @@ def test_the_environment(monkeypatch):
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": "100000000000",
         "MALLOC_TOP_PAD_": "268435456",
+        "NUMPY_MADVISE_HUGEPAGE": "0",
         "GLIBC_TUNABLES": "glibc.malloc.mxfast=0:glibc.malloc.tcache_count=0",
     }
     assert launch.environment(CONFIG, "cuda") == always
