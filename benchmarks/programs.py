@@ -136,7 +136,7 @@ class Limner:
 
     def _events(self, place: Path) -> list[dict[str, Any]]:
         run = self._run(place)
-        return [e for e, _ in run.events()] if run else []
+        return run.history() if run else []  # without what was done again
 
     def readings(self, place: Path, lines: list[tuple[float, str]]) -> Readings:  # noqa: ARG002
         # losses are read back at most once a second; each time is followed by a note of the memory
